@@ -64,7 +64,7 @@ def main() -> None:
         for n in range(STEPS):
             action[:] = n % adapter.spec.choices
             step = adapter.step(action)
-            trainer.engine.buffer.add(adapter.observation, action, step)
+            trainer.engine.buffer.add(step.transition)
         trainer.engine.buffer.clear()
 
     def update() -> None:

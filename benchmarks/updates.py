@@ -34,8 +34,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from throughput import machine
 
 from qscape.agents import build
-from qscape.replay.storage import Rows
-from qscape.types import Spec
+from qscape.types import Spec, Transition
 
 SPEC = Spec(17, 6, time_limit=1_000)
 ROWS, BLOCK, TURNS = 4096, 12, 7  # 12 updates: the same number of actor steps in each block, or a multiple
@@ -203,12 +202,10 @@ def filled(agent: Any, layout: Any) -> Any:
     columns = {k: random.uniform(-1, 1, (ROWS, 1, *s)).astype(np.float32) for k, s in layout.columns}
     never = np.zeros((ROWS, 1), bool)
     reward = random.normal(size=(ROWS, 1)).astype(np.float32)
-    new = Rows(
-        draws["observation"], draws["action"], reward, never, never, draws["next_observation"], columns
-    )
+    new = Transition(**draws, reward=reward, terminated=never, truncated=never, columns=columns)
 
-    def insert(replay: Any, one: Rows) -> tuple[Any, None]:
-        return agent.insert(layout, *replay, one, jnp.array([True])), None
+    def insert(replay: Any, one: Transition) -> tuple[Any, None]:
+        return agent.insert(layout, *replay, one), None
 
     return jax.jit(lambda replay: jax.lax.scan(insert, replay, new)[0])(agent.init_replay(layout))
 

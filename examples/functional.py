@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import qscape as qs
 from qscape.offpolicy.state import SEED_AXES
-from qscape.replay import Rows
+from qscape.types import Transition
 
 SIZE = 2  # dimensions of an observation, and of an action
 TRANSITIONS = 2_000
@@ -38,10 +38,10 @@ def fill(key):
     moved = place + 0.5 * action
     never = jnp.zeros((TRANSITIONS, 1), bool)
     # A time limit ends the episode after every transition. It does not cut the bootstrap.
-    rows = Rows(place, action, -jnp.square(moved).sum(-1), never, ~never, moved, {})
+    rows = Transition(place, action, -jnp.square(moved).sum(-1), never, ~never, moved)
 
     def insert(carry, row):
-        return agent.insert(layout, *carry, row, jnp.array([True])), None
+        return agent.insert(layout, *carry, row), None
 
     return jax.lax.scan(insert, agent.init_replay(layout), rows)[0]
 

@@ -10,9 +10,8 @@ import numpy as np
 
 from qscape import agents
 from qscape.onpolicy.agent import Agent
-from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import State
-from qscape.types import Spec
+from qscape.types import Spec, Transition
 
 T, E, S, A, K = 32, 4, 5, 2, 3
 DISCRETE, CONTINUOUS = Spec(S, 1, choices=K), Spec(S, A)
@@ -52,7 +51,7 @@ def begin(agent: Agent, seed: int = 0, envs: int = 1) -> State:
     return jax.jit(agent.init, static_argnums=1)(jax.random.key(seed), envs)
 
 
-def rollout(seed: int = 0, spec: Spec = DISCRETE, steps: int = T, masked: bool = False) -> Rollout:
+def rollout(seed: int = 0, spec: Spec = DISCRETE, steps: int = T, masked: bool = False) -> Transition:
     """Make a random rollout with terminations and truncations.
 
     `masked`: environments have 2 to T valid rows; else `valid` is None.
@@ -67,7 +66,7 @@ def rollout(seed: int = 0, spec: Spec = DISCRETE, steps: int = T, masked: bool =
     if masked:
         for env, length in enumerate((steps, steps - 3, steps // 2, 2)):
             valid[length:, env] = False
-    return Rollout(
+    return Transition(
         jnp.asarray(obs),
         jnp.asarray(action, jnp.float32),
         jnp.asarray(rng.normal(0.5, 1.5, (steps, E)), jnp.float32),

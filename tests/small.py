@@ -14,8 +14,8 @@ from qscape.errors import UsageError
 from qscape.methods.sale import EncoderStatistics
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
-from qscape.replay.storage import ReplayState, Rows
-from qscape.types import Spec
+from qscape.replay.storage import ReplayState
+from qscape.types import Spec, Transition
 from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
@@ -116,10 +116,11 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
         name: jnp.asarray(rng.uniform(-1.0, 1.0, (TRANSITIONS, 1, *shape)), jnp.float32)
         for name, shape in layout.columns
     }
-    steps = Rows(obs, action, reward, terminated > 0, truncated[:, None], next_obs, columns)
+    ends = terminated > 0, truncated[:, None]
+    steps = Transition(obs, action, reward, *ends, next_obs, columns=columns)
 
     def insert(carry, step):
-        return agent.insert(layout, *carry, step, jnp.array([True])), None
+        return agent.insert(layout, *carry, step), None
 
     return jax.jit(lambda: jax.lax.scan(insert, agent.init_replay(layout), steps)[0])()
 

@@ -13,7 +13,7 @@ import qscape as qs
 from qscape import agents
 from qscape.errors import UsageError
 from qscape.nets.distributions import FactoredCategorical
-from qscape.onpolicy.sockets import RolloutSamples, Transitions
+from qscape.onpolicy.sockets import RolloutSamples
 from qscape.ops.swap import draw_noise, pairs_of, swap_gradient, swapped_actions
 from qscape.types import Spec
 
@@ -129,7 +129,7 @@ def parts_of_an_update(agent, seed=0):
     n = len(obs)
     target = jnp.asarray(np.random.default_rng(5).normal(size=n), jnp.float32)
     samples = RolloutSamples(obs, action, jnp.zeros(n), jnp.zeros(n), target, jnp.zeros(n), None)
-    after = Transitions(obs, flat(batch.reward), jnp.zeros(n), flat(batch.next_observation))
+    after = jax.tree.map(flat, batch)._replace(terminated=jnp.zeros(n))
     return agent.make_context(state, 0.25, jax.random.key(3)), state, samples, after
 
 

@@ -103,7 +103,7 @@ def test_checkpoints_decide_as_in_the_host_loop():
     plan, agent, _ = prepare(short)
     program, _ = trained(plan)
     beside = Beside(Line(), plan.envs, jax.random.key(plan.seed))
-    host = make_session(dataclasses.replace(plan, loop="host"), agent, beside)
+    host = training.make_session(dataclasses.replace(plan, loop="host"), agent, beside)
     list(host.events(plan.steps))
     assert (host.env_steps, host.updates) == (program.env_steps, program.updates)
     assert host.updates > 20
@@ -173,11 +173,11 @@ def test_seeds_in_one_program_equal_single_runs(name, tmp_path):
     other = None
     for k, seed in enumerate(plans):
         single, events = trained(seed)
-        run = found[0].run(k)
-        assert (run.env_steps, run.updates) == (single.env_steps, single.updates)
+        assert (found[0].env_steps, found[0].updates) == (single.env_steps, single.updates)
+        state, wanted = found[0].save(k).arrays["state"], single.learner.state
         close = partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
         for field in ("actor", "critics") if name == "replay" else ("networks",):
-            jax.tree.map(close, getattr(single.state, field), getattr(run.state, field))
+            jax.tree.map(close, getattr(wanted, field), getattr(state, field))
         ended = [e for e in events if isinstance(e, ev.EpisodeDone)]
         mine = [e for n, e in told if n == k and isinstance(e, ev.EpisodeDone)]
         assert [e[:3] for e in ended] == [e[:3] for e in mine]

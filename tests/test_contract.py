@@ -24,11 +24,12 @@ from qscape import agents
 from qscape.methods.resets import Resets
 from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.cycle import Carry, Outcome
+from qscape.offpolicy.cycle import Carry
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.run import saves
 from qscape.run.programs import Programs
+from qscape.types import Transition
 
 EVERYTHING = "sale+lap+periodic+value_clip+checkpoints+normalise"
 
@@ -760,11 +761,12 @@ def test_no_program_copies_the_replay(name):
     agent = make(*TABLE[name])
     programs, carry, key = fresh(agent)
     rows, three, steps, no = carry.storage, np.int32(3), np.int32(0), np.zeros(1, bool)
-    outcome = Outcome(carry.observation, np.zeros(1, np.float32), no, no, carry.observation, np.ones(1, bool))
+    obs, reward = carry.observation, np.zeros(1, np.float32)
+    new = Transition(obs, carry.action, reward, no, no, obs, np.ones(1, bool), carry.columns)
     calls = {
         "step": (programs.step, np.int32(1), steps, key),
         "learn": (programs.learn, three, steps, key),
-        "insert": (programs.insert, outcome),
+        "insert": (programs.insert, new, obs),
     }
     lowered = {
         name: program.compiled.lower(*program.arguments(carry, *args))

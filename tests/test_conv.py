@@ -23,7 +23,7 @@ from qscape.ops.shift import random_shift
 from qscape.replay import Layout, Uniform, rows_at, storage
 from qscape.run import Plan, resume, train
 from qscape.run.folder import read_plan, read_record
-from qscape.types import Batch, Event, Spec, stream
+from qscape.types import Batch, Event, Spec, Transition, stream
 
 STACK = (4, 84, 84)
 
@@ -127,11 +127,11 @@ def test_replay_keeps_pixels_as_bytes(n_step, vector):
 
     reads = [jax.jit(partial(read, layout)) for layout in both]
     rng = np.random.default_rng(0)
-    for k, (step, mask) in enumerate(random_steps(pixels + numbers, envs, 30)):
+    for k, step in enumerate(random_steps(pixels + numbers, envs, 30)):
         for rows in (step.observation, step.next_observation):
             rows[:, :pixels] = rng.integers(0, 256, (envs, pixels))
             rows[:, pixels:] = np.asarray(jnp.asarray(rows[:, pixels:], kind), np.float32)
-        held = [insert(*one, step, mask) for insert, one in zip(inserts, held, strict=True)]
+        held = [insert(*one, step) for insert, one in zip(inserts, held, strict=True)]
         if k % 5 == 4:
             same_bits(*[look(*one) for look, one in zip(reads, held, strict=True)])
 
@@ -158,10 +158,10 @@ def test_the_critics_loss_alone_trains_the_encoder():
     insert = jax.jit(partial(agent.insert, layout))
     for _ in range(40):
         seen, after = rng.integers(0, 256, (2, 1, 81)).astype(np.float32)
-        step = storage.Rows(
-            seen, rng.uniform(-1, 1, (1, 2)), rng.normal(size=1), *np.zeros((2, 1), bool), after, {}
+        step = Transition(
+            seen, rng.uniform(-1, 1, (1, 2)), rng.normal(size=1), *np.zeros((2, 1), bool), after
         )
-        rows, index = insert(rows, index, step, np.ones(1, bool))
+        rows, index = insert(rows, index, step)
     state, key = agent.init(jax.random.key(0)), jax.random.key(1)
     after, _, _ = jax.jit(partial(agent.update, layout))(state, rows, index, key)
     assert not same(after.actor, state.actor), "the actor moved too"

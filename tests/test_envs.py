@@ -9,6 +9,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -100,9 +101,12 @@ def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
     for _ in range(80):
         action = random.uniform(-1, 1, (envs, 1)).astype(np.float32)
         step = adapter.step(action)
-        for i in np.flatnonzero(step.valid):
-            ends = step.terminated[i], step.truncated[i]
-            row = (*observation[i], action[i, 0], step.reward[i], *step.next_observation[i], *ends)
+        new = step.transition
+        np.testing.assert_array_equal(new.observation, observation)
+        np.testing.assert_array_equal(new.action, action)
+        for i in np.flatnonzero(new.valid):
+            ends = new.terminated[i], new.truncated[i]
+            row = (*observation[i], action[i, 0], new.reward[i], *new.next_observation[i], *ends)
             rows[i].append(row)
             actions[i].append(action[i])
         for episode in step.finished:
@@ -110,8 +114,9 @@ def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
         observation = step.observation
         np.testing.assert_array_equal(observation, adapter.observation)
         opens = observation[:, 1] == 0  # no step of the episode is made yet
-        np.testing.assert_array_equal(step.starts_episode, opens | step.terminated | step.truncated)
-    assert [array.dtype for array in step[:-1]] == [np.float32, np.float32, bool, bool, np.float32, bool]
+        np.testing.assert_array_equal(new.starts_episode, opens | new.terminated | new.truncated)
+    kinds = [array.dtype for array in (*new[:-1], observation)]
+    assert kinds == [*[np.float32] * 3, bool, bool, np.float32, bool, np.float32]
     for i in range(envs):
         expected, ended = by_hand(5 + i, actions[i])
         np.testing.assert_array_equal(np.array(rows[i], np.float32), expected)
@@ -134,7 +139,8 @@ def test_an_info_may_hold_dicts():
 def test_environments_may_write_to_the_array_they_gave():
     adapter = make(lambda: Counter(reuse=True), seed=5)
     kept = [(adapter.reset(), None)]
-    kept += [(s.observation, s.next_observation) for s in (adapter.step(np.zeros((1, 1))) for _ in range(20))]
+    steps = (adapter.step(np.zeros((1, 1))) for _ in range(20))
+    kept += [(step.observation, step.transition.next_observation) for step in steps]
     for (before, _), (now, after) in pairwise(kept):
         assert after[0, 0] == before[0, 0]
         assert after[0, 1] == before[0, 1] + 1
@@ -170,11 +176,12 @@ def test_what_ends_an_episode_is_kept_across_the_reset(how):
         before, ends, mask = adapter.reset(), 0, adapter.spec.mask
         for _ in range(12):
             step = adapter.step(np.full((2, 1), 7))
-            after = step.next_observation
+            new = step.transition
+            after = new.next_observation
             np.testing.assert_array_equal(after[:, :2], before[:, :2] + [0, 1])
             valid = np.asarray(mask.unpack(after[:, 2:])).sum(1)
-            np.testing.assert_array_equal(valid[~step.terminated], 8 - after[~step.terminated, 1])
-            before, ends = step.observation, ends + step.truncated
+            np.testing.assert_array_equal(valid[~new.terminated], 8 - after[~new.terminated, 1])
+            before, ends = step.observation, ends + new.truncated
         assert ends.all(), "no truncated episode was met"
 
 
@@ -206,7 +213,7 @@ def test_asynchronous_environments_do_what_synchronous_ones_do():
     walk = np.random.default_rng(0).uniform(-1, 1, (20, 2, 1)).astype(np.float32)
     for k, action in enumerate(walk):
         sync, other = (adapter.step(action) for adapter in both)
-        for a, b in zip(sync, other, strict=True):
+        for a, b in zip(jax.tree.leaves(sync), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(a, b)
         if k == 9:
             saved = take(both[1])
@@ -217,7 +224,7 @@ def test_asynchronous_environments_do_what_synchronous_ones_do():
     assert both[1].statistics.episodes.tolist() == [1, 1]
     for action in walk[10:]:
         again = both[1].step(action)
-    for a, b in zip(sync, again, strict=True):
+    for a, b in zip(jax.tree.leaves(sync), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     both[1].close()
     assert not any(process.is_alive() for process in both[1].env.processes)
@@ -586,13 +593,14 @@ def test_the_values_of_the_probes_fulfil_the_bellman_equation(env_id):
     for _ in range(60):
         action = random.uniform(-1, 1, (1, 1)).astype(np.float32)
         step = adapter.step(action)
-        later = probe.q(np.full(401, step.next_observation[0, 0]), best, discount).max()
-        target = step.reward[0] + discount * later * (not step.terminated[0])
+        new = step.transition
+        later = probe.q(np.full(401, new.next_observation[0, 0]), best, discount).max()
+        target = new.reward[0] + discount * later * (not new.terminated[0])
         np.testing.assert_allclose(probe.q(observation[0], action[0], discount), target, rtol=1e-5, atol=1e-6)
         climbed = best[probe.q(np.full(401, observation[0, 0]), best, discount).argmax()]
         if (known := probe.best_action(observation[0])) is not None:
             np.testing.assert_allclose(known, climbed, atol=1e-6)
-        seen.add((float(observation[0, 0]), bool(step.terminated[0]), bool(step.truncated[0])))
+        seen.add((float(observation[0, 0]), bool(new.terminated[0]), bool(new.truncated[0])))
         observation = step.observation
     assert isinstance(adapter, EnvAdapter)
     if "TimeLimit" in env_id:
@@ -625,9 +633,9 @@ def test_environments_of_envpool_are_those_of_gymnasium(env_id, envs):
     first = adapter.reset()
     rows = [adapter.step(action) for _ in range(22)]
     assert [e.length for row in rows for e in row.finished] == [6] * 3 * envs
-    for k in np.flatnonzero([row.truncated.any() for row in rows]):
-        assert (rows[k].next_observation != rows[k + 1].observation).any()
-        assert not rows[k + 1].valid.any()
+    for k in np.flatnonzero([row.transition.truncated.any() for row in rows]):
+        assert (rows[k].transition.next_observation != rows[k + 1].observation).any()
+        assert not rows[k + 1].transition.valid.any()
     if env_id != "given":
         adapter.reseed(3)
         np.testing.assert_array_equal(adapter.reset(), first)

@@ -299,7 +299,7 @@ def test_without_a_time_limit_of_gymnasium_episodes_end_where_those_of_the_jax_e
     for given, envs in ((bare(), 1), (bare, 1), (bare, 2), (gym.vector.SyncVectorEnv([bare, bare]), 2)):
         adapter = make(given, envs)
         adapter.reset()
-        ended = [adapter.step(np.zeros((envs, 1), np.float32)).truncated.all() for _ in range(3)]
+        ended = [adapter.step(np.zeros((envs, 1), np.float32)).transition.truncated.all() for _ in range(3)]
         assert (adapter.time_limit, ended) == (3, [False, False, True])
     assert make(lambda: TimeLimit(bare(), 9)).jax_env.time_limit == 9, "their own limit stays"
 

@@ -18,10 +18,10 @@ from qscape.offpolicy.exploration import init_noise, sample_noise
 from qscape.offpolicy.sockets import PartState
 from qscape.onpolicy.base import Base as OnPolicyBase
 from qscape.ops.running import Moments
-from qscape.replay.storage import Rows, rows_at
+from qscape.replay.storage import rows_at
 from qscape.run import scan
 from qscape.run.plan import Plan, prepare
-from qscape.types import Spec
+from qscape.types import Spec, Transition
 
 TINY = {"actor_hidden": (8, 8), "critic_hidden": (8, 8), "batch_size": 8, "replay_capacity": 1024}
 QUICK = {"xla_backend_optimization_level": 0}
@@ -141,8 +141,8 @@ def test_the_reward_of_three_steps_ends_with_the_episode():
         storage, replay_state = agent.init_replay(layout)
         for t in range(3):
             ends = jnp.array([t == 1 and not truncated]), jnp.array([t == 1 and truncated])
-            row = Rows(one * t, one, jnp.ones(1), *ends, one * (t + 1), {})
-            storage, replay_state = agent.insert(layout, storage, replay_state, row, jnp.array([True]))
+            row = Transition(one * t, one, jnp.ones(1), *ends, one * (t + 1))
+            storage, replay_state = agent.insert(layout, storage, replay_state, row)
         batch = rows_at(layout, storage, replay_state, jnp.zeros(1, jnp.int32), *agent.sampling_options)
         assert batch.reward.item() == pytest.approx(1.97)
         assert 1.0 - batch.terminated.item() == mask

@@ -13,9 +13,9 @@ from test_replay import assert_copies_nothing_of
 from qscape.agents import build
 from qscape.errors import RunError
 from qscape.methods.lap import LAP
-from qscape.replay import Layout, Rows, Uniform, rows_at, storage
+from qscape.replay import Layout, Uniform, rows_at, storage
 from qscape.replay.storage import OBSERVATIONS, cut
-from qscape.types import Spec
+from qscape.types import Spec, Transition
 
 A = 2
 COLUMNS = (("extra", (3,)),)
@@ -35,23 +35,24 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def random_steps(size: int, envs: int, steps: int, seed: int = 0) -> list[tuple[Rows, np.ndarray]]:
+def random_steps(size: int, envs: int, steps: int, seed: int = 0) -> list[Transition]:
     """Draw steps of episodes of about four steps; after an end an environment sometimes stands still."""
     random, steps_made, ended = np.random.default_rng(seed), [], np.zeros(envs, bool)
     for _ in range(steps):
         ends = random.uniform(size=envs) < 0.25
         terminated = ends & (random.uniform(size=envs) < 0.5)
         mask = ~ended | (random.uniform(size=envs) < 0.5)
-        rows = Rows(
+        new = Transition(
             observation=random.normal(size=(envs, size)).astype(np.float32) * 100,
             action=random.normal(size=(envs, A)).astype(np.float32),
             reward=random.normal(size=envs).astype(np.float32),
             terminated=terminated,
             truncated=ends & ~terminated,
             next_observation=random.normal(size=(envs, size)).astype(np.float32) * 100,
+            valid=mask,
             columns={"extra": random.normal(size=(envs, 3)).astype(np.float32)},
         )
-        steps_made.append((rows, mask))
+        steps_made.append(new)
         ended = np.where(mask, ends, ended)
     return steps_made
 
@@ -70,8 +71,9 @@ def test_observations_come_back_as_numpy_rounds_them(size, stores_next):
     zero, no = np.zeros(1, np.float32), np.zeros(1, bool)
     action = np.array([[np.nextafter(np.float32(1), np.float32(0)), -1e-3]], np.float32)
     observation, after = SPECIAL[None, :size], SPECIAL[None, ::-1][:, :size]
-    new = Rows(observation, action, zero + 0.1, no, no, after, {"extra": np.full((1, 3), 0.3, np.float32)})
-    rows, index = jax.jit(partial(Uniform().insert, half))(rows, index, new, ~no)
+    columns = {"extra": np.full((1, 3), 0.3, np.float32)}
+    new = Transition(observation, action, zero + 0.1, no, no, after, columns=columns)
+    rows, index = jax.jit(partial(Uniform().insert, half))(rows, index, new)
     assert rows.dtype == np.uint32
     batch = jax.jit(lambda rows, index: rows_at(half, rows, index, jnp.zeros(1, jnp.int32), 1, 0.9))(
         rows, index
@@ -102,13 +104,11 @@ def test_all_equals_a_replay_of_rounded_observations(replay, size, stores_next, 
 
     reads = [jax.jit(partial(read, layout)) for layout in both]
     held = [replay.init(layout) for layout in both]
-    for k, (new, mask) in enumerate(random_steps(size, envs, 40)):
+    for k, new in enumerate(random_steps(size, envs, 40)):
         early = new._replace(
             observation=rounded(new.observation), next_observation=rounded(new.next_observation)
         )
-        held = [
-            insert(*one, step, mask) for insert, one, step in zip(inserts, held, (early, new), strict=True)
-        ]
+        held = [insert(*one, step) for insert, one, step in zip(inserts, held, (early, new), strict=True)]
         if k == 25:
             held = [end(*one) for end, one in zip(cuts, held, strict=True)]
         same_bits(held[0][1], held[1][1])
@@ -121,9 +121,9 @@ def test_all_equals_a_replay_of_rounded_observations(replay, size, stores_next, 
 def test_inserting_and_reading_copy_nothing(stores_next):
     _, half = layouts(5, 3, 30_000, stores_next)
     rows, index = Uniform().init(half)
-    new, mask = random_steps(5, 3, 1)[0]
+    new = random_steps(5, 3, 1)[0]
     insert = jax.jit(partial(Uniform().insert, half), donate_argnums=(0, 1))
-    compiled = insert.lower(rows, index, new, mask).compile()
+    compiled = insert.lower(rows, index, new).compile()
     assert_copies_nothing_of(half.capacity, compiled)
     assert compiled.memory_analysis().alias_size_in_bytes >= half.nbytes
 

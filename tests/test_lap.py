@@ -39,7 +39,7 @@ def filled(lap: LAP, layout: Layout, n: int):
     rows, index = lap.init(layout)
     insert = jax.jit(partial(lap.insert, layout))
     for k in range(n):
-        rows, index = insert(rows, index, *pack([Step(float(k), 0.0, False, False)]))
+        rows, index = insert(rows, index, pack([Step(float(k), 0.0, False, False)]))
     return rows, index
 
 
@@ -151,7 +151,7 @@ def test_max_priority_c5():
     insert, update = jax.jit(partial(lap.insert, layout)), jax.jit(lap.update_priorities)
 
     def add(rows, index):
-        return insert(rows, index, *pack([Step(0.0, 0.0, False, False)]))
+        return insert(rows, index, pack([Step(0.0, 0.0, False, False)]))
 
     def put(index, i, p):
         return update(index, jnp.array(i), jnp.array(p)[:, None])
@@ -192,7 +192,7 @@ def test_exactly_the_valid_rows_have_a_priority(envs, stores_next):
         before = priorities_of(index, envs * ring)
         steps = [reference.step() for reference in references]
         idle = np.repeat([step is None for step in steps], ring)
-        rows, index = insert(rows, index, *pack(steps))
+        rows, index = insert(rows, index, pack(steps))
         after = priorities_of(index, envs * ring)
         valid = valid_rows(layout, rows, index)
         np.testing.assert_array_equal(after > 0, valid)
@@ -209,7 +209,7 @@ def test_new_rows_get_the_running_maximum_when_they_overwrite():
     rows, index = filled(lap, layout, 6)
     valid = np.flatnonzero(valid_rows(layout, rows, index))
     index = jax.jit(lap.update_priorities)(index, jnp.array(valid), jnp.full((len(valid), 2), 9.0))
-    rows, index = jax.jit(partial(lap.insert, layout))(rows, index, *pack([Step(0.0, 0.0, False, False)]))
+    rows, index = jax.jit(partial(lap.insert, layout))(rows, index, pack([Step(0.0, 0.0, False, False)]))
     assert sorted(priorities_of(index, 4)) == [0, 9, 9, 9]
 
 
@@ -234,9 +234,9 @@ def one_update(lap: LAP, layout: Layout, rows, index: ReplayState, key) -> Repla
 def test_neither_insert_nor_update_copies_rows_or_tree():
     lap, layout = LAP(), make_layout(2, 30_000, stores_next=False)
     rows, index = lap.init(layout)
-    new, mask = pack([Step(1.0, 0.0, False, False)] * 2)
+    new = pack([Step(1.0, 0.0, False, False)] * 2)
     insert = jax.jit(partial(lap.insert, layout), donate_argnums=(0, 1))
-    assert_copies_nothing_of(layout.capacity, insert.lower(rows, index, new, mask).compile())
+    assert_copies_nothing_of(layout.capacity, insert.lower(rows, index, new).compile())
 
     scratch = index.priorities.tree.nbytes  # a synchronisation uses half of that to find the maximum
     call = jax.jit(partial(one_update, lap, layout), donate_argnums=1)

@@ -449,8 +449,8 @@ def test_a_terminal_state_needs_no_valid_action():
     adapter.reset()
     for _ in range(7):
         step = adapter.step(ROWS[[np.flatnonzero(adapter.env.unwrapped.valid)[0]]])
-    assert step.terminated
-    assert np.isfinite(step.next_observation).all()
+    assert step.transition.terminated
+    assert np.isfinite(step.transition.next_observation).all()
 
 
 @pytest.mark.parametrize("how", ["info", slow("candidates")])

@@ -26,7 +26,7 @@ from qscape.run import scan, scan_rollouts
 from qscape.run.plan import Plan
 from qscape.run.session import Session
 from qscape.run.training import make_session
-from qscape.types import stream
+from qscape.types import Transition, stream
 
 
 class Place(NamedTuple):
@@ -159,14 +159,15 @@ class Beside:
         return np.asarray(self.world.observation)
 
     def step(self, action):
-        chosen = jnp.asarray(self.in_units(action))
+        chosen, before = jnp.asarray(self.in_units(action)), self.observation
         self.world, outcome, ended = self.step_world(self.env, self.world, chosen, self.made, self.key)
         self.made += self.envs
         after, reward, terminated, truncated, _ = map(np.asarray, outcome)
         done = [Episode(int(e), 0, float(ended.ret[e]), None) for e in np.flatnonzero(ended.done)]
         self.ended += [episode.ret for episode in done]
         valid = np.ones(self.envs, bool)
-        return Step(after, reward, terminated, truncated, self.observation, valid, done)
+        new = Transition(before, action, reward, terminated, truncated, after, valid)
+        return Step(new, self.observation, done)
 
 
 @lru_cache

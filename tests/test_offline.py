@@ -31,7 +31,6 @@ from qscape.ops.nearest import ActionTable
 from qscape.replay.storage import rows_at
 from qscape.run import folder as folders
 from qscape.run import offline, saves
-from qscape.run.engines.base import Saved
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare, to_json
 from qscape.run.training import make_session, resume, train
@@ -854,10 +853,9 @@ def test_the_scale_of_rewards_stays_with_the_networks(tmp_path):
         seen.append(jax.tree.map(np.asarray, trainer.learner.carry.replay_state.scaling))
 
     def lose_replay(trainer):
-        engine = model.trainer.engine
-        arrays = {name: tree for name, tree in engine.arrays().items() if name != "replay"}
-        saved = Saved(arrays, model.trainer.counters(), engine.snapshot())
-        trainer.learner.restore([saved])
+        saved = model.trainer.save()
+        arrays = {name: tree for name, tree in saved.arrays.items() if name != "replay"}
+        trainer.learner.restore([saved._replace(arrays=arrays)])
         look(trainer)
 
     begun = dataclasses.replace(plan, start=str(source))

@@ -19,12 +19,12 @@ from qscape.nets.distributions import Categorical, Normal, TanhNormal
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
-from qscape.onpolicy.sockets import NetworkOutputs, Rollout, RolloutSamples, Trajectory
+from qscape.onpolicy.sockets import NetworkOutputs, RolloutSamples, Trajectory
 from qscape.onpolicy.trust_region import TrustRegion
 from qscape.ops import surrogate
 from qscape.ops.returns import discounted_returns, gae, running_returns
 from qscape.ops.running import Moments, add_batch, init_moments
-from qscape.types import Spec
+from qscape.types import Spec, Transition
 
 column = lambda *x: jnp.array(x, jnp.float32)[:, None]  # noqa: E731
 
@@ -509,7 +509,7 @@ def test_fields_that_do_nothing_are_named(recipe, spec, settings):
         assert {f"{part}.{field}" for part in settings for field in settings[part]} <= {*agent.moot_fields()}
         state, obs = jax.eval_shape(agent.init, jax.random.key(0)), jnp.zeros((4, 2, spec.row_size))
         zeros, never = jnp.zeros((4, 2)), jnp.zeros((4, 2), bool)
-        made = Rollout(obs, jnp.zeros((4, 2, spec.action_size)), zeros, never, never, obs, None)
+        made = Transition(obs, jnp.zeros((4, 2, spec.action_size)), zeros, never, never, obs)
         made = (
             jax.make_jaxpr(agent.init)(jax.random.key(0)),
             jax.make_jaxpr(agent.update)(state, made, 0.0, jax.random.key(0)),

@@ -224,9 +224,9 @@ def test_a_full_buffer_learns_from_unfinished_episodes():
     agent = agents.build("reinforce", {"base": {**SMALL, "episodes": 8, "rollout": 20, "batch_size": 8}})
     adapter = make(partial(Clock, length=30))
     buffer = Buffer(agent, adapter)
-    obs = adapter.reset()
+    adapter.reset()
     while not buffer.full:
-        buffer.add(obs, np.zeros((1, 1)), adapter.step(np.zeros((1, 1))))
+        buffer.add(adapter.step(np.zeros((1, 1))).transition)
     assert buffer.used == 20
     assert buffer.rollout().valid.all()
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -222,8 +223,8 @@ def test_any_environment_that_draws_can_be_seen(env_id, args, limit):
     assert limits <= 1, "a given limit replaces the environment's own, which may be shorter"
     adapter.reset()
     steps = [adapter.step(np.ones((1, 1), np.float32)) for _ in range(5)]
-    assert [step.truncated[0] for step in steps] == [False] * 4 + [limit == 5]
-    assert len({step.next_observation.tobytes() for step in steps}) > 1
+    assert [step.transition.truncated[0] for step in steps] == [False] * 4 + [limit == 5]
+    assert len({step.transition.next_observation.tobytes() for step in steps}) > 1
 
 
 @drawn
@@ -237,7 +238,7 @@ def actions(envs, steps):
 
 
 def shown(adapter, taken):
-    return [[np.copy(x) for x in adapter.step(action)[:6]] for action in taken]
+    return [[np.copy(x) for x in jax.tree.leaves(adapter.step(action)[:2])] for action in taken]
 
 
 @drawn

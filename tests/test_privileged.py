@@ -19,10 +19,9 @@ from qscape.envs import make
 from qscape.envs.simulators import make_gymnasium
 from qscape.envs.simulators.pool import make_pool
 from qscape.errors import UsageError
-from qscape.onpolicy.sockets import Rollout
 from qscape.run import scan, scan_rollouts
 from qscape.run.engines.dataset import refuse_privileged
-from qscape.types import Event, Spec
+from qscape.types import Event, Spec, Transition
 
 SPEC = Spec(5, 3, actor_size=2)
 ALIKE = np.array([[0.3, -1.0, 0.1, 0.2, 0.3], [0.3, -1.0, 9.0, -9.0, 4.0]], np.float32)  # for the actor
@@ -104,7 +103,7 @@ def test_an_on_policy_actor_sees_its_part_and_the_critic_all(recipe):
         draw.normal(size=(16, 2)).astype(np.float32),
     )
     ends = np.zeros((16, 2), bool)
-    rollout = Rollout(*map(jnp.asarray, (seen, action, reward, ends, ends, after)))
+    rollout = Transition(*map(jnp.asarray, (seen, action, reward, ends, ends, after)))
     learnt, metrics = jax.jit(lambda state: agent.update(state, rollout, 0.0, jax.random.key(1)))(state)
     assert np.isfinite(metrics["return_target"])
     assert not same(learnt.networks, state.networks)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from qscape.errors import RunError, UsageError
-from qscape.replay import Layout, ReplayState, Rows, Uniform, rows_at, storage
+from qscape.replay import Layout, ReplayState, Uniform, rows_at, storage
 from qscape.replay.storage import OBSERVATIONS
-from qscape.types import Event
+from qscape.types import Event, Transition
 
 S, A = 2, 3
 COLUMNS = (("zeta", (2, 2)), ("alpha", ()))  # not in sorted order on purpose
@@ -98,11 +98,11 @@ def next_observation(step: Step) -> float:
     return step.id + 0.5 if step.ends else step.id + 1
 
 
-def pack(steps: list[Step | None]) -> tuple[Rows, np.ndarray]:
+def pack(steps: list[Step | None]) -> Transition:
     nothing = Step(np.nan, np.nan, True, True)
     filled = [step or nothing for step in steps]
     ids = np.array([step.id for step in filled], np.float32)
-    rows = Rows(
+    return Transition(
         observation=np.stack([ids, -ids], 1),
         action=np.stack([ids + k for k in range(A)], 1),
         reward=np.array([step.reward for step in filled], np.float32),
@@ -111,9 +111,9 @@ def pack(steps: list[Step | None]) -> tuple[Rows, np.ndarray]:
         next_observation=np.stack(
             [sign * np.array([next_observation(s) for s in filled]) for sign in (1, -1)], 1
         ),
+        valid=np.array([step is not None for step in steps]),
         columns={"alpha": ids + 7, "zeta": np.stack([ids + k for k in range(4)], 1).reshape(-1, 2, 2)},
     )
-    return rows, np.array([step is not None for step in steps])
 
 
 def valid_rows(layout: Layout, rows, index: ReplayState) -> np.ndarray:
@@ -138,7 +138,7 @@ def test_batches_equal_a_list_of_transitions(envs, stores_next, n_step):
     references = [Reference(e, ring, stores_next, np.random.default_rng(e)) for e in range(envs)]
     rows, index = replay.init(layout)
     for _ in range(50):  # around the ring several times
-        rows, index = insert(rows, index, *pack([reference.step() for reference in references]))
+        rows, index = insert(rows, index, pack([reference.step() for reference in references]))
         batch = jax.tree.map(np.asarray, read(rows, index))
         batch = batch._replace(discount=np.broadcast_to(batch.discount, envs * ring))
         slots = [t for reference in references for t in reference.slots]
@@ -179,10 +179,10 @@ def test_an_unknown_derived_name_is_refused():
 def test_masked_environments_do_not_move(stores_next):
     layout = make_layout(3, 5, stores_next=stores_next)
     rows, index = Uniform().init(layout)
-    new, _ = pack([Step(float(e), 0.0, False, True) for e in range(3)])
-    rows, index = Uniform().insert(layout, rows, index, new, np.array([True, True, True]))
+    new = pack([Step(float(e), 0.0, False, True) for e in range(3)])
+    rows, index = Uniform().insert(layout, rows, index, new)
     before, index_before = np.array(rows), index
-    rows, index = Uniform().insert(layout, rows, index, new, np.array([False, True, False]))
+    rows, index = Uniform().insert(layout, rows, index, new._replace(valid=np.array([False, True, False])))
     moved = np.flatnonzero((np.asarray(rows) != before).any(axis=1))
     assert moved.size > 0
     assert (moved // 5 == 1).all()
@@ -199,7 +199,7 @@ def test_draws_are_uniform_over_valid_rows(envs, stores_next, steps):
     rows, index = Uniform().init(layout)
     insert = jax.jit(partial(Uniform().insert, layout))
     for _ in range(steps):
-        rows, index = insert(rows, index, *pack([reference.step() for reference in references]))
+        rows, index = insert(rows, index, pack([reference.step() for reference in references]))
     n = 200_000
     sample = jax.jit(partial(Uniform().sample, layout, batch_size=n))
     frequency = np.bincount(sample(rows, index, jax.random.key(0)), minlength=envs * 12) / n
@@ -290,9 +290,9 @@ def assert_copies_nothing_of(capacity: int, compiled, scratch: int | None = None
 def test_insert_and_sample_copy_nothing(envs, stores_next):
     layout = make_layout(envs, 30_000, stores_next=stores_next)
     rows, index = Uniform().init(layout)
-    new, mask = pack([Step(1.0, 0.0, False, False)] * envs)
+    new = pack([Step(1.0, 0.0, False, False)] * envs)
     insert = jax.jit(partial(Uniform().insert, layout), donate_argnums=(0, 1))
-    compiled = insert.lower(rows, index, new, mask).compile()
+    compiled = insert.lower(rows, index, new).compile()
     assert_copies_nothing_of(layout.capacity, compiled)
     assert compiled.memory_analysis().alias_size_in_bytes >= layout.nbytes
 

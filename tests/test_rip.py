@@ -19,8 +19,7 @@ from qscape.nets import MLP
 from qscape.nets.heads import Point
 from qscape.offpolicy.sockets import PartState
 from qscape.ops.td import huber_loss
-from qscape.replay.storage import Rows
-from qscape.types import Event, Spec
+from qscape.types import Event, Spec, Transition
 
 KEY, NO = jax.random.key(0), jnp.array(False)
 OBS = jax.random.normal(jax.random.key(3), (6, 5))
@@ -209,12 +208,11 @@ def filled(agent, obs, action, reward):
     """A replay that holds these transitions [N, ...]; each ends its episode."""
     layout = agent.layout(1)
     over, gone = jnp.ones((len(obs), 1), bool), jnp.zeros((len(obs), 1), bool)
-    rows = Rows(
-        *(jnp.asarray(x)[:, None] for x in (obs, action, reward)), over, gone, jnp.asarray(obs)[:, None], {}
-    )
+    columns = (jnp.asarray(x)[:, None] for x in (obs, action, reward))
+    rows = Transition(*columns, over, gone, jnp.asarray(obs)[:, None])
 
     def insert(carry, row):
-        return agent.insert(layout, *carry, row, jnp.array([True])), None
+        return agent.insert(layout, *carry, row), None
 
     return jax.jit(lambda: jax.lax.scan(insert, agent.init_replay(layout), rows)[0])()
 

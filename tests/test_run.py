@@ -19,7 +19,7 @@ from qscape import agents
 from qscape.agents import build
 from qscape.envs import EnvAdapter, make
 from qscape.errors import RunError, UsageError
-from qscape.replay.storage import Rows, rows_at
+from qscape.replay.storage import rows_at
 from qscape.run import Plan, chunks, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -153,12 +153,11 @@ def by_hand(recipe, steps, warmup, lag=0):
         chooser = agent.acting(states[max(0, len(states) - 1 - lag)])
         action = np.asarray(act(chooser, None, obs, first, np.int32(t), key, mode=mode)[0])
         step = adapter.step(action)
-        taken = Rows(obs, action, step.reward, step.terminated, step.truncated, step.next_observation, {})
-        rows, index = insert(rows, index, taken, step.valid)
+        rows, index = insert(rows, index, step.transition)
         if t >= warmup:
             state, index, _ = update(state._replace(env_steps=jnp.int32(t + 1)), rows, index, key)
             states.append(state)
-        obs, first = step.observation, step.terminated | step.truncated
+        obs, first = step.observation, step.transition.starts_episode
         actions.append(action)
     return np.array(actions), state
 

@@ -328,7 +328,7 @@ def test_a_restricted_edge_is_restored_to_the_bit():
     for action in actions[70:]:
         one, other = (adapter.step(action) for adapter in adapters)
         np.testing.assert_array_equal(one.observation, other.observation)
-        np.testing.assert_array_equal(one.reward, other.reward)
+        np.testing.assert_array_equal(one.transition.reward, other.transition.reward)
         ends += len(one.finished)
     assert ends
 
@@ -353,8 +353,8 @@ def test_adroit_reports_success_and_is_restored_to_the_bit(name, observation, ac
     episodes = []
     for row in actions[130:]:
         one, other = (adapter.step(row) for adapter in adapters)
-        np.testing.assert_array_equal(one.next_observation, other.next_observation)
-        np.testing.assert_array_equal(one.reward, other.reward)
+        np.testing.assert_array_equal(one.transition.next_observation, other.transition.next_observation)
+        np.testing.assert_array_equal(one.transition.reward, other.transition.reward)
         assert one.finished == other.finished
         episodes += one.finished
     assert [(episode.length, episode.success in (0.0, 1.0)) for episode in episodes] == [(200, True)]
@@ -631,7 +631,7 @@ def test_half_a_million_items():
     adapter = make("recsim/500k-v0")
     assert adapter.spec.table.shape == (500_000, 30)
     adapter.reset()
-    assert adapter.step(adapter.spec.table[[499_999]]).reward in (0, 1)
+    assert adapter.step(adapter.spec.table[[499_999]]).transition.reward in (0, 1)
 
 
 # RecSim-Data

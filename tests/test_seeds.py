@@ -15,7 +15,6 @@ from qscape.cli import main
 from qscape.cli import train as command
 from qscape.envs import make
 from qscape.errors import RunError, UsageError
-from qscape.offpolicy.cycle import Outcome
 from qscape.replay import storage
 from qscape.run import Plan, saves
 from qscape.run import events as ev
@@ -106,7 +105,7 @@ def test_each_seed_is_the_run_it_would_be_alone(case):
                 assert one._replace(ret=0) == other._replace(ret=0)
             else:
                 assert without_clock(one) == without_clock(other)
-        mine, theirs = runs.engine.arrays(k), single.engine.arrays()
+        mine, theirs = runs.engine.save(k).arrays, single.engine.save().arrays
         assert jax.tree.structure(mine) == jax.tree.structure(theirs)
         jax.tree.map(alike, *(jax.tree.map(jax.numpy.asarray, trees) for trees in (mine, theirs)))
         numbers = [
@@ -154,9 +153,9 @@ def test_the_replay_is_not_copied():
     for _ in runs.seed_events(60):
         pass
     learner = runs.learner
-    outcome = Outcome(*runs.engine.adapter.step(np.asarray(learner.carry.action))[:-1])
+    step = runs.engine.adapter.step(np.asarray(learner.carry.action))
     key = learner.seeds.key
-    calls = (learner.mapped.insert, outcome), (learner.mapped.step, np.int32(1), np.int32(60), key)
+    calls = (learner.mapped.insert, *step[:2]), (learner.mapped.step, np.int32(1), np.int32(60), key)
     lowered = [program.compiled.lower(*program.arguments(learner.carry, *args)) for program, *args in calls]
     for program in lowered:
         shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", program.compile().as_text())

@@ -480,8 +480,8 @@ def test_simulators_resume_to_the_bit():
     assert restore(adapters[1], take(adapters[0])) == ""
     for action in actions[13:]:
         one, other = (adapter.step(action) for adapter in adapters)
-        np.testing.assert_array_equal(one.next_observation, other.next_observation)
-        np.testing.assert_array_equal(one.truncated, other.truncated)
+        np.testing.assert_array_equal(one.transition.next_observation, other.transition.next_observation)
+        np.testing.assert_array_equal(one.transition.truncated, other.transition.truncated)
 
 
 def test_brax_fast_by_its_id():

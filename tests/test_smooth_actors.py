@@ -23,8 +23,8 @@ from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops.running import Moments
 from qscape.ops.smooth import second_difference
-from qscape.replay.storage import Rows, rows_at
-from qscape.types import Batch, Event, Spec
+from qscape.replay.storage import rows_at
+from qscape.types import Batch, Event, Spec, Transition
 
 # One row: the deterministic action in the previous state, in the state, and in its successor.
 BEFORE, NOW, AFTER = 0.0, 1.0, 2.0
@@ -247,8 +247,8 @@ def test_no_pair_crosses_a_reset_unless_asked_for(across):
     rows, index = agent.init_replay(layout)
     for t in range(6):
         obs, ends = np.full((1, 1), t + 1.0), np.array([t % 3 == 2])
-        new = Rows(obs, obs, obs[0], ends, ~ends & False, obs + 0.5, {})
-        rows, index = agent.insert(layout, rows, index, new, np.array([True]))
+        new = Transition(obs, obs, obs[0], ends, ~ends & False, obs + 0.5)
+        rows, index = agent.insert(layout, rows, index, new)
     batch = rows_at(layout, rows, index, jnp.arange(6), *agent.sampling_options)
     previous = batch.extra[agent.regularisers[0].previous][:, 0]
     np.testing.assert_array_equal(previous, [1, 1, 2, 3 if across else 4, 4, 5])

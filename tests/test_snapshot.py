@@ -10,6 +10,7 @@ import sys
 from collections import deque
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -39,7 +40,8 @@ def actions_of(adapter, steps):
 def run(adapter, actions):
     """Everything the edge says, and the episodes it finishes."""
     steps = [adapter.step(action) for action in actions]
-    arrays = [np.concatenate([np.ravel(step[i]) for step in steps]) for i in range(6)]
+    each = [jax.tree.leaves((step.transition, step.observation)) for step in steps]
+    arrays = [np.concatenate([np.ravel(array) for array in column]) for column in zip(*each, strict=True)]
     return arrays, [episode for step in steps for episode in step.finished]
 
 
@@ -102,7 +104,7 @@ folder = sys.argv[1]
 edge = make("HalfCheetah-v5", seed=5)
 assert restore(edge, Snapshot(dict(np.load(folder + "/s.npz")), json.load(open(folder + "/s.json")))) == ""
 steps = [edge.step(action) for action in np.load(folder + "/actions.npy")]
-observations, rewards = [s.next_observation for s in steps], [s.reward for s in steps]
+observations, rewards = [s.transition.next_observation for s in steps], [s.transition.reward for s in steps]
 np.savez(folder + "/out.npz", observations=observations, rewards=rewards)
 """
 
@@ -120,8 +122,8 @@ def test_a_new_process_goes_on_to_the_bit_across_the_time_limit(tmp_path):
     steps = [adapter.step(action) for action in actions[750:]]
     assert sum(len(step.finished) for step in steps) == 1
     out = np.load(tmp_path / "out.npz")
-    np.testing.assert_array_equal(out["observations"], [step.next_observation for step in steps])
-    np.testing.assert_array_equal(out["rewards"], [step.reward for step in steps])
+    np.testing.assert_array_equal(out["observations"], [step.transition.next_observation for step in steps])
+    np.testing.assert_array_equal(out["rewards"], [step.transition.reward for step in steps])
 
 
 class Thing:

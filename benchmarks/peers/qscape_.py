@@ -20,12 +20,12 @@ from peers import CROSSQ_CRITIC, ENV, EPISODE, WARM_UP, Contender, PPOTask
 from qscape.agents import build as build_agent
 from qscape.envs import EnvAdapter, make
 from qscape.envs.cartpole import CartPole
-from qscape.replay.storage import Rows
 from qscape.run import scan_rollouts
 from qscape.run.adapters import open_adapters
 from qscape.run.plan import Plan
 from qscape.run.scan import spec_of
 from qscape.run.training import make_session
+from qscape.types import Transition
 
 RECIPES = {  # one update per environment step, as all contenders make
     "td3": "td3",
@@ -163,14 +163,14 @@ def straight_line(algorithm: str, transitions: Any) -> Updates:
     return Updates(state, memory, lambda state, memory: oracle.update(state, memory, key))
 
 
-def assembled(algorithm: str, transitions: Rows) -> Updates:
+def assembled(algorithm: str, transitions: Transition) -> Updates:
     """The agent that is put together from its parts, with a replay of full capacity."""
     agent = build_agent(RECIPES[algorithm]).on(make(ENV).spec)
     layout, key = agent.layout(), jax.random.key(1)
 
-    def fill(replay: Any, one: Rows) -> tuple[Any, None]:
+    def fill(replay: Any, one: Transition) -> tuple[Any, None]:
         rows, index = replay
-        return agent.replay.insert(layout, rows, index, one, jnp.array([True])), None
+        return agent.replay.insert(layout, rows, index, one), None
 
     rows, index = jax.jit(lambda replay: jax.lax.scan(fill, replay, transitions)[0])(
         agent.replay.init(layout)
@@ -187,13 +187,9 @@ def random_action(random: np.random.Generator, adapter: EnvAdapter) -> np.ndarra
     return random.uniform(-1.0, 1.0, (1, adapter.spec.action_size)).astype(np.float32)
 
 
-def random_transitions(adapter: EnvAdapter) -> Rows:
+def random_transitions(adapter: EnvAdapter) -> Transition:
     """`ROWS` steps with random actions; every leaf leads with [ROWS, 1]."""
-    random, observation, steps = np.random.default_rng(0), adapter.reset(), []
-    for _ in range(ROWS):
-        action = random_action(random, adapter)
-        made = adapter.step(action)
-        outcome = (made.reward, made.terminated, made.truncated, made.next_observation)
-        steps.append((observation, action, *outcome))
-        observation = made.observation
-    return Rows(*(jnp.asarray(np.stack(column)) for column in zip(*steps, strict=True)), columns={})
+    random = np.random.default_rng(0)
+    adapter.reset()
+    steps = [adapter.step(random_action(random, adapter)).transition for _ in range(ROWS)]
+    return jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *steps)

@@ -7,7 +7,7 @@ import pytest
 
 from qscape.agents import build
 from qscape.envs import make
-from qscape.onpolicy.sockets import Rollout
+from qscape.types import Transition
 
 sb3 = pytest.importorskip("stable_baselines3")
 
@@ -46,14 +46,13 @@ def test_one_update_equals_theirs(env):
     seen = np.concatenate([buffer.observations, theirs._last_obs[None]])
     begun = np.concatenate([buffer.episode_starts, theirs._last_episode_starts[None]])
     ended = jnp.asarray(begun[1:] > 0)
-    rollout = Rollout(
+    rollout = Transition(
         observation=jnp.asarray(seen[:-1]),
         action=jnp.asarray(buffer.actions, jnp.float32),
         reward=jnp.asarray(buffer.rewards),
         terminated=ended,
         truncated=jnp.zeros_like(ended),
         next_observation=jnp.asarray(seen[1:]),
-        valid=None,
     )
     theirs.train()
 

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qscape.errors import UsageError
 from qscape.masks import ActionMask
@@ -17,6 +17,7 @@ from qscape.masks import ActionMask
 Key: TypeAlias = jax.Array
 Scalar: TypeAlias = Float[Array, ""]
 Metrics: TypeAlias = dict[str, Scalar]
+HostOrDevice: TypeAlias = Array | np.ndarray
 
 
 # Ranges that a setting may have: a test of its value, and the end of the sentence that refuses a value.
@@ -320,6 +321,36 @@ class Bound:
         if self.spec is None:
             raise ValueError("this agent is bound to no task yet: use agent.on(spec)")
         return self.spec
+
+
+class Transition(NamedTuple):
+    """One step of each of E environments, from the environments to replay; or T such steps, a rollout.
+
+    Attributes:
+        observation: what was acted on, in the environment's units.
+        action: in [-1, 1]; discrete actions of on-policy agents are indices, as floats (`Spec.index_sizes`).
+        reward: in the environment's units.
+        terminated: True where the episode ended in a terminal state; cuts the bootstrap.
+        truncated: True where a time limit or the like ended it; does not cut the bootstrap.
+        next_observation: the true successor s', also where an episode ends.
+        valid: False for rows that are no environment steps, but resets or padding; None: all rows are steps.
+        columns: further replay columns that the action selector emitted with the actions, by name.
+    """
+
+    observation: Float[HostOrDevice, "*T E S"]
+    action: Float[HostOrDevice, "*T E A"]
+    reward: Float[HostOrDevice, "*T E"]
+    terminated: Bool[HostOrDevice, "*T E"]
+    truncated: Bool[HostOrDevice, "*T E"]
+    next_observation: Float[HostOrDevice, "*T E S"]
+    valid: Bool[HostOrDevice, "*T E"] | None = None
+    columns: Mapping[str, Float[HostOrDevice, "..."]] = {}
+
+    @property
+    def starts_episode(self) -> Bool[HostOrDevice, "*T E"]:
+        """True where the next action starts an episode, or (next-step autoreset) only resets."""
+        ended = self.terminated | self.truncated
+        return ended if self.valid is None else ended | ~self.valid
 
 
 class Batch(NamedTuple):

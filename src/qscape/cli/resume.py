@@ -9,6 +9,7 @@ from qscape.cli.running import run_all
 from qscape.errors import RunError, UsageError
 from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
+from qscape.run.groups import group_runs
 from qscape.types import setting
 
 
@@ -24,18 +25,26 @@ class ResumeOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Continue a run, or every unfinished run of a group."""
+    """Continue a run, or every unfinished run of a group. Seeds that shared one program share it again."""
     path, rest = options.positional(argv, "RUN", "qscape resume")
     given = options.parse(options.flags_of(ResumeOptions()), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
-    if len(folders) > 1 and given.save is None:  # a group: only its unfinished runs
-        folders = [f for f in folders if _goes_on(f, given.steps)]
-        if not folders:
+    several = len(folders) > 1 and given.save is None  # a group: only its unfinished runs
+    groups = group_runs(folders, given.save, given.empty_replay)
+    if given.log:
+        groups = [[folder] for folder in folders]  # a logger takes one run in a process
+    if several:
+        groups = [group for group in groups if any(_goes_on(folder, given.steps) for folder in group)]
+        if not groups:
             more = "add more with --steps" if given.steps is None else f"--steps {given.steps} is no more"
             raise UsageError(f"every run in {path} has finished its steps; {more}.")
     shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
-    jobs = [Job("resume", f, trackers=list(given.log), **shared) for f in folders]
-    return run_all(jobs, quiet=given.quiet)
+    jobs = [[Job("resume", f, trackers=list(given.log), **shared) for f in group] for group in groups]
+    alone = [job for group in jobs if len(group) == 1 for job in group]
+    for group in [*(group for group in jobs if len(group) > 1), *([alone] if alone else [])]:
+        if code := run_all(group, together=group is not alone, quiet=given.quiet):
+            return code
+    return 0
 
 
 def _goes_on(folder: Path, steps: int | None) -> bool:

@@ -1,6 +1,7 @@
 """Run one job in this process or several in parallel, and show their progress."""
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import sys
@@ -45,7 +46,7 @@ def run_all(
 
     Args:
         jobs: the jobs.
-        together: train them in one program.
+        together: run them in one program.
         quiet: show no progress, only warnings, failures and the last lines.
         prepared: what `prepare` returned for the plan of the first job; None: it is not prepared yet.
 
@@ -79,7 +80,7 @@ def run_all(
                 elif event is not None:
                     screen.show(k, event)
             screen.interrupted |= pool.stopping
-    screen.print_summary(jobs, failures)
+    screen.print_summary(jobs, failures, together)
     if failures:
         first = min(failures)
         asked = all(failure.code == UsageError.code for failure in failures.values())
@@ -226,8 +227,11 @@ class Screen:
             text = f"the save of step {int(newest.name):,} is kept; to continue: {command}"
             self.console.print(text, soft_wrap=True)
 
-    def print_summary(self, jobs: list[Job], failed: Collection[int] = ()) -> None:
-        """Print the state of each run but the `failed` ones, and how to continue interrupted ones."""
+    def print_summary(self, jobs: list[Job], failed: Collection[int] = (), together: bool = False) -> None:
+        """Print the state of each run but the `failed` ones, and how to continue interrupted ones.
+
+        `together`: they are one program, and continue with one command.
+        """
         for k, job in enumerate(jobs):
             if self.interrupted and k not in self.ended and k not in failed:
                 state = "ended at once" if k in self.names else "not started"  # by a second Ctrl-C
@@ -241,8 +245,11 @@ class Screen:
                 f"{end.seconds:,.0f} s ({rate:,.0f} steps/s)",
                 soft_wrap=True,
             )
-            if end.interrupted:
+            if end.interrupted and not together:
                 self.console.print(f"  to continue: {_resume_command(jobs[k])}", soft_wrap=True)
+        if together and any(end.interrupted for end in self.ended.values()):
+            group = dataclasses.replace(jobs[0], folder=jobs[0].folder.parent)
+            self.console.print(f"to continue all: {_resume_command(group)}", soft_wrap=True)
 
 
 def _resume_command(job: Job) -> str:

@@ -95,6 +95,6 @@ def _render_frames(
         odd = [(0, n % 2) for n in picture.shape[:2]]  # H.264 needs even sizes
         yield np.pad(picture, [*odd, (0, 0)], mode="edge")
         step = adapter.step(choose(obs, first, made))
-        obs, first, made = step.observation, step.terminated | step.truncated, made + 1
+        obs, first, made = step.observation, step.transition.starts_episode, made + 1
         returns += [episode.ret for episode in step.finished]
         refuse_endless(adapter, adapter.longest)

@@ -46,7 +46,7 @@ from qscape.envs.spaces import (
 )
 from qscape.envs.workers import EnvPoolEnv, WorkerError, Workers
 from qscape.errors import QscapeError, RunError, UsageError, describe
-from qscape.types import Spec
+from qscape.types import Spec, Transition
 
 
 class Episode(NamedTuple):
@@ -69,29 +69,17 @@ class Step(NamedTuple):
     """The result of one step of E environments. The arrays are new in every step and never written to later.
 
     Attributes:
-        next_observation: the true successor s', also at an episode's end; goes into replay.
-        reward: in the environment's units.
-        terminated: True where the episode ended in a terminal state; cuts the bootstrap.
-        truncated: True where a time limit or the like ended it; does not cut the bootstrap.
+        transition: what goes into replay. Its rows are not `valid` where an environment only reset itself
+            (next-step autoreset).
         observation: what the agent acts on next. Where an episode ended, the first observation of the new
             one. Under next-step autoreset it is still the last one, and the following row, not `valid`,
             resets.
-        valid: False for rows that only reset (next-step autoreset). They are no transitions and no steps.
         finished: the episodes that ended in this step.
     """
 
-    next_observation: Float[np.ndarray, "E S"]
-    reward: Float[np.ndarray, " E"]
-    terminated: Bool[np.ndarray, " E"]
-    truncated: Bool[np.ndarray, " E"]
+    transition: Transition
     observation: Float[np.ndarray, "E S"]
-    valid: Bool[np.ndarray, " E"]
     finished: list[Episode]
-
-    @property
-    def starts_episode(self) -> Bool[np.ndarray, " E"]:
-        """True where the next action starts an episode, or (next-step autoreset) only resets."""
-        return self.terminated | self.truncated | ~self.valid
 
 
 @dataclasses.dataclass
@@ -434,10 +422,11 @@ class EnvAdapter:
             finished = self._finish_episodes(ended)
             if now is not after:
                 self._check_finite(now, "reset observation")
+        transition = Transition(statistics.observation, action, learnt, terminated, truncated, after, valid)
         statistics.observation = now
         if self._source.has_reset_rows:
             statistics.resetting = ended
-        return Step(after, learnt, terminated, truncated, now, valid, finished)
+        return Step(transition, now, finished)
 
     def render_frame(self) -> np.ndarray:
         """Render the first environment as an image `[H, W, 3]`, uint8.

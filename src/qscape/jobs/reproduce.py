@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,12 +80,10 @@ def reproduce(
     again = {folder: place / str(plan.seed) for folder, plan in plans.items()}
     for new in again.values():
         refuse_taken(new)
-    for jobs, together in _first_jobs(plans, again):
-        run_jobs(jobs, together)
-    longer = {folder: _totals(read_record(folder))[1:] for folder in folders}
-    for k in range(max(map(len, longer.values()))):
-        jobs = [Job("resume", again[f], steps=totals[k]) for f, totals in longer.items() if k < len(totals)]
-        run_jobs(jobs, False)
+    stages = {folder: _stages(read_record(folder)) for folder in folders}
+    for k in range(max(map(len, stages.values()))):
+        for jobs, together in _jobs({f: of[k] for f, of in stages.items() if k < len(of)}, plans, again, k):
+            run_jobs(jobs, together)
     return [compare_runs(folder, new) for folder, new in again.items()]
 
 
@@ -101,31 +99,51 @@ def _plan(folder: Path) -> Plan:
     for what, name in (("the run", plan.start), ("the dataset", plan.dataset)):
         if Path(name).is_absolute() and not Path(name).exists():
             raise UsageError(f"{folder} cannot be reproduced: {what} {name}, from which it learned, is gone.")
-    return dataclasses.replace(plan, steps=_totals(read_record(folder))[0])
+    return dataclasses.replace(plan, steps=_stages(read_record(folder))[0].steps)
 
 
-def _totals(record: Mapping[str, Any]) -> list[int]:
-    """Return the totals of steps that a run made one after the other; several if it was made longer."""
-    totals: list[int] = []
+class _Stage(NamedTuple):
+    """What one command made of a run.
+
+    Attributes:
+        steps: the total of steps up to which it was made.
+        together: the seeds with which it shared one program when it began; () if it ran alone.
+    """
+
+    steps: int
+    together: tuple[int, ...]
+
+
+def _stages(record: Mapping[str, Any]) -> list[_Stage]:
+    """Return the stages of a run, one after the other; several if it was made longer."""
+    stages: list[_Stage] = []
+    together = tuple(record.get("together", ()))
     for resumed in record.get("resumed", []):
-        totals = [total for total in [*totals, resumed["of"]] if total <= resumed["at"]]
-    return [*totals, record["steps"]]
+        stages = [s for s in [*stages, _Stage(resumed["of"], together)] if s.steps <= resumed["at"]]
+        if resumed["at"] == 0 or (stages and stages[-1].steps == resumed["of"]):  # a stage begins here
+            together = tuple(resumed.get("together", ()))
+    return [*stages, _Stage(record["steps"], together)]
 
 
-def _first_jobs(plans: Mapping[Path, Plan], again: Mapping[Path, Path]) -> list[tuple[list[Job], bool]]:
-    """Return the jobs that begin the new runs: those of separate seeds, and those of seeds in one program."""
-    alone, shared = [], {}
-    for folder, plan in plans.items():
-        seeds = tuple(read_record(folder).get("together", ()))
-        if seeds:
-            shared[seeds] = (again[folder].parent, plan)
-        else:
-            alone.append(Job("train", again[folder], plan))
-    programs = [
-        ([Job("train", place / str(s), dataclasses.replace(plan, seed=s)) for s in seeds], True)
-        for seeds, (place, plan) in shared.items()
-    ]
-    return [*([(alone, False)] if alone else []), *programs]
+def _jobs(
+    stage: Mapping[Path, _Stage], plans: Mapping[Path, Plan], again: Mapping[Path, Path], number: int
+) -> Iterator[tuple[list[Job], bool]]:
+    """Yield the jobs of a stage of the new runs: those of separate seeds, and those of seeds in one program.
+
+    `number`: that of the stage; 0 begins the runs.
+    """
+
+    def job(place: Path, plan: Plan, steps: int) -> Job:
+        return Job("resume", place, steps=steps) if number else Job("train", place, plan)
+
+    alone = [job(again[folder], plans[folder], of.steps) for folder, of in stage.items() if not of.together]
+    if alone:
+        yield alone, False
+    shared = {of: folder for folder, of in stage.items() if of.together}
+    for of, folder in shared.items():
+        of_seed = {seed: dataclasses.replace(plans[folder], seed=seed) for seed in of.together}
+        place = again[folder].parent
+        yield [job(place / str(seed), plan, of.steps) for seed, plan in of_seed.items()], True
 
 
 def _evaluations(folder: Path) -> Numbers:

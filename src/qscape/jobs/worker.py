@@ -24,7 +24,7 @@ from qscape.run.folder import command
 from qscape.run.plan import Plan, Prepared, from_json
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
-from qscape.run.training import resume, train, train_together
+from qscape.run.training import resume, resume_together, train, train_together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
     """Run jobs whose plans differ in their seed only, in one program; signals act as in `run_job`.
 
     Args:
-        jobs: the jobs.
+        jobs: the jobs, all of the same kind.
         prepared: what `prepare` returned for the first plan; None: it is not prepared yet.
 
     Yields:
@@ -123,6 +123,16 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
     with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
+        if first.kind == "resume":
+            yield from resume_together(
+                places,
+                first.steps,
+                save=first.save,
+                empty_replay=first.empty_replay,
+                trackers=first.trackers,
+                on_trainer=asked.attach,
+            )
+            return
         yield from train_together(
             plans,
             places,

@@ -18,12 +18,12 @@ from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import apply_step
-from qscape.onpolicy.sockets import PolicyUpdate, RolloutSamples, Transitions, UpdateContext
+from qscape.onpolicy.sockets import PolicyUpdate, RolloutSamples, UpdateContext
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.categorical import LEAST
 from qscape.ops.surrogate import weighted_mean
 from qscape.ops.swap import draw_noise, swap_gradient, swapped_actions
-from qscape.types import Key, Metrics, Scalar, Spec, setting
+from qscape.types import Key, Metrics, Scalar, Spec, Transition, setting
 
 MOST_NUMBERS = 2**32  # of one hidden layer, 4 bytes each, when all swaps are valued
 
@@ -196,12 +196,13 @@ class CARSM(PolicyUpdate):
         return {"actor": (networks.torso, networks.head), "critic": networks.critic}
 
     def improve(
-        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transition
     ) -> tuple[State, Metrics]:
         k_rows, k_values, k_noise = jax.random.split(context.key, 3)
         own: CarsmState = state.part_states[self.name]
         weight = jnp.ones_like(samples.target) if samples.weight is None else samples.weight
-        obs, reward, terminated, next_obs = transitions
+        obs, reward = transitions.observation, transitions.reward
+        terminated, next_obs = transitions.terminated, transitions.next_observation
         rows = Memory(obs, samples.action, reward, terminated, next_obs, weight)
         memory, written = self._remember(own, rows)
         # The critic first, so that the actor's step sees what this rollout taught.

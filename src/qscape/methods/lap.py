@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from qscape.ops import sum_tree
 from qscape.ops.td import lap_priority
 from qscape.replay import storage
 from qscape.replay.base import Replay
-from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
+from qscape.replay.storage import Layout, Priorities, ReplayState, Storage
 from qscape.replay.uniform import sample_uniformly
-from qscape.types import Event, Key, setting
+from qscape.types import Event, Key, Transition, setting
 
 PRIORITIES = {"prioritised": "without priorities (lap.prioritised)"}
 
@@ -54,13 +54,14 @@ class LAP(Replay):
         return replay_state._replace(priorities=Priorities(tree, jnp.ones((), jnp.float32)))
 
     def insert(
-        self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Transition
     ) -> tuple[Storage, ReplayState]:
-        rows, inserted = super().insert(layout, rows, replay_state, new, mask)
+        rows, inserted = super().insert(layout, rows, replay_state, new)
         if replay_state.priorities is None:
             return rows, inserted
         tree, max_priority = replay_state.priorities
         i, following = storage.write_rows(layout, replay_state)
+        mask = storage.valid_rows(layout, new)
         p = jnp.full(layout.envs, max_priority)
         if not layout.stores_next:  # the row behind becomes head or pad: never drawn
             i, mask = jnp.concatenate([i, following]), jnp.concatenate([mask, mask])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor
@@ -42,9 +42,9 @@ from qscape.offpolicy.state import ActingState, State
 from qscape.ops.devices import replicate
 from qscape.ops.nearest import ActionTable
 from qscape.replay.base import Replay
-from qscape.replay.storage import Layout, ReplayState, Rows, Storage
+from qscape.replay.storage import Layout, ReplayState, Storage, valid_rows
 from qscape.replay.uniform import Uniform
-from qscape.types import AgentT, Bound, Event, Key, Part, Spec, stream
+from qscape.types import AgentT, Bound, Event, Key, Part, Spec, Transition, stream
 
 LEARNING_SOCKETS = ("representation", "policy_loss", "selector")
 
@@ -259,11 +259,12 @@ class Assembly(Bound):
         return self.replay.init_state(layout)._replace(scaling=self.scaling.init_state(layout.envs))
 
     def insert(
-        self, layout: Layout, storage: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+        self, layout: Layout, storage: Storage, replay_state: ReplayState, new: Transition
     ) -> tuple[Storage, ReplayState]:
-        """Stores one step of each environment e with mask[e]; the scaling sees its reward."""
-        storage, replay_state = self.replay.insert(layout, storage, replay_state, new, mask)
-        step = replicate((jnp.float32(new.reward), jnp.logical_or(new.terminated, new.truncated), mask))
+        """Stores the valid rows of one step of each environment; the scaling sees their rewards."""
+        storage, replay_state = self.replay.insert(layout, storage, replay_state, new)
+        ended, valid = jnp.logical_or(new.terminated, new.truncated), valid_rows(layout, new)
+        step = replicate((jnp.float32(new.reward), ended, valid))
         scaling = self.scaling.observe(replay_state.scaling, *step, self.base)
         return storage, replay_state._replace(scaling=scaling)
 

@@ -1,6 +1,6 @@
 """One cycle of off-policy training, as three pure functions on one value.
 
-    carry = insert(agent, layout, carry, outcome)                    # the transition enters replay
+    carry = insert(agent, layout, carry, transition, observation)    # the transition enters replay
     carry = learn(agent, layout, carry, updates, env_steps, key)     # gradient updates from replay
     carry = choose(agent, carry, env_steps, key)                     # the next action
 
@@ -12,20 +12,17 @@ scan (`run.scan`). Several seeds run them under vmap (`run.seeds`).
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops import finite
-from qscape.replay.storage import Layout, ReplayState, Rows, Storage
-from qscape.types import Key, Metrics
-
-HostOrDevice: TypeAlias = Array | np.ndarray
+from qscape.replay.storage import Layout, ReplayState, Storage
+from qscape.types import HostOrDevice, Key, Metrics, Transition
 
 
 class Carry(NamedTuple):
@@ -65,43 +62,27 @@ class Carry(NamedTuple):
 CARRY_AXES = Carry(SEED_AXES, *[0] * (len(Carry._fields) - 1))  # type: ignore[arg-type]
 
 
-class Outcome(NamedTuple):
-    """The environments' answer to one action: the fields of `envs.Step` without the finished episodes.
-
-    Attributes:
-        next_observation: the true successor of each transition, also where an episode ends.
-        reward: reward of each environment.
-        terminated: True where the episode ended in a terminal state; cuts the bootstrap.
-        truncated: True where the episode ended otherwise, e.g. at a time limit.
-        observation: the observation to act on next; the first one of a new episode where one begins.
-        valid: False where an environment only reset itself, which is no transition.
-    """
-
-    next_observation: Float[HostOrDevice, "E S"]
-    reward: Float[HostOrDevice, " E"]
-    terminated: Bool[HostOrDevice, " E"]
-    truncated: Bool[HostOrDevice, " E"]
-    observation: Float[HostOrDevice, "E S"]
-    valid: Bool[HostOrDevice, " E"]
-
-
-def insert(agent: Agent, layout: Layout, carry: Carry, outcome: Outcome) -> Carry:
+def insert(
+    agent: Agent,
+    layout: Layout,
+    carry: Carry,
+    transition: Transition,
+    observation: Float[HostOrDevice, "E S"],
+) -> Carry:
     """Write the transition of every environment into replay, and set the next observation.
 
     Args:
         agent: bound to its task; static, as is `layout`.
         layout: how a transition is packed into a row.
-        carry: the carry with `observation`, `action` and `columns` of this step.
-        outcome: the environments' answer to `carry.action`.
+        carry: the carry with `storage` and `replay_state`.
+        transition: what `carry.action` did at `carry.observation`, with `carry.columns`.
+        observation: what the agent acts on next; the first one of a new episode where one begins.
 
     Returns:
         The carry with new `storage`, `replay_state`, `observation` and `first`.
     """
-    next_observation, reward, terminated, truncated, observation, valid = map(jnp.asarray, outcome)
-    ends = terminated, truncated
-    new = Rows(carry.observation, carry.action, reward, *ends, next_observation, carry.columns)
-    storage, replay_state = agent.insert(layout, carry.storage, carry.replay_state, new, valid)
-    first = terminated | truncated | ~valid
+    storage, replay_state = agent.insert(layout, carry.storage, carry.replay_state, transition)
+    first = transition.starts_episode
     return carry._replace(storage=storage, replay_state=replay_state, observation=observation, first=first)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from qscape.onpolicy.sockets import NetworkOutputs, PolicyUpdate, RolloutSamples, Transitions, UpdateContext
+from qscape.onpolicy.sockets import NetworkOutputs, PolicyUpdate, RolloutSamples, UpdateContext
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.devices import split_batch
 from qscape.ops.order import argsort_draws
@@ -19,7 +19,7 @@ from qscape.ops.surrogate import (
     standardise_advantages,
     weighted_mean,
 )
-from qscape.types import Key, Metrics, Scalar, setting
+from qscape.types import Key, Metrics, Scalar, Transition, setting
 
 
 class _MinibatchDescent(PolicyUpdate):
@@ -41,7 +41,7 @@ class _MinibatchDescent(PolicyUpdate):
         return {"networks": networks}
 
     def improve(
-        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transition
     ) -> tuple[State, Metrics]:
         base, optimiser = context.base, context.base.make_optimiser()
 

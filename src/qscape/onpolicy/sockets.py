@@ -10,11 +10,11 @@ size, K discrete actions, F features of the torso, d features of the action laye
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.state import State
-from qscape.types import Key, Metrics, Part, Scalar, Spec
+from qscape.types import Key, Metrics, Part, Scalar, Spec, Transition
 
 
 @runtime_checkable
@@ -54,27 +54,6 @@ class Maskable(Distribution, Protocol):
     def masked(self, valid: Array) -> Distribution:
         """The distribution given that the action is valid; a bool for each logit `[*b, K]`."""
         ...
-
-
-class Rollout(NamedTuple):
-    """T steps of E environments, collected with the current policy.
-
-    Attributes:
-        observation: raw, before normalisation.
-        action: in [-1, 1]; discrete actions are indices, as floats (`Spec.index_sizes`).
-        terminated: True where the episode ended in a terminal state; cuts the bootstrap.
-        truncated: True where a time limit or the like ended the episode; does not cut the bootstrap.
-        next_observation: the true successor, also in the last step of an episode.
-        valid: False for rows that are no environment steps (padding, resets); None: all rows are steps.
-    """
-
-    observation: Float[Array, "T E S"]
-    action: Float[Array, "T E A"]
-    reward: Float[Array, "T E"]
-    terminated: Bool[Array, "T E"]
-    truncated: Bool[Array, "T E"]
-    next_observation: Float[Array, "T E S"]
-    valid: Bool[Array, "T E"] | None = None
 
 
 class Trajectory(NamedTuple):
@@ -133,22 +112,6 @@ class NetworkOutputs(NamedTuple):
     dist: Distribution
     value: Float[Array, "*b"] | None
     penalty: Float[Array, "*b"] | None
-
-
-class Transitions(NamedTuple):
-    """The N samples of a rollout, in the same order, neither normalised nor scaled.
-
-    Attributes:
-        observation: the observation that the action was chosen at.
-        reward: in the environment's unit.
-        terminated: 1 where the episode ended in a terminal state.
-        next_observation: the true successor.
-    """
-
-    observation: Float[Array, "N S"]
-    reward: Float[Array, " N"]
-    terminated: Float[Array, " N"]
-    next_observation: Float[Array, "N S"]
 
 
 class UpdateContext(NamedTuple):
@@ -283,11 +246,12 @@ class PolicyUpdate(StatefulPart):
         raise NotImplementedError
 
     def improve(
-        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transition
     ) -> tuple[State, Metrics]:
         """The state after training on the samples, and metrics. Called once per update.
 
-        `transitions`: what followed each sample; for critics that learn from it.
+        `transitions`: the rollout's steps in the same order, neither normalised nor scaled, with flags as
+        floats; for critics that learn from what followed.
         """
         raise NotImplementedError
 

@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import apply_step
-from qscape.onpolicy.sockets import PolicyUpdate, RolloutSamples, Transitions, UpdateContext
+from qscape.onpolicy.sockets import PolicyUpdate, RolloutSamples, UpdateContext
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.surrogate import standardise_advantages, weighted_mean
-from qscape.types import Metrics, Scalar, setting
+from qscape.types import Metrics, Scalar, Transition, setting
 
 
 class LineSearch(NamedTuple):
@@ -82,7 +82,7 @@ class TrustRegion(PolicyUpdate):
         return {"critic": networks.critic}
 
     def improve(
-        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transition
     ) -> tuple[State, Metrics]:
         networks, metrics = self._update_actor(context, state.networks, samples)
         critic, moments = self._update_critic(context, networks.critic, state.optimisers["critic"], samples)

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.onpolicy.assembly import Assembly
-from qscape.onpolicy.sockets import Rollout, RolloutSamples, Trajectory, Transitions
+from qscape.onpolicy.sockets import RolloutSamples, Trajectory
 from qscape.onpolicy.state import State
 from qscape.ops.devices import replicate, split_batch
 from qscape.ops.surrogate import explained_variance, weighted_mean
-from qscape.types import Key, Metrics, Scalar, stream
+from qscape.types import Key, Metrics, Scalar, Transition, stream
 
 
 def update(
-    agent: Assembly, state: State, rollout: Rollout, progress: Scalar | float, key: Key
+    agent: Assembly, state: State, rollout: Transition, progress: Scalar | float, key: Key
 ) -> tuple[State, Metrics]:
     """Train the agent on one rollout of its current policy.
 
@@ -66,7 +66,7 @@ def update(
 
     # 3. Actor and critic are trained.
     columns = RolloutSamples(obs, rollout.action, log_prob, advantage, target, value, weight)
-    raw = Transitions(rollout.observation, rollout.reward, terminated, rollout.next_observation)
+    raw = rollout._replace(terminated=terminated)
     samples, transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (columns, raw))
     # With several devices each gets the whole rollout once, since minibatches are drawn from all of it.
     samples = replicate(samples)
@@ -95,7 +95,7 @@ def update(
     return state, metrics
 
 
-def _find_episode_ends(rollout: Rollout) -> Float[Array, "T E"]:
+def _find_episode_ends(rollout: Transition) -> Float[Array, "T E"]:
     """1 where the next row belongs to another episode or is no environment step, else 0."""
     done = rollout.terminated | rollout.truncated
     if rollout.valid is not None:

@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from qscape.replay import storage
-from qscape.replay.storage import Layout, ReplayState, Rows, Storage
-from qscape.types import Event, Key, Part
+from qscape.replay.storage import Layout, ReplayState, Storage
+from qscape.types import Event, Key, Part, Transition
 
 
 class Replay(Part):
@@ -30,10 +30,10 @@ class Replay(Part):
         return storage.create_state(layout)
 
     def insert(
-        self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Transition
     ) -> tuple[Storage, ReplayState]:
-        """Writes one step of each environment e with mask[e], over the oldest rows once a ring is full."""
-        return storage.insert(layout, rows, replay_state, new, mask)
+        """Writes the valid rows of one step of each environment, over the oldest rows once a ring is full."""
+        return storage.insert(layout, rows, replay_state, new)
 
     def sample(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int

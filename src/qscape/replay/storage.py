@@ -15,7 +15,7 @@ a NaN, whose bits a sum over devices changes. The other columns are the bits of 
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -29,7 +29,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, UInt32
 
 from qscape.errors import RunError, UsageError
 from qscape.ops.devices import device_count, on_each_device, replicate
-from qscape.types import Batch
+from qscape.types import Batch, Transition
 
 Storage: TypeAlias = Float[Array, "rows W"] | UInt32[Array, "rows W"]
 
@@ -66,26 +66,6 @@ class ReplayState(NamedTuple):
     size: Int[Array, " E"]
     priorities: Priorities | None = None
     scaling: PyTree = None
-
-
-class Rows(NamedTuple):
-    """One step of each of the E environments.
-
-    Attributes:
-        observation: raw observations that were acted on.
-        action: in [-1, 1].
-        terminated, truncated: whether the episode ended, and by a time limit or other cut.
-        next_observation: the final observation of the episode where one ends.
-        columns: further columns that parts declared, by name.
-    """
-
-    observation: Float[ArrayLike, "E S"]
-    action: Float[ArrayLike, "E A"]
-    reward: Float[ArrayLike, " E"]
-    terminated: Bool[ArrayLike, " E"]
-    truncated: Bool[ArrayLike, " E"]
-    next_observation: Float[ArrayLike, "E S"]
-    columns: Mapping[str, Float[ArrayLike, "E ..."]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,14 +279,15 @@ def _put(rows: Storage, piece: ArrayLike, at: int) -> Storage:
 
 
 def insert(
-    layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+    layout: Layout, rows: Storage, replay_state: ReplayState, new: Transition
 ) -> tuple[Storage, ReplayState]:
-    """Writes the step of every environment e with mask[e], over the oldest row if its ring is full.
+    """Writes the valid rows of a step of every environment, over the oldest row if its ring is full.
 
     Jit it by itself with `rows` and `replay_state` donated: in one program with sampling XLA may copy the
-    storage. Mask out steps only between two episodes (the idle step of an environment that resets itself):
-    within an episode, the rows before and after the gap would count as consecutive.
+    storage. Rows may be invalid only between two episodes (the idle step of an environment that resets
+    itself): within an episode, the rows before and after the gap would count as consecutive.
     """
+    mask = valid_rows(layout, new)
     # Sampling needs the positions and sizes of all rings, and they are small: several devices all hold them.
     before = replicate(replay_state.position)
     at = before[:, None]
@@ -325,6 +306,11 @@ def insert(
     position = (before + advance) % layout.ring
     size = jnp.minimum(replicate(replay_state.size) + advance, layout.ring)
     return rows, replay_state._replace(position=position, size=size)
+
+
+def valid_rows(layout: Layout, new: Transition) -> Bool[Array, " E"]:
+    """Returns `new.valid`, or that all rows are valid."""
+    return jnp.ones(layout.envs, bool) if new.valid is None else jnp.asarray(new.valid)
 
 
 def _write(ring: int, rows: Storage, at: Int[Array, "rings k"], packed: Array) -> Storage:
@@ -500,7 +486,7 @@ def _oldest(layout: Layout, replay_state: ReplayState, i: Array) -> Array:
     return i % layout.ring == oldest[i // layout.ring]
 
 
-def _pack(layout: Layout, new: Rows) -> Storage:
+def _pack(layout: Layout, new: Transition) -> Storage:
     values = new._asdict() | {"valid": jnp.ones(layout.envs)} | dict(new.columns)
     words = {"observation": _observation_words, "next_observation": _observation_words}
     parts = []

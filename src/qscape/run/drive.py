@@ -19,10 +19,10 @@ from jaxtyping import Array, Int
 
 from qscape.envs import Episode, Step
 from qscape.offpolicy import cycle
-from qscape.offpolicy.cycle import Carry, Outcome
+from qscape.offpolicy.cycle import Carry
 from qscape.run.callbacks import call_environments
 from qscape.run.programs import Programs
-from qscape.types import Key
+from qscape.types import Key, Transition
 
 SLICE = 0.25  # seconds after which the program returns, so that a request to stop is seen in time
 MOST = 512  # steps after which it returns
@@ -124,12 +124,9 @@ class Driver:
             seen[...], numbers[...] = self.adapter.observation, 0.0
             return
         self.episodes = step.finished
-        seen[0], seen[1] = step.next_observation, step.observation
-        numbers[REWARD], numbers[TERMINATED], numbers[TRUNCATED] = (
-            step.reward,
-            step.terminated,
-            step.truncated,
-        )
+        new = step.transition
+        seen[0], seen[1] = new.next_observation, step.observation
+        numbers[REWARD], numbers[TERMINATED], numbers[TRUNCATED] = new.reward, new.terminated, new.truncated
         numbers[VALID] = 1.0
         numbers[ENDED] = bool(step.finished)
         numbers[PROCEED] = not (step.finished or self.stopped() or time.perf_counter() > self.end)
@@ -140,7 +137,7 @@ def _program(
 ) -> Callable[..., tuple[Carry, Array]]:
     """Return the function to compile: a while_loop over cycles that asks the environments at each step."""
     agent, layout, over_seeds = programs.agent, programs.layout, programs.map
-    insert = over_seeds(partial(cycle.insert, agent, layout), 0)
+    insert = over_seeds(partial(cycle.insert, agent, layout), 0, 0)
     learn = over_seeds(partial(cycle.learn, agent, layout), None, None, 0)
     choose = over_seeds(partial(cycle.choose, agent), None, 0)
 
@@ -151,7 +148,9 @@ def _program(
             carry, made, _ = now
             (after, observation), answer = ask(carry.action)
             reward, (terminated, truncated, valid, ended, proceed) = answer[REWARD], answer[TERMINATED:] > 0
-            carry = insert(carry, Outcome(after, reward, terminated, truncated, observation, valid))
+            ends = terminated, truncated
+            new = Transition(carry.observation, carry.action, reward, *ends, after, valid, carry.columns)
+            carry = insert(carry, new, observation)
             answered = valid.ravel()[0]  # the environments did not fail
             count = jnp.where(answered, updates[made], 0)
             made += answered

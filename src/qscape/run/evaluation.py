@@ -11,12 +11,13 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from jaxtyping import Float, UInt32
 
-from qscape.envs import EnvAdapter, Episode, Step
+from qscape.envs import EnvAdapter, Episode
 from qscape.envs.native import JaxEnv
 from qscape.errors import RunError
 from qscape.run.episodes import Steps, play_policy
 from qscape.run.programs import Acts, act_evaluating
 from qscape.tracking import count
+from qscape.types import Transition
 
 LONGEST = 100_000  # maximal steps of an evaluation episode in an environment without a time limit
 SEED = 1000  # seed of the first evaluation environment
@@ -84,7 +85,7 @@ def evaluate(
     if env is not None and episodes > 0:
         return _play_episodes(programs, acting, adapter, env, episodes, seed, mode=mode)[0][0]
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
-    for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed, mode=mode):
+    for _, ended in _walk_episodes(programs, acting, adapter, episodes, seed, mode=mode):
         for episode in ended:
             done[episode.env].append(episode)
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
@@ -126,16 +127,14 @@ def rollouts(
         return [Rollout(*steps, episode) for steps, episode in zip(steps_of_each, ended, strict=True)]
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
-    for obs, action, step, ended in _walk_episodes(
-        programs, acting, adapter, episodes, seed, observation_filter
-    ):
-        for i in np.flatnonzero(step.valid).tolist():
-            steps[i].append((obs[i], action[i], step.reward[i]))
+    for new, ended in _walk_episodes(programs, acting, adapter, episodes, seed, observation_filter):
+        for i in np.flatnonzero(new.valid).tolist():
+            steps[i].append((new.observation[i], new.action[i], new.reward[i]))
         for episode in ended:
             seen, did, got = map(np.stack, zip(*steps[episode.env], strict=True))
-            terminated = bool(step.terminated[episode.env])
+            terminated = bool(new.terminated[episode.env])
             done[episode.env].append(Rollout(seen, did, got, terminated, episode))
-        for i in np.flatnonzero(step.terminated | step.truncated).tolist():
+        for i in np.flatnonzero(new.terminated | new.truncated).tolist():
             steps[i].clear()
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
 
@@ -187,8 +186,8 @@ def _walk_episodes(
     seed: int,
     observation_filter: ObservationFilter | None = None,
     mode: str = "evaluate",
-) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
-    """Yield the observations, actions and step of all sub-environments, and the episodes that ended.
+) -> Iterator[tuple[Transition, list[Episode]]]:
+    """Yield the transition of all sub-environments, and the episodes that ended with it.
 
     Episodes beyond an environment's share are not among these. Stops when all episodes were yielded.
     """
@@ -208,8 +207,8 @@ def _walk_episodes(
             for episode in ended:
                 share[episode.env] -= 1
                 tick()
-            yield obs, action, step, ended
-            obs, first, t = step.observation, step.starts_episode, t + 1
+            yield step.transition, ended
+            obs, first, t = step.observation, step.transition.starts_episode, t + 1
 
 
 def refuse_endless(adapter: EnvAdapter, steps: int) -> None:

@@ -75,11 +75,13 @@ class Resumed(TypedDict):
         at: the step from which the run went on.
         of: the total of steps that it had before.
         notes: what was said then, such as that the environment began a new episode.
+        together: the seeds with which it shares one program from there on; absent if it goes on alone.
     """
 
     at: int
     of: int
     notes: list[str]
+    together: NotRequired[list[int]]
 
 
 class _Origin(TypedDict, total=False):
@@ -512,19 +514,20 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
             "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
         )
     name, place = f"{session.env_steps:09d}", folder / SAVES
-    shot = session.engine.snapshot(seed)
+    content = session.save(seed)
     meta = {
         "qscape": importlib.metadata.version("qscape"),
         "milestone": milestone or _is_milestone(place / name),  # it may replace a save of the same step
-        "numbers": session.counters(seed),
-        "environment": shot.meta,
+        "numbers": content.counters,
+        "environment": content.environment.meta,
         "table": fingerprint(session.adapter.spec.table),
         "threads": os.environ.get("NPROC"),
     }
     for log in LOGS:
         with contextlib.suppress(FileNotFoundError):
             sync(folder / log)
-    path = saves.write(place, name, session.engine.arrays(seed) | {"environment": shot.arrays}, meta)
+    trees = {**content.arrays, "environment": content.environment.arrays}
+    path = saves.write(place, name, trees, meta)
     for older in saves.names(place)[: -min(REPLAYS, session.plan.keep_saves)]:
         with contextlib.suppress(RunError):  # a damaged old save must not end the run
             saves.drop(place / older, "replay")
@@ -642,13 +645,20 @@ def _newest_first(folder: Path) -> list[Path]:
     return [folder / SAVES / name for name in reversed(saves.folder_names(folder / SAVES))]
 
 
-def resumable_save(folder: Path) -> Path | None:
-    """Return the newest save that can be read and has a replay, or None. Its arrays are not read."""
+def resumable_saves(folder: Path, empty_replay: bool = False) -> Iterator[Path]:
+    """Yield the saves that can be read and have a replay, the newest first. Their arrays are not read.
+
+    `empty_replay`: also those without a replay.
+    """
     for path in _newest_first(folder):
         with contextlib.suppress(RunError):
-            if "replay" in _tree_names(path) and read_meta(path):
-                return path
-    return None
+            if (empty_replay or "replay" in _tree_names(path)) and read_meta(path):
+                yield path
+
+
+def resumable_save(folder: Path) -> Path | None:
+    """Return the newest save that can be read and has a replay, or None. Its arrays are not read."""
+    return next(resumable_saves(folder), None)
 
 
 def choose_save(

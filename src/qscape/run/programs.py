@@ -69,7 +69,7 @@ class Programs:
 
     Attributes:
         metrics: names of the entries of the metrics vector.
-        insert: `cycle.insert`; takes an outcome of numpy or jax arrays.
+        insert: `cycle.insert`; takes a transition and observations of numpy or jax arrays.
         learn: `cycle.learn`.
         step: `cycle.learn` and then `cycle.choose` by the exploring policy: the usual environment step.
         see: updates the normaliser's statistics by observations; returns the state unchanged without one.
@@ -85,8 +85,7 @@ class Programs:
         def step(carry: Carry, updates: Array, env_steps: Array, key: Key) -> Carry:
             return cycle.choose(agent, learn(carry, updates, env_steps, key), env_steps, key)
 
-        written, acted_on = ("storage", "replay_state"), ("observation", "action", "columns")
-        self.insert = Program(self.map(insert, 0), written, acted_on)
+        self.insert = Program(self.map(insert, 0, 0), ("storage", "replay_state"), ())
         self.learn = Program(self.map(learn, None, None, 0), LEARNED, ("storage",))
         seen = ("storage", "observation", "first", "resetting")
         self.step = Program(self.map(step, None, None, 0), LEARNED + CHOSEN, seen, ("action", "columns"))

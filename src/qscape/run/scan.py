@@ -20,8 +20,7 @@ from gymnasium.spaces import Box, Discrete
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from qscape.agents import Agent as AnyAgent
-from qscape.envs.native import JaxEnv
-from qscape.envs.native import Outcome as EnvOutcome
+from qscape.envs.native import JaxEnv, Outcome
 from qscape.envs.spaces import ActionBox, FactoredActions, index_sizes, make_action_map
 from qscape.envs.world import (
     EpisodeEnds,
@@ -38,10 +37,10 @@ from qscape.errors import UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.assembly import make_action_table
-from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
+from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import StepEnd
 from qscape.offpolicy.state import State
-from qscape.types import Key, Metrics, Scalar, Spec, stream
+from qscape.types import Key, Metrics, Scalar, Spec, Transition, stream
 
 
 class Run(NamedTuple):
@@ -249,23 +248,22 @@ def run_chunk(
     return run, made, log
 
 
-def _step(
-    agent: Agent, env: JaxEnv, run: Run, warmup: Array, key: Key
-) -> tuple[Run, EnvOutcome, EpisodeEnds]:
+def _step(agent: Agent, env: JaxEnv, run: Run, warmup: Array, key: Key) -> tuple[Run, Outcome, EpisodeEnds]:
     """Choose actions, step all environments and insert the transitions. `_learn` follows."""
     carry, world = run
     layout, steps = agent.layout(len(world.length)), carry.state.env_steps
     carry = cycle.choose(agent, carry, steps, key, steps < warmup)
     world, outcome, ended = step_world(env, world, to_env_action(agent, env, carry.action), steps, key)
-    answer = Outcome(
-        outcome.observation,
+    transition = Transition(
+        carry.observation,
+        carry.action,
         outcome.reward,
         outcome.terminated,
         outcome.truncated,
-        world.observation,
-        jnp.ones(layout.envs, bool),
+        outcome.observation,
+        columns=carry.columns,
     )
-    return Run(cycle.insert(agent, layout, carry, answer), world), outcome, ended
+    return Run(cycle.insert(agent, layout, carry, transition, world.observation), world), outcome, ended
 
 
 def _learn(agent: Agent, run: Run, updates: Array, key: Key) -> Run:

@@ -25,15 +25,14 @@ from qscape.envs.world import (
     step_world,
 )
 from qscape.onpolicy.agent import Agent
-from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import ActingState, State
 from qscape.run.scan import to_env_action
-from qscape.types import Key, Metrics, Scalar, stream
+from qscape.types import Key, Metrics, Scalar, Transition, stream
 
 
 def collect(
     agent: Agent, env: JaxEnv, acting: ActingState, world: World, env_steps: Int[Array, ""], key: Key
-) -> tuple[World, Rollout, EpisodeEnds]:
+) -> tuple[World, Transition, EpisodeEnds]:
     """Collect a rollout with the current policy.
 
     With `base.episodes` all environments are reset first, and each runs its share of the episodes.
@@ -65,7 +64,7 @@ def collect(
         action = agent.act(acting, None, world.observation, jnp.zeros(envs, bool), at, key, "explore")[0]
         after, outcome, ended = step_world(env, world, to_env_action(agent, env, action), at, key)
         valid = None if left is None else left > 0
-        row = Rollout(
+        row = Transition(
             world.observation,
             action,
             outcome.reward,
@@ -198,7 +197,7 @@ def metric_names(agent: Agent, env: JaxEnv, run: Run, key: Key) -> list[str]:
 
 def _rollout_and_update(
     agent: Agent, env: JaxEnv, run: Run, progress: Array, key: Key
-) -> tuple[Run, Metrics, Rollout, EpisodeEnds]:
+) -> tuple[Run, Metrics, Transition, EpisodeEnds]:
     """Collect a rollout and learn from it; `progress` is the fraction of the run made before."""
     state, world = run
     acting, steps = agent.acting(state), state.env_steps

@@ -180,7 +180,6 @@ class Session:
             plan = one.plan
             started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
             yield k, ev.Started(*started)
-        self.engine.allocate()
         limit = Limit(0, until, lambda: self._stop)
         try:
             while not self._stop:
@@ -373,6 +372,10 @@ class Session:
             "fresh": self.fresh,
             **self.engine.counters(seed),
         }
+
+    def save(self, seed: int = 0) -> Saved:
+        """Return the content of a save of a seed."""
+        return self.engine.save(seed)._replace(counters=self.counters(seed))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         """Continue from a save of each seed, all of the same step. Return notes of the engine."""

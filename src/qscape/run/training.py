@@ -23,6 +23,7 @@ from qscape.run import probes
 from qscape.run.adapters import adapt_to_images, open_adapter, open_adapters
 from qscape.run.engines import make_engine, name_loop
 from qscape.run.files import refuse_links, remove_leftovers
+from qscape.run.groups import choose_saves, sharing
 from qscape.run.plan import Plan, Prepared, prepare, to_json
 from qscape.run.session import Saver, Session
 from qscape.run.sinks import FolderSink, Sink
@@ -221,6 +222,9 @@ def resume_together(
 ) -> Iterator[tuple[int, ev.RunEvent]]:
     """Continue runs that share one program, as `resume` continues one.
 
+    They go on from the newest save that all of them have: a process may have been killed when only some of
+    them had saved.
+
     Args:
         places: the run folder of each seed, in the order of `together` in run.json; or of one run.
         steps, save, empty_replay, trackers, on_trainer: as for `resume`.
@@ -229,7 +233,7 @@ def resume_together(
         The index of a run and one of its events.
 
     Raises:
-        UsageError, RunError: as for `resume`.
+        UsageError: as for `resume`. RunError: as for `resume`, or they have no whole save of the same step.
     """
     set_up_jax()
     refuse_missing(trackers)
@@ -240,9 +244,15 @@ def resume_together(
             stack.enter_context(folders.locked(place))
             refuse_links(place)
             remove_leftovers(place)
-        begun = [_continue(place, steps, save, empty_replay) for place in places]
-        records, plans, newest = [of[0] for of in begun], [of[1] for of in begun], [of[2] for of in begun]
-        notes = [*dict.fromkeys(note for of in begun for note in of[3])]
+        chosen = choose_saves(places, save, empty_replay)
+        newest = [path for path, _ in chosen]
+        begun = [_continue(place, steps, path) for place, path in zip(places, newest, strict=True)]
+        records, plans = [record for record, _ in begun], [plan for _, plan in begun]
+        notes = [*dict.fromkeys(note for _, why in chosen for note in why)]
+        seeds = [plan.seed for plan in plans]
+        if others := [str(seed) for seed in sharing(records[0]) if seed not in seeds]:
+            those = f"seed{'s' if len(others) > 1 else ''} {', '.join(others)}"
+            notes.append(f"it shared one program with {those} and goes on alone: the last digits differ")
         agent = build(plans[0].recipe, plans[0].settings)
         made = folders.steps_made(newest[0])
         if newest[0] and not made and steps is not None and plans[0].typed is not None:
@@ -270,22 +280,20 @@ def resume_together(
                 notes = notes + take_over(session, plans[0])
         for place, plan, record in zip(places, plans, records, strict=True):
             went_on: folders.Resumed = {"at": session.env_steps, "of": record["steps"], "notes": notes}
+            went_on |= {"together": seeds} if len(seeds) > 1 else {}
             resumed = [*record.get("resumed", []), went_on]
             folders.write_record(place, record | {"steps": plan.steps, "resumed": resumed})
         on_trainer(session)
         yield from _recorded_events(session, places, plans, notes, trackers)
 
 
-def _continue(
-    folder: Path, steps: int | None, save: int | None, empty_replay: bool
-) -> tuple[dict[str, Any], Plan, Path | None, list[str]]:
-    """Return the record of a run, its plan up to `steps`, the save from which it goes on, and notes."""
+def _continue(folder: Path, steps: int | None, newest: Path | None) -> tuple[dict[str, Any], Plan]:
+    """Return the record of a run that goes on from the save `newest`, and its plan up to `steps`."""
     record = folders.read_record(folder)
     plan = folders.read_plan(folder)
     folders.refuse_unmakeable(folder, plan)
     if steps is not None:
         plan = dataclasses.replace(plan, steps=steps)
-    newest, notes = folders.choose_save(folder, save, empty_replay)
     made = folders.steps_made(newest)
     if (steps or made) < made or not folders.unfinished(folder, steps, newest):
         command = f"qscape resume {shlex.quote(str(folder))}"
@@ -293,7 +301,7 @@ def _continue(
             raise UsageError(f"{folder} has made {made} of {record['steps']} steps; continue: {command}.")
         more = f"{command} --steps {2 * made}"
         raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
-    return record, plan, newest, notes
+    return record, plan
 
 
 def _alone(events: Iterator[tuple[int, ev.RunEvent]]) -> Iterator[ev.RunEvent]:

@@ -63,8 +63,8 @@ class Saved(NamedTuple):
     """The content of a save, of one seed.
 
     Attributes:
-        arrays: its trees by name, in the structure of `Engine.templates`; without "replay" the run goes on
-            with the networks alone.
+        arrays: its trees by name, in the structure of `Engine.templates`. Only the newest saves keep the tree
+            "replay"; without it the run goes on with the networks alone.
         counters: its numbers: those of the session and of the engine.
         environment: the state of the environments.
     """
@@ -110,7 +110,6 @@ class Engine(Protocol):
 
     Attributes:
         learner: what is learned.
-        envs: number of environments that are stepped side by side, in each seed.
         seeds: the axis of seeds.
     """
 
@@ -118,31 +117,23 @@ class Engine(Protocol):
     seeds: Seeds
 
     @property
-    def envs(self) -> int: ...
-
-    @property
     def ready(self) -> bool:
         """Is everything done that precedes the next step? Then a session may evaluate, log and save."""
         ...
 
     def notes(self, saves: bool) -> list[str]:
-        """Return sentences for the user when training starts; `saves`: whether the run is saved."""
+        """Return sentences for the user when training starts; `saves`: whether the run is saved.
+
+        What takes the memory that they announce is allocated by the first `advance`.
+        """
         ...
 
     def start(self) -> None:
         """Begin an episode in every environment, before the first step of a run."""
         ...
 
-    def allocate(self) -> None:
-        """Allocate the memory that the notes announced."""
-        ...
-
     def advance(self, limit: Limit) -> Progress:
         """Make some of the updates that precede the next step; if it is `ready`, make one step or more."""
-        ...
-
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        """Return all arrays of a seed, by tree; only the newest saves hold the tree "replay"."""
         ...
 
     def counters(self, seed: int = 0) -> dict[str, Any]:
@@ -150,11 +141,11 @@ class Engine(Protocol):
         ...
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the structure of the `arrays` in a save with these counters."""
+        """Return the structure of `Saved.arrays` in a save with these counters."""
         ...
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        """Return the state of a seed's environments, for a save."""
+    def save(self, seed: int = 0) -> Saved:
+        """Return the content of a save: all arrays of a seed, the engine's counters, its environments."""
         ...
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:

@@ -20,12 +20,13 @@ from qscape.envs.snapshot import Snapshot
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
-from qscape.replay.storage import Layout, ReplayState, Rows
+from qscape.replay.storage import Layout, ReplayState
 from qscape.run.engines.base import NOTHING, Limit, Progress, Saved
 from qscape.run.engines.replay import ReplayLearner
 from qscape.run.plan import Plan
 from qscape.run.programs import LEARNED, Program
 from qscape.run.seeds import Seeds
+from qscape.types import Transition
 
 FILL = 4_096  # transitions inserted in one call
 
@@ -84,9 +85,6 @@ class DatasetEngine:
     def start(self) -> None:
         self.adapter.reset()
 
-    def allocate(self) -> None:
-        pass
-
     def advance(self, limit: Limit) -> Progress:
         """Make updates until something is due, but at most a chunk of them."""
         self.learner.env_steps += self.learner.learn(limit.step - self.learner.env_steps)
@@ -94,18 +92,15 @@ class DatasetEngine:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        return self.learner.arrays()
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return self.learner.counters() | {"dataset": self.checksum}
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.templates(counters)
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        """Return an empty snapshot: no environment is stepped for training."""
-        return Snapshot({}, {})
+    def save(self, seed: int = 0) -> Saved:
+        """Return the content of a save. Its snapshot is empty: no environment is stepped for training."""
+        return Saved(self.learner.arrays(), self.counters(), Snapshot({}, {}))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         (save,) = saves
@@ -238,7 +233,7 @@ def _insert(
         carry: tuple[Array, ReplayState], step: tuple[list[Array], Array]
     ) -> tuple[tuple[Array, ReplayState], None]:
         row, counts = step
-        spread = Rows(*(jnp.broadcast_to(c, (layout.envs, *c.shape)) for c in row), columns={})
-        return agent.insert(layout, *carry, spread, first & counts), None
+        spread = (jnp.broadcast_to(c, (layout.envs, *c.shape)) for c in row)
+        return agent.insert(layout, *carry, Transition(*spread, valid=first & counts)), None
 
     return jax.lax.scan(one, (rows, replay_state), (columns, real))[0]

@@ -17,10 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qscape.envs import EnvAdapter, Episode, Step, snapshot
-from qscape.envs.snapshot import Snapshot
 from qscape.errors import RunError
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
+from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops.finite import guard_names
@@ -363,8 +362,9 @@ class SeedAdapters:
                     other.interrupted = adapter.interrupted
                 raise
         self.finished = [step.finished for step in steps]
-        arrays = map(np.stack, zip(*(step[:-1] for step in steps), strict=True))
-        return Step(*arrays, finished=list(chain(*self.finished)))
+        each = [(step.transition, step.observation) for step in steps]
+        transition, observation = jax.tree.map(lambda *of_each: np.stack(of_each), *each)
+        return Step(transition, observation, list(chain(*self.finished)))
 
 
 class ReplayEngine:
@@ -401,12 +401,10 @@ class ReplayEngine:
     def start(self) -> None:
         self.adapter.reset()
 
-    def allocate(self) -> None:
-        _ = self.learner.storage
-
     def advance(self, limit: Limit) -> Progress:
         learner = self.learner
         if learner.carry.observation is None:
+            _ = learner.storage  # allocated now
             learner.carry = learner.carry._replace(
                 observation=self.adapter.observation, resetting=self.adapter.resetting
             )
@@ -416,12 +414,15 @@ class ReplayEngine:
         if self._drives(limit):
             return self._drive(limit)
         step = self.adapter.step(np.asarray(learner.carry.action))  # np.asarray waits for the device
-        learner.carry = learner.mapped.insert(learner.carry, Outcome(*step[:-1]))
-        valid = step.valid[0] if self.seeds.shape else step.valid  # each seed makes as many steps
+        carry, new = learner.carry, step.transition
+        # What the device has is not sent to it again.
+        held = new._replace(observation=carry.observation, action=carry.action, columns=carry.columns)
+        learner.carry = learner.mapped.insert(carry, held, step.observation)
+        valid = new.valid[0] if self.seeds.shape else new.valid  # each seed makes as many steps
         learner.count(int(np.count_nonzero(valid)), step.finished)
         learner.carry = learner.carry._replace(
             observation=step.observation,
-            first=step.starts_episode,
+            first=new.starts_episode,
             resetting=self.adapter.resetting,
             action=None,  # type: ignore[arg-type]
             columns={},
@@ -505,17 +506,14 @@ class ReplayEngine:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        return self.learner.arrays(seed)
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return self.learner.counters(seed)
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.templates(counters)
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        return snapshot.take(self.adapters[seed])
+    def save(self, seed: int = 0) -> Saved:
+        return Saved(self.learner.arrays(seed), self.counters(seed), snapshot.take(self.adapters[seed]))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         self.learner.restore(saves)

@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qscape.envs import EnvAdapter, Step, snapshot
-from qscape.envs.snapshot import Snapshot
+from qscape.envs import EnvAdapter, snapshot
 from qscape.onpolicy.agent import Agent
-from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import State
 from qscape.ops.finite import guard_names, watch
 from qscape.run.engines.base import NOTHING, Ended, Limit, Progress, Saved, copy_buffers, name_metrics
@@ -24,7 +22,7 @@ from qscape.run.engines.replay import restore_environments
 from qscape.run.plan import Plan
 from qscape.run.programs import Act
 from qscape.run.seeds import Seeds
-from qscape.types import Key
+from qscape.types import Key, Transition
 
 
 class RolloutPrograms:
@@ -44,13 +42,13 @@ class RolloutPrograms:
         """Return None: on-policy agents explore by sampling and need no noise state."""
         return None
 
-    def blank_metrics(self, state: State, rollout: Rollout, key: Key) -> Array:
+    def blank_metrics(self, state: State, rollout: Transition, key: Key) -> Array:
         """Set `metrics` by tracing an update, and return the metrics vector before the first one: all NaN."""
         metrics = jax.eval_shape(self.agent.update, state, rollout, np.float32(0), key)[1]
         self.metrics = sorted(metrics)
         return jnp.full(len(self.metrics), jnp.nan, jnp.float32)
 
-    def _update(self, state: State, rollout: Rollout, progress: Array, key: Key) -> tuple[State, Array]:
+    def _update(self, state: State, rollout: Transition, progress: Array, key: Key) -> tuple[State, Array]:
         state, metrics = self.agent.update(state, rollout, progress, key)
         return state, jnp.stack([metrics[name] for name in self.metrics])
 
@@ -110,32 +108,18 @@ class Buffer:
         """Whether the rollout is complete and an update is due."""
         return self.used == self.rows or not self.left.any()
 
-    def add(self, observation: np.ndarray, action: np.ndarray, step: Step) -> None:
-        """Add one step of every environment.
-
-        Args:
-            observation: the observations that were acted on [E, S].
-            action: the actions in [-1, 1], or indices of discrete actions [E, A].
-            step: the answer of the environments.
-        """
-        ended = step.terminated | step.truncated
-        row = {
-            "observation": observation,
-            "action": action,
-            "reward": step.reward,
-            "terminated": step.terminated,
-            "truncated": step.truncated,
-            "next_observation": step.next_observation,
-            "valid": step.valid & (self.left > 0),
-        }
-        for name, values in row.items():
-            self.columns[name][self.used] = values
+    def add(self, new: Transition) -> None:
+        """Add one step of every environment."""
+        ended = np.logical_or(new.terminated, new.truncated)
+        new = new._replace(valid=np.logical_and(new.valid, self.left > 0))
+        for name, column in self.columns.items():
+            column[self.used] = getattr(new, name)
         self.used += 1
         if self.episodes:
             self.left -= ended & (self.left > 0)
 
-    def rollout(self) -> Rollout:
-        """Return the collected rows as a `Rollout`.
+    def rollout(self) -> Transition:
+        """Return the collected rows [T, E, ...].
 
         Rollouts of whole episodes vary in length. Their length is rounded up to a power of two, so that few
         programs are compiled; the added rows are not valid.
@@ -145,7 +129,7 @@ class Buffer:
             rows = min(rows, 1 << max(used - 1, 15).bit_length())
             self.columns["valid"][used:rows] = False
         columns: dict[str, Any] = {name: column[:rows] for name, column in self.columns.items()}
-        made = Rollout(**columns)
+        made = Transition(**columns)
         return made if self.masked else made._replace(valid=None)
 
     @property
@@ -273,9 +257,6 @@ class RolloutEngine:
     def start(self) -> None:
         self.adapter.reset()
 
-    def allocate(self) -> None:
-        pass
-
     def advance(self, limit: Limit) -> Progress:
         learner = self.learner
         if self.buffer.full:
@@ -283,11 +264,10 @@ class RolloutEngine:
             return NOTHING
         obs, steps, key = self.adapter.observation, np.int32(learner.env_steps), self.seeds.key
         chosen = learner.programs.act(learner.acting, None, obs, self.first, steps, key, mode="explore")
-        action = np.asarray(chosen[0])
-        step = self.adapter.step(action)
-        self.buffer.add(obs, action, step)
-        learner.env_steps += int(np.count_nonzero(step.valid))
-        self.first = step.starts_episode
+        step = self.adapter.step(np.asarray(chosen[0]))
+        self.buffer.add(step.transition)
+        learner.env_steps += int(np.count_nonzero(step.transition.valid))
+        self.first = step.transition.starts_episode
         return Progress([Ended(0, learner.env_steps, episode) for episode in step.finished])
 
     def _learn(self, limit: Limit) -> None:
@@ -307,10 +287,6 @@ class RolloutEngine:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        arrays = self.learner.arrays()
-        return arrays | {"replay": self.buffer.so_far(), "loop": arrays["loop"] | {"first": self.first}}
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return {"used_rows": self.buffer.used}
 
@@ -319,10 +295,14 @@ class RolloutEngine:
             return np.zeros((counters["used_rows"], *x.shape[1:]), x.dtype)
 
         replay = {name: rows(x) for name, x in self.buffer.columns.items()} | {"left": self.buffer.left}
-        return self.arrays() | {"replay": replay}
+        return self._arrays() | {"replay": replay}
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        return snapshot.take(self.adapter)
+    def _arrays(self) -> dict[str, Any]:
+        arrays = self.learner.arrays()
+        return arrays | {"replay": self.buffer.so_far(), "loop": arrays["loop"] | {"first": self.first}}
+
+    def save(self, seed: int = 0) -> Saved:
+        return Saved(self._arrays(), self.counters(), snapshot.take(self.adapter))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         (save,) = saves

@@ -86,6 +86,11 @@ class Worlds:
         key = self.seeds.take(self.seeds.key, 0)
         return None if counters["fresh"] else jax.eval_shape(self._begin, self.env, key)
 
+    def save(self, seed: int, arrays: Mapping[str, Any], counters: Mapping[str, Any]) -> Saved:
+        """Return the content of a save with these arrays, and the states of a seed's copies among them."""
+        replay = {**arrays["replay"], "world": self.seeds.take(self.now, seed)}
+        return Saved({**arrays, "replay": replay}, counters, Snapshot({}, {"world": True}))
+
     def restore(self, saves: Sequence[Saved]) -> None:
         """Continue from a save of each seed."""
         self.now = self.place(self.seeds.join([save.arrays["replay"]["world"] for save in saves]))
@@ -165,9 +170,6 @@ class ReplayScan:
         self.worlds.start()
         self._begin_acting()
 
-    def allocate(self) -> None:
-        _ = self.learner.storage
-
     def _begin_acting(self) -> None:
         """Give the carry what a program needs: observations, actions and their columns."""
         layout, carry, mesh = self.learner.layout, self.learner.carry, self.worlds.mesh
@@ -203,6 +205,7 @@ class ReplayScan:
         if learner.pending:
             learner.learn_pending()
             return NOTHING
+        _ = learner.storage  # allocated now
         base, before = learner.agent.base, learner.env_steps
         left = limit.step - before
         if before < base.warmup:
@@ -239,10 +242,6 @@ class ReplayScan:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        arrays = self.learner.arrays(seed)
-        return arrays | {"replay": arrays["replay"] | {"world": self.seeds.take(self.worlds.now, seed)}}
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return self.learner.counters(seed)
 
@@ -250,8 +249,8 @@ class ReplayScan:
         templates = self.learner.templates(counters)
         return templates | {"replay": templates["replay"] | {"world": self.worlds.template(counters)}}
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        return Snapshot({}, {"world": True})
+    def save(self, seed: int = 0) -> Saved:
+        return self.worlds.save(seed, self.learner.arrays(seed), self.counters(seed))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         self.learner.restore(saves)
@@ -312,9 +311,6 @@ class RolloutScan:
     def start(self) -> None:
         self.worlds.start()
 
-    def allocate(self) -> None:
-        pass
-
     def advance(self, limit: Limit) -> Progress:
         """Make a chunk of rollouts, each with its update."""
         learner, before = self.learner, self.learner.env_steps
@@ -336,17 +332,14 @@ class RolloutScan:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        return self.learner.arrays(seed) | {"replay": {"world": self.seeds.take(self.worlds.now, seed)}}
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return {}
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.arrays() | {"replay": {"world": self.worlds.template(counters)}}
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        return Snapshot({}, {"world": True})
+    def save(self, seed: int = 0) -> Saved:
+        return self.worlds.save(seed, self.learner.arrays(seed), self.counters(seed))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         self.learner.restore(saves)
