@@ -37,7 +37,7 @@ from qscape.envs import snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.run import saves
-from qscape.run.engines.base import Saved
+from qscape.run.engines.base import SavedSeed
 from qscape.run.files import delete, refuse_link, sync, write_whole
 from qscape.run.plan import REPLAYS, Plan, from_json, to_json
 from qscape.run.session import Session
@@ -782,7 +782,7 @@ def load_into(session: Session, *paths: Path, empty_replay: bool = False) -> lis
                 del templates["replay"]
             trees, _ = saves.read(path, templates)
         shot = snapshot.Snapshot(environment, cast(Any, meta["environment"]))
-        read.append(Saved(trees, numbers, shot))
+        read.append(SavedSeed(trees, numbers, shot))
         if meta["threads"] != os.environ.get("NPROC"):
             was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
             notes.append(f"saved with NPROC={was}, continued with NPROC={now}: the last digits may differ")
