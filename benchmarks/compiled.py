@@ -67,11 +67,10 @@ class Contender:
 def make_trainer(
     recipe: str, env: str, envs: int, settings: dict[str, Any], loop: str = "auto", seeds: int = 1
 ) -> Any:
-    """Make the loop of a run, or of several seeds in one program, without evaluations, log and saves."""
+    """Make the session of a run, or of several seeds in one program, without evaluations, log and saves."""
     from qscape.run import training
     from qscape.run.adapters import open_adapter
     from qscape.run.plan import Plan, prepare
-    from qscape.run.seeds import CompiledSeeds, RolloutSeeds
 
     rare = {"log_every": 10**9, "eval_every": 0, "save_every": 10**9}
     plans = [
@@ -81,10 +80,7 @@ def make_trainer(
     fits = [prepare(plan) for plan in plans]
     plans, agent = [fit[0] for fit in fits], fits[0][1]
     adapters = [open_adapter(plan, agent) for plan in plans]
-    if seeds == 1:
-        return training.make_session(plans[0], agent, adapters[0])
-    kind: Any = RolloutSeeds if recipe.startswith("ppo") else CompiledSeeds
-    return kind(plans, agent, adapters)
+    return training.make_shared_session(plans, agent, adapters)
 
 
 class QScape(Contender):
@@ -97,7 +93,7 @@ class QScape(Contender):
         base = self.trainer.agent.base
         self.updates_per_step = getattr(base, "updates_per_step", 0.0)
         self.steps(max(getattr(base, "warmup", 0), getattr(base, "rollout", 0)))
-        self.steps(max(8 * self.trainer.envs, getattr(base, "rollout", 0)))
+        self.steps(max(8 * self.trainer.engine.envs, getattr(base, "rollout", 0)))
         self.first = clock()
 
     def steps(self, count: int) -> dict[str, float]:

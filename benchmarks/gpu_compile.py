@@ -68,8 +68,9 @@ def child(recipe: str, envs: int) -> dict[str, float | str]:
     import numpy as np
     from jax.experimental import topologies
 
-    from qscape.run import compiled, scan
+    from qscape.run import scan
     from qscape.run.adapters import open_adapter
+    from qscape.run.engines.scan import MOST, ROOM
     from qscape.run.plan import Plan, prepare
 
     jax.default_backend = lambda: "gpu"  # functions that have another form on a CPU ask it
@@ -80,11 +81,11 @@ def child(recipe: str, envs: int) -> dict[str, float | str]:
     agent = agent.on(scan.spec_of(env))
     key = jax.random.key(0)
     run = jax.eval_shape(partial(scan.start, agent, env, envs=envs), key)
-    arguments = env, run, key, np.zeros(compiled.MOST, np.int32), np.int32(1), np.int32(0)
+    arguments = env, run, key, np.zeros(MOST, np.int32), np.int32(1), np.int32(0)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=there), arguments
     )
-    chunk = partial(scan.run_chunk, agent, room=compiled.ROOM)
+    chunk = partial(scan.run_chunk, agent, room=ROOM)
     lowered = jax.jit(chunk, donate_argnums=1).lower(*shapes)
     begun, used = time.perf_counter(), processor_seconds()
     try:

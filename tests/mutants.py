@@ -136,7 +136,7 @@ MUTANTS = [
         "segment_end = done",
         "onpolicy onpolicy_oracles",
     ),
-    Mutant("onpolicy/update.py", "target, reward = target / scale, reward / scale", "pass", "onpolicy"),
+    Mutant("onpolicy/update.py", "target = target / scale", "pass", "onpolicy"),
     Mutant(
         "ops/returns.py",
         "(1.0 - segment_end) * discount * decay * after",
@@ -146,8 +146,8 @@ MUTANTS = [
     Mutant("ops/returns.py", "sum_ * (1.0 - done), sum_", "sum_, sum_", "onpolicy"),
     Mutant(
         "run/engines/replay.py",
-        "self.env_steps >= base.warmup",
-        "self.env_steps > base.warmup",
+        "self.learner.env_steps >= base.warmup",
+        "self.learner.env_steps > base.warmup",
         "run td7_checks",
     ),
     Mutant(

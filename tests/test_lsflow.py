@@ -12,6 +12,7 @@ from qscape.agents import build
 from qscape.errors import UsageError
 from qscape.methods import lsflow
 from qscape.methods.lsflow import FlowState, LSFlow, flow_target, integrate, time_features, trimmed_mean
+from qscape.offpolicy.sockets import ActingStep
 from qscape.ops import sphere
 from qscape.types import Event, Spec
 
@@ -222,7 +223,8 @@ def test_the_best_candidate_is_perturbed_and_the_critics_learn_at_what_was_inten
     own, near = state.part(part), jnp.asarray([0.3, -0.2, 0.5])
     q = lambda obs, action: [-jnp.square(action - near).sum(-1), 9.0 + 0 * action[..., 0]]  # noqa: E731
     context = functions(agent, state)._replace(q=q)
-    act = lambda mode: part.act(None, own, context, None, obs, jnp.ones(4, bool), KEY, mode)  # noqa: E731
+    step = ActingStep(obs, jnp.ones(4, bool), None, KEY, "explore")
+    act = lambda mode: part.act(None, own, context, step._replace(mode=mode))  # noqa: E731
     executed, columns, _ = act("explore")
     evaluated, *_ = act("evaluate")
     intended = columns["intended_action"]

@@ -30,7 +30,8 @@ from qscape.ops import sum_tree
 from qscape.ops.nearest import ActionTable
 from qscape.replay.storage import rows_at
 from qscape.run import folder as folders
-from qscape.run import offline, saves
+from qscape.run import saves
+from qscape.run.engines import dataset
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare, to_json
 from qscape.run.training import make_session, resume, train
@@ -386,7 +387,7 @@ BATCH = Batch(jnp.zeros((2, 3)), DATA, jnp.zeros(2), jnp.zeros(2), jnp.ones((2, 
 def context(objective="mean", **more):
     """Functions whose values are the numbers above."""
     q = lambda obs, action: [CRITICS[:, 0], CRITICS[:, 1]]  # noqa: E731
-    blank = dict.fromkeys(Context._fields) | {
+    blank = dict.fromkeys(Context.__dataclass_fields__) | {
         "base": Base(actor_objective=objective, **more),
         "q": q,
         "q_target": q,
@@ -505,7 +506,7 @@ def test_the_replay_holds_the_dataset(name, recipe, observations):
     base |= {"replay_observations": observations}
     agent = build(recipe.replace("derived", "td3"), {"base": base}).on(Spec(3, 1))
     layout = agent.layout(2)
-    rows, index = offline.fill(agent, layout, *agent.init_replay(layout), data)
+    rows, index = dataset.fill(agent, layout, *agent.init_replay(layout), data)
     if recipe == "derived":  # two ends by time and two real ones leave pads behind
         at = np.flatnonzero(np.asarray(rows)[:, layout.slices["valid"]][:, 0])
         assert int(index.size[0]) == 27 + 4
@@ -584,7 +585,7 @@ def make(plan, agent):
     from qscape.run.adapters import open_adapters
 
     trainer = make_session(plan, agent, *open_adapters(plan, agent))
-    assert isinstance(trainer.engine, offline.DatasetEngine)
+    assert isinstance(trainer.engine, dataset.DatasetEngine)
     return trainer
 
 
@@ -676,8 +677,13 @@ def test_an_environment_that_no_snapshot_captures_is_no_matter(name, tmp_path, m
     trainer.adapter.reset()
     trainer.fresh = False
     new = folders.save(tmp_path / "new", trainer, milestone=False)
+    save = dataset.DatasetEngine.save
+
+    def saving(engine, seed):
+        return save(engine, seed)._replace(environment=take(engine.adapter))
+
     with monkeypatch.context() as patch:
-        patch.setattr(offline.DatasetEngine, "snapshot", lambda engine, seed: take(engine.adapter))
+        patch.setattr(dataset.DatasetEngine, "save", saving)
         old = folders.save(tmp_path / "old", trainer, milestone=False)
     assert folders.read_meta(old)["environment"]["exact"] is False
     assert folders.load_into(trainer, old) == []
@@ -773,7 +779,7 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
 
 def test_resets_count_the_updates_that_a_dataset_gives(name):
     plan = Plan("td3+resets", CLOCK, 30, dataset=name, settings={"base": {"updates_per_step": 0.1}})
-    agent = offline._holding(qs.agent(plan.recipe, plan.settings), read(name, CLOCK), plan)
+    agent = dataset._holding(qs.agent(plan.recipe, plan.settings), read(name, CLOCK), plan)
     assert (agent.base.updates_per_step, agent.base.warmup) == (1.0, 0), "no step is random"
 
 

@@ -46,7 +46,8 @@ def terms(q, part=PAVE(), obs=STATES, action=ACTIONS, after=AFTER, key=0):  # no
     """PAVE's addition to the critics' loss, and what it says of its terms."""
     batch = Batch(*map(jnp.asarray, (obs, action)), *[jnp.zeros(len(obs))] * 2, jnp.asarray(after), 0.99, {})
     batch = batch._replace(extra={"successor": batch.next_observation})
-    context = Context(*[None] * len(Context._fields))._replace(q=q, base=Base(critic_activation="silu"))
+    blank = dict.fromkeys(Context.__dataclass_fields__)
+    context = Context(**blank | {"q": q, "base": Base(critic_activation="silu")})
     total, said = part.critic(PartState(), context, batch, jax.random.key(key))
     return float(total), {name.removeprefix("pave_"): float(value) for name, value in said.items()}
 
@@ -101,7 +102,7 @@ def test_the_hinge_and_its_gradient(double, drawn, h, value, slope):
     def curvature(diagonal):
         q = quadratic(jnp.diag(diagonal))
         batch = Batch(*map(jnp.asarray, (STATES, ACTIONS)), *[jnp.zeros(4)] * 2, jnp.asarray(AFTER), 0.99)
-        context = Context(*[None] * len(Context._fields))._replace(q=q)
+        context = Context(**dict.fromkeys(Context.__dataclass_fields__) | {"q": q})
         return PAVE(mixed_partial=0, vector_field=0, curvature=1.0).critic(
             PartState(),
             context,

@@ -14,7 +14,7 @@ from qscape import agents
 from qscape.data import Dataset
 from qscape.methods.reward_scale import RewardScale
 from qscape.offpolicy.base import Base
-from qscape.run import offline
+from qscape.run.engines import dataset
 from qscape.types import Spec
 
 BASE = Base(discount=0.995)
@@ -100,6 +100,6 @@ def test_a_dataset_is_observed_as_it_is_stored():
     columns = memory.obs, memory.action, memory.reward, *ends, memory.next_obs
     data = Dataset("recorded", *map(np.asarray, columns), *boxes)
     layout = agent.layout(1)
-    _, index = offline.fill(agent, layout, *agent.init_replay(layout), data)
+    _, index = dataset.fill(agent, layout, *agent.init_replay(layout), data)
     for x, y in zip(jax.tree.leaves(index.scaling), jax.tree.leaves(expected.scaling), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5)

@@ -212,7 +212,7 @@ def stub(dist: Any, value: Any, spec: Spec, env_steps: Any = 0) -> Context:
 
     no, steps = jnp.array(False), jnp.asarray(env_steps)
     event = Event(steps, steps, no, no)
-    blank = dict.fromkeys(Context._fields, missing)
+    blank = dict.fromkeys(Context.__dataclass_fields__, missing)
     known = {"policy": dist, "q_target": value, "event": event, "spec": spec, "base": Base(), "table": None}
     return Context(**blank | known)
 

@@ -20,7 +20,7 @@ from qscape.nets import Conditioning
 from qscape.nets.mlp import Torso
 from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, sample_noise
-from qscape.offpolicy.sockets import Context, PartState
+from qscape.offpolicy.sockets import ActingStep, Context, PartState
 from qscape.offpolicy.state import State
 from qscape.run.plan import Plan, prepare
 from qscape.types import Batch, Event, Spec
@@ -468,9 +468,8 @@ def test_sac_stores_samples_and_judges_by_modes():
     agent = make("sac+savo")
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (64, S))
     context, own = functions(agent, state), state.part_states["savo"]
-    action, columns, _ = agent.selector.act(
-        state.actor, own, context, None, obs, jnp.ones(64, bool), jax.random.key(2), "explore"
-    )
+    step = ActingStep(obs, jnp.ones(64, bool), None, jax.random.key(2), "explore")
+    action, columns, _ = agent.selector.act(state.actor, own, context, step)
     modes = [dist.mode() for dist in agent.selector.propose(state.actor, context, obs)]
     best = np.stack([context.q(obs, a)[0] for a in modes]).argmax(0)
     np.testing.assert_array_equal(action, columns["proposals"][np.arange(64), best])

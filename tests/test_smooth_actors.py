@@ -44,7 +44,8 @@ def policy(obs, slope=1.0, features=None):
 
 def fns_of(policy, **more):
     base = Base(head=more.pop("head", "deterministic"))
-    return Context(*[None] * len(Context._fields))._replace(policy=policy, base=base, spec=Spec(1, 2), **more)
+    known = {"policy": policy, "base": base, "spec": Spec(1, 2)} | more
+    return Context(**dict.fromkeys(Context.__dataclass_fields__) | known)
 
 
 def batch_of(now=NOW):

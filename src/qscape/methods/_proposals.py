@@ -22,7 +22,7 @@ from qscape.offpolicy.exploration import (
     sample_noise,
     sample_uniform_action,
 )
-from qscape.offpolicy.sockets import ActionSelector, Composition, Context, PartState
+from qscape.offpolicy.sockets import ActingStep, ActionSelector, Composition, Context, Networks, PartState
 from qscape.types import Dist, Key, Policy, Spec
 
 FIXED = 0  # seed of the key for policies that sample proposals, where the caller has no key
@@ -114,7 +114,7 @@ class ProposalSelector(ActionSelector):
         proposals = jnp.stack([option.mode() for option in options])
         return BestProposal(options, proposals, self.choose(context, obs, proposals))
 
-    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
         return lambda obs: self.best_proposal(
             context, obs, self.propose(actor, context, obs, jax.random.key(FIXED))
         )
@@ -128,28 +128,21 @@ class ProposalSelector(ActionSelector):
         return init_noise(base, envs, processes, spec.action_size)
 
     def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Adds noise to every proposal, lets Q_1 choose, and adds noise to the choice (Algorithm 1)."""
+        obs = step.observation
         length, columns = self.length(), self.columns(context.spec)
-        if mode == "warm_up":
-            drawn = sample_uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), key)
-            return drawn[:, 0], dict.fromkeys(columns, drawn[:, 1:]), noise_state
-        k_propose, k_noise, k_uniform, *k_sample = jax.random.split(key, length + 3)
+        if step.mode == "warm_up":
+            drawn = sample_uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), step.key)
+            return drawn[:, 0], dict.fromkeys(columns, drawn[:, 1:]), step.noise_state
+        k_propose, k_noise, k_uniform, *k_sample = jax.random.split(step.key, length + 3)
         options = self.propose(actor, context, obs, k_propose)
-        if mode == "evaluate":
+        if step.mode == "evaluate":
             best = self.best_proposal(context, obs, options)
-            return best.mode(), dict.fromkeys(columns, jnp.moveaxis(best.proposals, 0, 1)), noise_state
+            return best.mode(), dict.fromkeys(columns, jnp.moveaxis(best.proposals, 0, 1)), step.noise_state
         shape = (len(obs), length + 1 if self.adds_noise_to_each else 1, context.spec.action_size)
-        drawn, noise_state = sample_noise(context, noise_state, first, shape, k_noise)
+        drawn, noise_state = sample_noise(context, step.noise_state, step.first, shape, k_noise)
         each_noise, last_noise = (
             (None, None) if drawn is None else (jnp.moveaxis(drawn, 1, 0)[:-1], drawn[:, -1])
         )

@@ -19,7 +19,15 @@ from jaxtyping import Array, Float, Int, PyTree
 from qscape.nets import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import sample_uniform_action
-from qscape.offpolicy.sockets import ActionSelector, Composition, Context, Nets, PartState
+from qscape.offpolicy.sockets import (
+    ActingStep,
+    ActionSelector,
+    Composition,
+    Context,
+    Nets,
+    Networks,
+    PartState,
+)
 from qscape.types import Batch, Event, Key, Metrics, Policy, Scalar, Spec, setting
 
 LOG_Z_SCALE = 10.0  # output of the network of log Z, so that Adam moves it ten times as fast
@@ -196,27 +204,19 @@ class DPO(ActionSelector):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.learning_rate, base.actor_learning_rate
 
-    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
         values = _factors(context.spec)
         return lambda obs: FactoredDist(state.params, obs, values)
 
     def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        if mode == "warm_up":
-            return sample_uniform_action(context.spec, obs, key), {}, noise_state
-        dist = context.policy(obs)
-        if mode == "evaluate" and self.evaluation == "mode":
-            return dist.mode(), {}, noise_state
-        return dist.sample(key)[0], {}, noise_state
+        if step.mode == "warm_up":
+            return sample_uniform_action(context.spec, step.observation, step.key), {}, step.noise_state
+        dist = context.policy(step.observation)
+        if step.mode == "evaluate" and self.evaluation == "mode":
+            return dist.mode(), {}, step.noise_state
+        return dist.sample(step.key)[0], {}, step.noise_state
 
     def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array:
         """Returns α log Z̄(s'), with the target of log Z."""

@@ -20,10 +20,12 @@ from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import apply_epsilon_greedy, sample_uniform_action
 from qscape.offpolicy.plain import Plain
 from qscape.offpolicy.sockets import (
+    ActingStep,
     ActionSelector,
     Architecture,
     Composition,
     Context,
+    Networks,
     PartState,
     combine_heads,
 )
@@ -118,7 +120,7 @@ class Argmax(ActionSelector):
             )
         return "argmax values each of N discrete actions, and actions are continuous here; take td3 or sac."
 
-    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
         return greedy_policy(context, context.q)
 
     def target_policy(
@@ -134,25 +136,17 @@ class Argmax(ActionSelector):
         return greedy_policy(context, context.q if self.double else context.q_target)
 
     def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        if mode == "warm_up":
-            return sample_uniform_action(context.spec, obs, key), {}, noise_state
-        action = context.policy(obs).mode()
-        if mode == "explore":
-            action = apply_epsilon_greedy(context, obs, action, key)
-        return action, {}, noise_state
+        if step.mode == "warm_up":
+            return sample_uniform_action(context.spec, step.observation, step.key), {}, step.noise_state
+        action = context.policy(step.observation).mode()
+        if step.mode == "explore":
+            action = apply_epsilon_greedy(context, step.observation, action, step.key)
+        return action, {}, step.noise_state
 
 
-def greedy_policy(context: Context, q: QFn) -> Policy:
+def greedy_policy(context: Networks, q: QFn) -> Policy:
     """Returns the policy whose action [*b, 1] is the index of the greatest value, the first one of equals.
 
     With several critics the value is the one that `base.actor_objective` names.

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import Actor, Conditioning
 from qscape.nets.heads import Snapped, unsnap
 from qscape.offpolicy.plain import Single
-from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
+from qscape.offpolicy.sockets import ActingStep, Composition, Context, Nets, Networks, PartState
 from qscape.types import Dist, Key, Policy, Spec, setting
 
 
@@ -117,7 +117,7 @@ class Implicit(Single):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key, conditioning=self.length(spec))
 
-    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
         network, length = context.bind(actor), self.length(context.spec)
 
         def policy(obs: Array) -> Dist:
@@ -145,16 +145,8 @@ class Implicit(Single):
         return jnp.where(jnp.abs(value) < self.value_limit, value, 0.0)
 
     def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        if mode == "evaluate" and self.evaluation == "sample":
-            return context.policy(obs).sample(key)[0], {}, noise_state
-        return super().act(actor, state, context, noise_state, obs, first, key, mode)
+        if step.mode == "evaluate" and self.evaluation == "sample":
+            return context.policy(step.observation).sample(step.key)[0], {}, step.noise_state
+        return super().act(actor, state, context, step)

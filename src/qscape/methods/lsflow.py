@@ -22,7 +22,15 @@ from qscape.nets import MLP, concatenate_inputs
 from qscape.nets.heads import Point
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
-from qscape.offpolicy.sockets import ActionSelector, Composition, Context, Nets, PartState
+from qscape.offpolicy.sockets import (
+    ActingStep,
+    ActionSelector,
+    Composition,
+    Context,
+    Nets,
+    Networks,
+    PartState,
+)
 from qscape.ops.sphere import (
     exponential,
     logarithm,
@@ -231,7 +239,7 @@ class LSFlow(ActionSelector):
         value = jnp.stack(context.q(obs[None], self.decode(points, context.spec))).min(0)
         return take_candidate(points, value.argmax(0))
 
-    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
         """Returns the policy whose candidates are drawn by a fixed key, for measurements of the policy."""
 
         def policy(obs: Array) -> Point:
@@ -249,27 +257,20 @@ class LSFlow(ActionSelector):
         return init_noise(base, envs, spec.action_size)
 
     def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Executes the action of the perturbed choice; an evaluation does not perturb it."""
-        if mode == "warm_up":
-            action = sample_uniform_action(context.spec, obs, key)
-            return action, {COLUMN: action}, noise_state
-        k_draw, k_perturb, k_noise = jax.random.split(key, 3)
-        point = self.choose(state, context, obs, k_draw)
+        if step.mode == "warm_up":
+            action = sample_uniform_action(context.spec, step.observation, step.key)
+            return action, {COLUMN: action}, step.noise_state
+        k_draw, k_perturb, k_noise = jax.random.split(step.key, 3)
+        point = self.choose(state, context, step.observation, k_draw)
         intended = self.decode(point, context.spec)
-        if mode == "evaluate":
-            return intended, {COLUMN: intended}, noise_state
+        if step.mode == "evaluate":
+            return intended, {COLUMN: intended}, step.noise_state
         action = self.decode(perturb_direction(point, self.precision, k_perturb), context.spec)
-        action, noise_state = explore(context, obs, action, noise_state, first, k_noise)
+        obs = step.observation
+        action, noise_state = explore(context, obs, action, step.noise_state, step.first, k_noise)
         return action, {COLUMN: intended}, noise_state
 
     # --- learning -----------------------------------------------------------------------------------

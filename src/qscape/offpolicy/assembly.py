@@ -17,12 +17,14 @@ from qscape.nets.heads import Snapped
 from qscape.offpolicy import plain
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import (
+    ActingStep,
     ActionSelector,
     Architecture,
     BootstrapValue,
     Context,
     Nets,
     Network,
+    Networks,
     Normaliser,
     PartState,
     PolicyLoss,
@@ -44,7 +46,7 @@ from qscape.ops.nearest import ActionTable
 from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, ReplayState, Storage, valid_rows
 from qscape.replay.uniform import Uniform
-from qscape.types import AgentT, Bound, Event, Key, Part, Spec, Transition, stream
+from qscape.types import AgentT, Bound, Event, Key, Part, Policy, Spec, Transition, stream
 
 LEARNING_SOCKETS = ("representation", "policy_loss", "selector")
 
@@ -383,7 +385,22 @@ class Assembly(Bound):
             trains_actors: actors with batch normalisation normalise by the batch that they are called with.
                 For the policy's own loss only; everybody else sees running statistics.
         """
-        rep, rep_state = self.representation, state.part(self.representation)
+        online = ActingState(state.actor, state.critics, state.part_states)
+        networks, rep = self._networks(online, event, trains_actors), self.representation
+        if self.network.keeps_target_critics:
+            encoder = rep.encoder_params(state.part(rep), "target")
+            q_target = hide_mask(bind_critics(rep, encoder, state.critics_target), self.task)
+            networks = networks._replace(q_target=q_target)
+        context = self._with_policies(networks, online)
+        if not self.base.target_actor:
+            return context
+        slow = networks._replace(bind=partial(networks.bind, which="target"), q=networks.q_target)
+        policy_target = self.selector.policy(state.actor_target, state.part(self.selector), slow)
+        return context._replace(policy_target=policy_target)
+
+    def _networks(self, acting: ActingState, event: Event, trains_actors: bool = False) -> Networks:
+        """Returns the online networks as functions; the online critics are the target critics, too."""
+        rep, rep_state = self.representation, acting.part(self.representation)
         table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
         def bind(module: PyTree, which: Version = "fixed", settled: bool = not trains_actors) -> Callable:
@@ -393,41 +410,21 @@ class Assembly(Bound):
             function = hide_privileged(function, self.task)
             return snap_policy(function, table, self.task) if table else function
 
+        encoder = rep.encoder_params(rep_state, "fixed")
         q, levels = (
-            hide_mask(
-                bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics, read=read), self.task
-            )
+            hide_mask(bind_critics(rep, encoder, acting.critics, read=read), self.task)
             for read in (None, self.value.levels)
         )
-        q_target = q
-        if self.network.keeps_target_critics:
-            q_target = bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target)
-            q_target = hide_mask(q_target, self.task)
-        context = Context(
-            policy=_unavailable,
-            policy_target=_unavailable,
-            policy_of=_unavailable,
-            q=q,
-            q_target=q_target,
-            levels=levels,
-            bind=bind,
-            nets=self.nets,
-            event=event,
-            spec=self.task,
-            base=self.base,
-            table=table,
-        )
-        selector_state = state.part(self.selector)
-        policy = self.selector.policy(state.actor, selector_state, context)
-        context = context._replace(
-            policy=policy,
-            policy_target=policy,
-            policy_of=lambda actor: self.selector.policy(actor, selector_state, context),
-        )
-        if not self.base.target_actor:
-            return context
-        slow = context._replace(bind=partial(bind, which="target"), q=context.q_target)
-        return context._replace(policy_target=self.selector.policy(state.actor_target, selector_state, slow))
+        return Networks(q, q, levels, bind, self.nets, event, self.task, self.base, table)
+
+    def _with_policies(self, networks: Networks, acting: ActingState) -> Context:
+        """Returns networks with the policies that the selector makes of them."""
+
+        def policy_of(actor: PyTree) -> Policy:
+            return self.selector.policy(actor, acting.part(self.selector), networks)
+
+        policy = policy_of(acting.actor)
+        return Context(**vars(networks), policy=policy, policy_target=policy, policy_of=policy_of)
 
     # --- acting -----------------------------------------------------------------------------------
 
@@ -465,7 +462,8 @@ class Assembly(Bound):
         steps = jnp.asarray(env_steps, jnp.int32)
         part_state, context, obs = self._acting_context(acting, obs, steps)
         key = stream(jax.random.fold_in(key, steps), f"{self.selector.name}.act.{mode}")
-        return self.selector.act(acting.actor, part_state, context, noise_state, obs, first, key, mode)
+        step = ActingStep(obs, first, noise_state, key, mode)
+        return self.selector.act(acting.actor, part_state, context, step)
 
     def proposals(self, acting: ActingState, obs: Array) -> Array:
         """Returns the L actions [B, L, A] that acting chooses from at raw observations [B, S]; no noise."""
@@ -476,14 +474,10 @@ class Assembly(Bound):
         self, acting: ActingState, obs: Array, steps: Array
     ) -> tuple[PartState, Context, Array]:
         """Returns the selector's state, the context while acting, and normalised observations."""
-        statistics = acting.part_states.get(self.normaliser.name, PartState())
-        obs = self.task.change_visible(partial(self.normaliser.apply, statistics), obs)
+        obs = self.task.change_visible(partial(self.normaliser.apply, acting.part(self.normaliser)), obs)
         no = jnp.array(False)
-        state = State(
-            acting.actor, acting.actor, acting.critics, acting.critics, acting.part_states, {}, steps, steps
-        )
-        context = self.functions(state, Event(steps, steps, no, no))
-        return acting.part_states.get(self.selector.name, PartState()), context, obs
+        networks = self._networks(acting, Event(steps, steps, no, no))
+        return acting.part(self.selector), self._with_policies(networks, acting), obs
 
     @property
     def normalises(self) -> bool:
@@ -525,8 +519,3 @@ def snap_policy(policy: Callable, table: ActionTable, spec: Spec) -> Callable:
 def make_action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes: int) -> ActionTable | None:
     """Returns the search in the task's action table, made once per task; None for continuous actions."""
     return None if spec.table is None else ActionTable(spec.table, nearest, probes, spec.mask)
-
-
-def _unavailable(*args: Any) -> Any:
-    """Stands for `context.policy` while the selector makes it; the selector must not call it."""
-    raise RuntimeError("a selector's `policy` used context.policy, which is made of it")

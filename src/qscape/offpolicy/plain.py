@@ -19,6 +19,7 @@ from qscape.nets.residual import normal_linear, xavier_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import add_noise, explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
+    ActingStep,
     ActionSelector,
     Architecture,
     BootstrapValue,
@@ -27,6 +28,7 @@ from qscape.offpolicy.sockets import (
     EpisodeEnd,
     Nets,
     Network,
+    Networks,
     Normaliser,
     Output,
     PartState,
@@ -347,7 +349,7 @@ class Single(ActionSelector):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key)
 
-    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
         return context.bind(actor)
 
     def actor_objectives(
@@ -374,25 +376,18 @@ class Single(ActionSelector):
         return init_noise(base, envs, spec.action_size)
 
     def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        if mode == "warm_up":
-            return sample_uniform_action(context.spec, obs, key), {}, noise_state
-        if mode == "evaluate":
-            return context.policy(obs).mode(), {}, noise_state
+        obs = step.observation
+        if step.mode == "warm_up":
+            return sample_uniform_action(context.spec, obs, step.key), {}, step.noise_state
+        if step.mode == "evaluate":
+            return context.policy(obs).mode(), {}, step.noise_state
         dist = self.behaviour_policy(state.params, context)(obs)
-        k_sample, k_noise = jax.random.split(key)
+        k_sample, k_noise = jax.random.split(step.key)
         # Noise on a row of an action table whose rows lie far apart would be snapped back to this row.
         drawn = (unsnap(dist) if context.base.exploration_noise else dist).sample(k_sample)[0]
-        action, noise_state = explore(context, obs, drawn, noise_state, first, k_noise)
+        action, noise_state = explore(context, obs, drawn, step.noise_state, step.first, k_noise)
         return action, {}, noise_state
 
 

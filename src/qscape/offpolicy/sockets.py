@@ -6,9 +6,10 @@ receives networks as functions (`Context`), so it works with every representatio
 not define have a default that does nothing and adds nothing to the compiled program.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -49,20 +50,18 @@ class Nets(NamedTuple):
     torso: Callable[[Key, int], Features]
 
 
-class Context(NamedTuple):
-    """The agent at one stage of an update, or while it acts: its networks as functions, and its settings.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Networks:
+    """The agent's networks as functions, and its settings: what a policy is made of.
 
     Representations keep up to three versions of their encoder. "fixed" feeds the online networks and "target"
     the target networks; with a representation without parameters all versions are the same.
 
     Attributes:
-        policy: the online policy, obs [..., S] -> distribution.
-        policy_target: the target policy; the online policy if the base keeps no target actor.
         q: the online critics, (obs [..., S], action [..., A]) -> a list of values [...], one per critic.
-        q_target: the target critics in the same form.
+        q_target: the target critics in the same form; while the agent acts, the online critics.
         levels: the online critics as m numbers each, whose mean is the value: (obs, action) -> a list of
             [..., m], one per critic; see `Value.levels`.
-        policy_of: the policy of other actor parameters, such as a slow copy.
         bind: `(module, which="fixed")` makes a function of an actor or critic module:
             `(obs[, action][, conditioning])` -> distribution, or values [...]. While actors improve, those
             with batch normalisation normalise by the batch, but not with `settled=True`.
@@ -73,21 +72,22 @@ class Context(NamedTuple):
         table: the search in `spec.table`; None if actions are continuous.
     """
 
-    policy: Policy
-    policy_target: Policy
     q: QFn
     q_target: QFn
     levels: QFn
-    policy_of: Callable[[PyTree], Policy]
     bind: Callable[..., Callable]
     nets: Nets
     event: Event
     spec: Spec
     base: Base
-    table: ActionTable | None = None
+    table: ActionTable | None
+
+    def _replace(self, **changes: Any) -> Self:
+        """Returns the same with other fields, as a NamedTuple does."""
+        return dataclasses.replace(self, **changes)
 
     @property
-    def settled(self) -> "Context":
+    def settled(self) -> Self:
         """The same, but actors with batch normalisation use running statistics also while they improve."""
         return self._replace(bind=partial(self.bind, settled=True))
 
@@ -101,6 +101,40 @@ class Context(NamedTuple):
             obs: observations [*c, S] of the states, which say which rows are valid; *c ends *b.
         """
         return action if self.table is None else self.table.snap(action, self.spec.mask_words(obs))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context(Networks):
+    """The agent at one stage of an update, or while it acts: its networks, and the policies made of them.
+
+    Attributes:
+        policy: the online policy, obs [..., S] -> distribution.
+        policy_target: the target policy; the online policy if the base keeps no target actor, and while the
+            agent acts.
+        policy_of: the policy of other actor parameters, such as a slow copy.
+    """
+
+    policy: Policy
+    policy_target: Policy
+    policy_of: Callable[[PyTree], Policy]
+
+
+class ActingStep(NamedTuple):
+    """What the actions of E environments at one step depend on, beside the networks.
+
+    Attributes:
+        observation: normalised, [E, S].
+        first: True where an episode starts at this observation.
+        noise_state: the state of the exploration noise, or None.
+        key: the key of this step.
+        mode: "evaluate" (the policy's mode, no noise), "explore" or "warm_up" (uniform actions); static.
+    """
+
+    observation: Float[Array, "E S"]
+    first: Bool[Array, " E"]
+    noise_state: PyTree
+    key: Key
+    mode: str
 
 
 @runtime_checkable
@@ -608,12 +642,8 @@ class ActionSelector(StatefulPart):
         if self.has_actor:
             raise NotImplementedError
 
-    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
-        """Returns the one policy of these actors that all other parts see as `context.policy`.
-
-        It is called while the context is made: `context.policy`, `policy_target` and `policy_of` are not
-        available to it.
-        """
+    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+        """Returns the one policy of these actors that all other parts see as `context.policy`."""
         raise NotImplementedError
 
     def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
@@ -662,23 +692,9 @@ class ActionSelector(StatefulPart):
         return batch
 
     def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Selects the actions of E parallel environments.
-
-        Args:
-            noise_state: the state of the exploration noise, or None.
-            obs: normalised observations [E, S].
-            first: [E], true where an episode starts at this observation.
-            mode: "evaluate" (the policy's mode, no noise), "explore" or "warm_up" (uniform); static.
+        """Selects the actions of E parallel environments at one step.
 
         Returns:
             Actions [E, A] in [-1, 1], further replay columns by name [E, ...], and the next noise state.

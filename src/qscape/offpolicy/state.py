@@ -74,3 +74,7 @@ class ActingState(NamedTuple):
     actor: PyTree
     critics: list[Critic]
     part_states: dict[str, PartState]
+
+    def part(self, part: Part) -> PartState:
+        """Returns the state of a part; an empty `PartState` if the part has none."""
+        return self.part_states.get(part.name, PartState())

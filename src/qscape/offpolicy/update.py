@@ -77,11 +77,12 @@ def update(
 
     # 2. representation and policy loss learn
     if representation.joint_loss_weight is None:
-        state = _learn_part(stage, state, representation, metrics)
-    state = _learn_part(stage, state, agent.policy_loss, metrics)
+        state, of_representation = _learn_part(stage, state, representation)
+        metrics |= of_representation
+    state, of_policy_loss = _learn_part(stage, state, agent.policy_loss)
 
     # 3. critics regress to the target
-    stepped, y, td_error = _step_critics(stage, state, metrics)
+    stepped, y, td_error, of_critics = _step_critics(stage, state)
     learn = agent.policy_loss.critics_learn(event)
     if learn is not None:  # running statistics move also where the critics do not
         waiting = state._replace(critics=with_statistics(state.critics, stepped.critics))
@@ -93,12 +94,14 @@ def update(
     replay_state = replay.update_priorities(replay_state, picked, td_error)
 
     # 5. the selector learns, on the stepped critics
-    state = _learn_part(stage, state, agent.selector, metrics)
-    state = _measure(stage, state, metrics)
+    state, of_selector = _learn_part(stage, state, agent.selector)
+    state, measured = _measure(stage, state)
+    metrics |= of_policy_loss | of_critics | of_selector | measured
 
     # 6. every policy_delay-th time the actors step
     if state.actor is not None:
-        state = _step_actors(stage, state, metrics, previous or {})
+        state, of_actors = _step_actors(stage, state, previous or {})
+        metrics |= of_actors
 
     # 7. target networks and slow copies update; at a sync in place: not before all that reads them
     waited = zero_after((state.critics, state.actor)) == 0
@@ -169,11 +172,11 @@ def _add_newest(
     return batch._replace(extra={**batch.extra, **extra}) if extra else batch
 
 
-def _learn_part(stage: Stage, state: State, part: StatefulPart, metrics: Metrics) -> State:
-    """Make a part's own gradient step, if the part has `params`. Adds its metrics to `metrics`."""
+def _learn_part(stage: Stage, state: State, part: StatefulPart) -> tuple[State, Metrics]:
+    """Make a part's own gradient step, if the part has `params`; return the state and its metrics."""
     part_state = state.part(part)
     if part_state.params is None:
-        return state
+        return state, {}
     context, key = stage.context(state), stage.stream(part, "learn")
 
     def loss(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
@@ -181,21 +184,19 @@ def _learn_part(stage: Stage, state: State, part: StatefulPart, metrics: Metrics
         return value, (aux, extra)
 
     gradient, (aux, extra) = jax.grad(loss, has_aux=True)(part_state.params)
-    metrics |= aux
     state = _with_extra(state, part, extra)
-    return _optimise(stage, state, f"{part.name}.params", part_state.params, gradient)
+    return _optimise(stage, state, f"{part.name}.params", part_state.params, gradient), aux
 
 
-def _measure(stage: Stage, state: State, metrics: Metrics) -> State:
-    """Let the selector follow the stepped critics, if it has a state. Adds its metrics to `metrics`."""
+def _measure(stage: Stage, state: State) -> tuple[State, Metrics]:
+    """Let the selector follow the stepped critics, if it has a state; return the state and its metrics."""
     part = stage.agent.selector
     if part.name not in state.part_states:
-        return state
+        return state, {}
     part_state, aux = part.measure(
         state.part(part), stage.context(state), stage.batch, stage.stream(part, "measure")
     )
-    metrics |= aux
-    return state.with_part(part.name, part_state)
+    return state.with_part(part.name, part_state), aux
 
 
 def _with_extra(state: State, part: StatefulPart, extra: PyTree) -> State:
@@ -321,15 +322,13 @@ def _fixed_targets(stage: Stage, state: State, following: NextState) -> PyTree:
 
 
 def _step_critics(
-    stage: Stage, state: State, metrics: Metrics
-) -> tuple[State, Float[Array, "B K"], Float[Array, "B heads"]]:
+    stage: Stage, state: State
+) -> tuple[State, Float[Array, "B K"], Float[Array, "B heads"], Metrics]:
     """Make a gradient step of the critics, and of the representation if it shares their loss.
 
-    Args:
-        metrics: gets the metrics of the step.
-
     Returns:
-        The new state, the targets as numbers, and the TD errors q − y of every head before the step.
+        The new state, the targets as numbers, the TD errors q − y of every head before the step, and the
+        metrics of the step.
     """
     agent, batch, base, rep = stage.agent, stage.batch, stage.agent.base, stage.agent.representation
     context, part_state, joint = stage.context(state), state.part(rep), rep.joint_loss_weight
@@ -369,20 +368,21 @@ def _step_critics(
 
     moved = (critics, None if joint is None else part_state.params)
     gradient, (td_error, y, terms, extra, trained) = jax.grad(loss, has_aux=True)(moved)
-    metrics |= terms
     state = _optimise(stage, state, "critics", with_statistics(state.critics, trained), gradient[0])
     if joint is not None:
         state = _with_extra(state, rep, extra)
         state = _optimise(stage, state, f"{rep.name}.params", part_state.params, gradient[1])
-    return state, y, td_error
+    return state, y, td_error, terms
 
 
-def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics) -> State:
+def _step_actors(stage: Stage, state: State, previous: Metrics) -> tuple[State, Metrics]:
     """Make a gradient step of the actors and of all `actor_params`, if one is due at this update.
 
     Args:
-        metrics: gets the metrics of the step; without a step, those in `previous`, or NaN.
         previous: metrics of the previous update.
+
+    Returns:
+        The new state, and the metrics of the step; without a step, those in `previous`, or NaN.
     """
     actor_params = {
         name: part_state.actor_params
@@ -419,14 +419,14 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
 
     delayed = stage.agent.base.policy_delay > 1
     new, terms = jax.lax.cond(stage.event.actor_moved, move, wait) if delayed else move()
-    metrics |= terms
     actor, optimisers, params = new
     part_states = {n: state.part_states[n]._replace(actor_params=value) for n, value in params.items()}
-    return state._replace(
+    stepped_state = state._replace(
         actor=actor,
         optimisers=state.optimisers | optimisers,
         part_states=state.part_states | part_states,
     )
+    return stepped_state, terms
 
 
 def _refresh_actors(stage: Stage, state: State) -> PyTree:

@@ -38,6 +38,7 @@ class DatasetEngine:
 
     Attributes:
         learner: networks, replay and updates.
+        envs: E, the number of environments side by side, in each seed.
         data: the dataset.
         checksum: of its transitions.
     """
@@ -47,6 +48,7 @@ class DatasetEngine:
     def __init__(self, plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapter]) -> None:
         """Set up a run before its first step, with the dataset in the replay."""
         (self.plan,), (self.adapter,) = plans, adapters
+        self.envs = self.adapter.envs
         plan, known = self.plan, self.plan.env != RECORDED
         self.data = read(plan.dataset, plan.env if known else None, plan.env_args if known else None)
         self.seeds = Seeds([plan.seed])
@@ -62,10 +64,6 @@ class DatasetEngine:
         fill_replay(learner, self.data)
         if learner.agent.normalises:
             learner.state = learner.programs.see(learner.state, self.data.observation)
-
-    @property
-    def envs(self) -> int:
-        return self.adapter.envs
 
     def notes(self, saves: bool) -> list[str]:
         n, episodes = len(self.data), len(self.data.lengths)

@@ -380,6 +380,7 @@ class ReplayEngine:
 
     Attributes:
         learner: networks, replay and updates.
+        envs: E, the number of environments side by side, in each seed.
         adapters: the environments of each seed.
         adapter: those of all seeds as one.
         driver: the whole cycle as one program; None until it is worth compiling.
@@ -390,13 +391,10 @@ class ReplayEngine:
         """Set up a run before its first step; the plans differ in their seed only, and so do the adapters."""
         self.plan, self.adapters, self.seeds = plans[0], adapters, Seeds([plan.seed for plan in plans])
         self.adapter: Any = SeedAdapters(adapters) if self.seeds.shape else adapters[0]
+        self.envs = adapters[0].envs
         self.learner = ReplayLearner(agent, adapters[0].spec, self.envs, self.seeds)
         self.driver: Driver | None = None
         self.reach = MOST
-
-    @property
-    def envs(self) -> int:
-        return self.adapter.envs
 
     @property
     def ready(self) -> bool:

@@ -235,6 +235,7 @@ class RolloutEngine:
 
     Attributes:
         learner: networks and updates.
+        envs: E, the number of environments side by side, in each seed.
         buffer: the rollout that is being collected.
         first: True where an episode begins with the next step [E].
     """
@@ -242,6 +243,7 @@ class RolloutEngine:
     def __init__(self, plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapter]) -> None:
         """Set up a run before its first step."""
         (plan,), (self.adapter,) = plans, adapters
+        self.envs = self.adapter.envs
         self.seeds = Seeds([plan.seed])
         bound = agent.on(self.adapter.spec)
         state = jax.jit(partial(bound.init, envs=self.envs))(self.seeds.key)
@@ -250,10 +252,6 @@ class RolloutEngine:
         self.buffer = Buffer(bound, self.adapter)
         programs = self.learner.programs
         self.learner.values = programs.blank_metrics(state, self.buffer.rollout(), self.seeds.key)
-
-    @property
-    def envs(self) -> int:
-        return self.adapter.envs
 
     @property
     def ready(self) -> bool:

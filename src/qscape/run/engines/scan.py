@@ -141,6 +141,7 @@ class ReplayScan:
 
     Attributes:
         learner: networks, replay and updates.
+        envs: E, the number of environments side by side, in each seed.
         worlds: the environments.
         length: the length of chunks.
     """
@@ -148,7 +149,7 @@ class ReplayScan:
     def __init__(self, plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapter]) -> None:
         """Set up a run before its first step; the plans differ in their seed only."""
         plan, adapter = plans[0], adapters[0]
-        self.plan, self.seeds = plan, Seeds([plan.seed for plan in plans])
+        self.plan, self.envs, self.seeds = plan, plan.envs, Seeds([plan.seed for plan in plans])
         base = agent.base
         waits = not agent.schedule.learns_by_steps or (base.warmup_to_episode_end and base.warmup > 0)
         mesh = _mesh(plan, agent, waits)
@@ -156,10 +157,6 @@ class ReplayScan:
         self.learner = ReplayLearner(agent, adapter.spec, self.envs, self.seeds, mesh)
         self.length = ChunkLength(min(MOST, ROOM // self.envs))
         self._compiled: dict[bool, Callable[..., Any]] = {}
-
-    @property
-    def envs(self) -> int:
-        return self.plan.envs
 
     @property
     def ready(self) -> bool:
@@ -275,6 +272,7 @@ class RolloutScan:
 
     Attributes:
         learner: networks and updates.
+        envs: E, the number of environments side by side, in each seed.
         worlds: the environments.
         rollout: environment steps of a rollout; of a rollout of whole episodes the most steps.
         length: the length of chunks, in rollouts.
@@ -283,7 +281,7 @@ class RolloutScan:
     def __init__(self, plans: Sequence[Plan], agent: OnPolicyAgent, adapters: Sequence[EnvAdapter]) -> None:
         """Set up a run before its first step; the plans differ in their seed only."""
         plan, adapter = plans[0], adapters[0]
-        self.plan, self.seeds = plan, Seeds([plan.seed for plan in plans])
+        self.plan, self.envs, self.seeds = plan, plan.envs, Seeds([plan.seed for plan in plans])
         bound = agent.on(adapter.spec)
         self.worlds = Worlds(plan, adapter, self.seeds, _mesh(plan, bound, waits=False))
         self.rollout = -(-bound.base.rollout // self.envs) * self.envs
@@ -298,10 +296,6 @@ class RolloutScan:
         chunk = partial(scan_rollouts.run_chunk, bound, room=max(ROOM, self.rollout))
         mapped = self.seeds.map(chunk, (None, 0, 0, 0, None, None))
         self._chunk = self.worlds.jit(mapped, donate_argnums=(1, 2))
-
-    @property
-    def envs(self) -> int:
-        return self.plan.envs
 
     @property
     def ready(self) -> bool:
