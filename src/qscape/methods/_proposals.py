@@ -22,7 +22,14 @@ from qscape.offpolicy.exploration import (
     sample_noise,
     sample_uniform_action,
 )
-from qscape.offpolicy.sockets import ActingStep, ActionSelector, Composition, Context, Networks, PartState
+from qscape.offpolicy.sockets import (
+    ActingStep,
+    ActionSelector,
+    BoundNetworks,
+    Composition,
+    Context,
+    PartState,
+)
 from qscape.types import Dist, Key, Policy, Spec
 
 FIXED = 0  # seed of the key for policies that sample proposals, where the caller has no key
@@ -114,7 +121,7 @@ class ProposalSelector(ActionSelector):
         proposals = jnp.stack([option.mode() for option in options])
         return BestProposal(options, proposals, self.choose(context, obs, proposals))
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         return lambda obs: self.best_proposal(
             context, obs, self.propose(actor, context, obs, jax.random.key(FIXED))
         )

@@ -22,10 +22,10 @@ from qscape.offpolicy.exploration import sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActingStep,
     ActionSelector,
+    BoundNetworks,
     Composition,
     Context,
     Nets,
-    Networks,
     PartState,
 )
 from qscape.types import Batch, Event, Key, Metrics, Policy, Scalar, Spec, setting
@@ -204,7 +204,7 @@ class DPO(ActionSelector):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.learning_rate, base.actor_learning_rate
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         values = _factors(context.spec)
         return lambda obs: FactoredDist(state.params, obs, values)
 

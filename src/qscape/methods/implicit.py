@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import Actor, Conditioning
 from qscape.nets.heads import Snapped, unsnap
 from qscape.offpolicy.plain import Single
-from qscape.offpolicy.sockets import ActingStep, Composition, Context, Nets, Networks, PartState
+from qscape.offpolicy.sockets import ActingStep, BoundNetworks, Composition, Context, Nets, PartState
 from qscape.types import Dist, Key, Policy, Spec, setting
 
 
@@ -117,7 +117,7 @@ class Implicit(Single):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key, conditioning=self.length(spec))
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         network, length = context.bind(actor), self.length(context.spec)
 
         def policy(obs: Array) -> Dist:

@@ -25,10 +25,10 @@ from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_act
 from qscape.offpolicy.sockets import (
     ActingStep,
     ActionSelector,
+    BoundNetworks,
     Composition,
     Context,
     Nets,
-    Networks,
     PartState,
 )
 from qscape.ops.sphere import (
@@ -239,7 +239,7 @@ class LSFlow(ActionSelector):
         value = jnp.stack(context.q(obs[None], self.decode(points, context.spec))).min(0)
         return take_candidate(points, value.argmax(0))
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         """Returns the policy whose candidates are drawn by a fixed key, for measurements of the policy."""
 
         def policy(obs: Array) -> Point:

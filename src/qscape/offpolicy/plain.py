@@ -23,12 +23,12 @@ from qscape.offpolicy.sockets import (
     ActionSelector,
     Architecture,
     BootstrapValue,
+    BoundNetworks,
     Composition,
     Context,
     EpisodeEnd,
     Nets,
     Network,
-    Networks,
     Normaliser,
     Output,
     PartState,
@@ -349,7 +349,7 @@ class Single(ActionSelector):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key)
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         return context.bind(actor)
 
     def actor_objectives(

@@ -51,7 +51,7 @@ class Nets(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Networks:
+class BoundNetworks:
     """The agent's networks as functions, and its settings: what a policy is made of.
 
     Representations keep up to three versions of their encoder. "fixed" feeds the online networks and "target"
@@ -104,7 +104,7 @@ class Networks:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Context(Networks):
+class Context(BoundNetworks):
     """The agent at one stage of an update, or while it acts: its networks, and the policies made of them.
 
     Attributes:
@@ -642,7 +642,7 @@ class ActionSelector(StatefulPart):
         if self.has_actor:
             raise NotImplementedError
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         """Returns the one policy of these actors that all other parts see as `context.policy`."""
         raise NotImplementedError
 

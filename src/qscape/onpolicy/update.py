@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.onpolicy.assembly import Assembly
+from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import RolloutSamples, Trajectory
 from qscape.onpolicy.state import State
 from qscape.ops.devices import replicate, split_batch
@@ -16,7 +16,7 @@ from qscape.types import Key, Metrics, Scalar, Transition, stream
 
 
 def update(
-    agent: Assembly, state: State, rollout: Transition, progress: Scalar | float, key: Key
+    agent: Agent, state: State, rollout: Transition, progress: Scalar | float, key: Key
 ) -> tuple[State, Metrics]:
     """Train the agent on one rollout of its current policy.
 
@@ -104,7 +104,7 @@ def _find_episode_ends(rollout: Transition) -> Float[Array, "T E"]:
 
 
 def _estimate_advantages(
-    agent: Assembly, state: State, trajectory: Trajectory
+    agent: Agent, state: State, trajectory: Trajectory
 ) -> tuple[State, Array, Array, Callable[[Array], Array]]:
     """The state with the new states of scaling and estimator; advantages and critic targets [T, E]; `scale`.
 

@@ -35,8 +35,7 @@ from qscape.envs.world import (
 )
 from qscape.errors import UsageError
 from qscape.offpolicy import cycle
-from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.assembly import make_action_table
+from qscape.offpolicy.agent import Agent, make_action_table
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import StepEnd
 from qscape.offpolicy.state import State
