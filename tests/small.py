@@ -19,6 +19,9 @@ from qscape.types import Spec, Transition
 from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
+# Off-policy parts of the core, and those of `qscape.contrib`.
+CORE_PARTS = [name for name, cls in agents.PARTS.items() if not cls.__module__.startswith("qscape.contrib.")]
+CONTRIB_PARTS = [name for name in agents.PARTS if name not in CORE_PARTS]
 
 
 def fusion_emitters(used: bool) -> dict[str, bool]:
@@ -75,11 +78,12 @@ def build(recipe: str, size: int = 32, parts: Mapping[str, Any] | None = None, *
 
 
 def make_spec(agent: Agent, **more: Any) -> Spec:
-    """Make the task of a small agent: vectors [A], for `dpo` rows of a table, or an index."""
+    """Make the task of a small agent: vectors [A], rows of a table if it has to be, or an index."""
     if agent.index_actions:
         return Spec(S, 1, choices=A, **more)
     grid = np.stack(np.meshgrid([-1, 1], [-1, 0, 1], [-1, 1], indexing="ij"), -1).reshape(-1, A)
-    return Spec(S, A, np.float32(grid) if "dpo" in agent.parts else None, **more)
+    boxed = Spec(S, A, **more)
+    return boxed if agent.selector.fits(boxed, agent.base) is None else Spec(S, A, np.float32(grid), **more)
 
 
 def fits(recipe: str) -> bool:

@@ -171,10 +171,11 @@ def test_seeds_in_one_program_equal_single_runs(name, tmp_path):
     told = list(training.train_together(plans, places, on_trainer=found.append))
     assert {k for k, _ in told} == {0, 1}
     other = None
+    (session,) = found
     for k, seed in enumerate(plans):
         single, events = trained(seed)
-        assert (found[0].env_steps, found[0].updates) == (single.env_steps, single.updates)
-        state, wanted = found[0].save(k).arrays["state"], single.learner.state
+        assert (session.env_steps, session.updates) == (single.env_steps, single.updates)
+        state, wanted = session.save(k).arrays["state"], single.learner.state
         close = partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
         for field in ("actor", "critics") if name == "replay" else ("networks",):
             jax.tree.map(close, getattr(wanted, field), getattr(state, field))

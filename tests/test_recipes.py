@@ -327,7 +327,7 @@ def test_an_override_that_changes_nothing_is_no_move():
     ("recipe", "sentence"),
     [
         ("td8", "There is no agent 'td8'; near to it: td7, td3."),
-        ("", "There is no agent ''; there are td3, sac, bc, iql, dqn, td7, td7_offline, eas_td3, rip,"),
+        ("", "There is no agent ''; there are td3, sac, bc, iql, dqn, td7, td7_offline, tqc, drqv2,"),
         ("lap", "There is no agent 'lap'; 'lap' is a part: write td3+lap."),
         ("td3+lab", "There is no part 'lab' (in 'td3+lab'); near to it: lap."),
         ("td3+", "A name of 'td3+' is empty: write one + before each part, as in td3+pave."),

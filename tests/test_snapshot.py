@@ -411,4 +411,4 @@ def test_taking_a_snapshot_changes_nothing():
         take(other)
         a, b = one.step(action), other.step(action)
         np.testing.assert_array_equal(a.observation, b.observation)
-        np.testing.assert_array_equal(a.reward, b.reward)
+        np.testing.assert_array_equal(a.transition.reward, b.transition.reward)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from qscape.errors import UsageError
+from qscape.errors import Mismatch, OutOfRange, UnfitAgent
 from qscape.masks import ActionMask
 
 Key: TypeAlias = jax.Array
@@ -101,7 +101,7 @@ def check_ranges(settings: Any, name: str) -> None:
         for entry in value if isinstance(value, tuple) else (value,):
             if isinstance(entry, int) and abs(entry) > LARGEST:
                 sentence = f"{name}.{field.name} is {entry}; a whole number is at most {LARGEST:,}."
-                raise UsageError(sentence, name, field.name)
+                raise OutOfRange(sentence, name, field.name)
         if within is None or value is None:
             continue
         is_inside, rule = RANGES[within]
@@ -110,7 +110,7 @@ def check_ranges(settings: Any, name: str) -> None:
             continue
         what = "it has one entry or more, and each must" if isinstance(value, tuple) else "it must"
         otherwise = ", or None" if field.default is None else ""
-        raise UsageError(f"{name}.{field.name} is {value}; {what} {rule}{otherwise}.", name, field.name)
+        raise OutOfRange(f"{name}.{field.name} is {value}; {what} {rule}{otherwise}.", name, field.name)
 
 
 def stream(key: Key, name: str) -> Key:
@@ -120,6 +120,11 @@ def stream(key: Key, name: str) -> Key:
     numbers of other parts.
     """
     return jax.random.fold_in(key, np.uint32(crc32(name.encode())))
+
+
+def split_key(key: Key | None, number: int) -> list[Key | None]:
+    """Return `number` keys drawn from one; without a key, a list of None."""
+    return [None] * number if key is None else [*jax.random.split(key, number)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,14 +165,15 @@ class Spec:
 
     def __post_init__(self) -> None:
         if self.actor_size is not None and not 0 < self.actor_size < self.observation_size:
-            raise UsageError(
+            raise OutOfRange(
                 f"actors should see the first {self.actor_size} of {self.observation_size} entries of an "
-                f"observation: choose from 1 to {self.observation_size - 1}, or None for all."
+                f"observation: choose from 1 to {self.observation_size - 1}, or None for all.",
+                field="actor_size",
             )
         actions = sum(self.index_sizes or ()) or (0 if self.table is None else len(self.table))
         fits = self.mask is None or (self.mask.actions, self.mask.factors) == (actions, self.factors or ())
         if self.mask is not None and not fits:
-            raise UsageError(
+            raise Mismatch(
                 f"the action mask has {self.mask.actions} entries, and there are {actions:,} actions."
             )
 
@@ -271,7 +277,7 @@ class Bound:
             UsageError: a part or a setting does not fit the task.
         """
         if why := self.fits(spec):
-            raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
+            raise UnfitAgent(f"'{self.recipe}' does not fit this environment: {why}")
         return dataclasses.replace(self, spec=spec)  # type: ignore[type-var]
 
     def fits(self, spec: Spec) -> str | None:

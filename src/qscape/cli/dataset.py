@@ -6,7 +6,7 @@ from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.data import read
 from qscape.data.dataset import summarise
-from qscape.errors import UsageError
+from qscape.errors import Conflict
 from qscape.types import setting
 
 
@@ -23,7 +23,10 @@ def main(argv: list[str]) -> int:
     name, rest = options.positional(argv, "NAME", "qscape dataset")
     given = options.parse(options.flags_of(DatasetOptions()), rest, "qscape dataset NAME")
     if given.env_args and not given.env:
-        raise UsageError("--env-args are arguments of --env, which is not there: add it, or leave them out.")
+        raise Conflict(
+            "--env-args are arguments of --env, which is not there: add it, or leave them out.",
+            field="env_args",
+        )
     dataset = read(name, given.env, options.env_args(given.env_args))
     console, summary_table = (
         plain_console(),

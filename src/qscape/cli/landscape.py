@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qscape.cli import options
 from qscape.cli.output import refuse_ending, refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_written, show_tracks, table
-from qscape.errors import UsageError
+from qscape.errors import Conflict
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
     folders = find_runs(paths)
     if len(folders) > 2:
-        raise UsageError(
+        raise Conflict(
             f"qscape landscape takes one run, or two to compare, not {len(folders)}; "
             f"e.g. {folders[0]} {folders[1]}."
         )

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import UsageError
+from qscape.errors import Conflict, WrongValue
 from qscape.inspect.store import write_atomically
 
 OF_A_RUN = ("run.json", "evaluations.csv", "metrics.jsonl")  # files that only its training writes
@@ -35,9 +35,13 @@ def refuse_ending(file: str) -> None:
     known = FigureCanvasBase.get_supported_filetypes()
     ending = Path(file).suffix
     if not ending:
-        raise UsageError(f"--png {file} has no suffix, which selects the format; write {file}.png.")
+        raise WrongValue(
+            f"--png {file} has no suffix, which selects the format; write {file}.png.", field="png"
+        )
     if ending[1:].lower() not in known:
-        raise UsageError(f"--png {file}: {ending} is not an image format; choose {', '.join(known)}.")
+        raise WrongValue(
+            f"--png {file}: {ending} is not an image format; choose {', '.join(known)}.", field="png"
+        )
 
 
 def save_text(text: str, file: str) -> None:
@@ -57,9 +61,9 @@ def refuse_same(*files: str | None) -> None:
     """
     named = [Path(file).resolve() for file in files if file]
     if "-" in files:
-        raise UsageError("- is no file name; /dev/stdout prints a result.")
+        raise WrongValue("- is no file name; /dev/stdout prints a result.")
     if twice := [path for k, path in enumerate(named) if path in named[:k]]:
-        raise UsageError(f"{twice[0]} is named for two results; give each a file.")
+        raise Conflict(f"{twice[0]} is named for two results; give each a file.")
 
 
 def _save(data: bytes, file: str) -> None:
@@ -71,9 +75,9 @@ def _save(data: bytes, file: str) -> None:
     """
     path = Path(file)
     if file.endswith(("/", os.sep)) or path.is_dir():
-        raise UsageError(f"{file} is a folder; name a file.")
+        raise WrongValue(f"{file} is a folder; name a file.")
     if path.name in OF_A_RUN:
-        raise UsageError(
+        raise WrongValue(
             f"{file} has the name of a file of a run, which only training writes; name another one."
         )
     if path.exists() and not path.is_file():  # e.g. /dev/stdout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console
-from qscape.errors import UsageError
+from qscape.errors import MissingArgument
 from qscape.run.training import set_up_jax
 from qscape.types import setting
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape push")
     given = options.parse(options.flags_of(PushOptions()), rest, "qscape push RUN")
     if not given.repo or given.repo.count("/") != 1:
-        raise UsageError("qscape push RUN needs a repository: add --repo OWNER/NAME.")
+        raise MissingArgument("qscape push RUN needs a repository: add --repo OWNER/NAME.", field="repo")
     set_up_jax()
     from qscape.export.hub import push_run
 

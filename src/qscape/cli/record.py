@@ -6,7 +6,7 @@ from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.running import plain_console
-from qscape.errors import UsageError
+from qscape.errors import Conflict, MissingArgument
 from qscape.run.folder import one_run
 from qscape.run.record import record_dataset
 from qscape.run.training import set_up_jax
@@ -32,9 +32,13 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape record")
     given = options.parse(options.flags_of(RecordOptions()), rest, "qscape record RUN")
     if not given.dataset:
-        raise UsageError("qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.")
+        raise MissingArgument(
+            "qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.", field="dataset"
+        )
     if given.policy != "noisy" and given.noise != RecordOptions.noise:
-        raise UsageError("--noise applies to --policy noisy only: add that flag, or leave --noise out.")
+        raise Conflict(
+            "--noise applies to --policy noisy only: add that flag, or leave --noise out.", field="noise"
+        )
     set_up_jax()
     args = (given.episodes, given.policy, given.noise, given.seed, given.current)
     made = record_dataset(one_run(Path(path)), given.dataset, *args)

@@ -6,7 +6,7 @@ from typing import Any
 
 from qscape.cli import options
 from qscape.cli.running import run_all
-from qscape.errors import RunError, UsageError
+from qscape.errors import NothingToDo, RunError
 from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
 from qscape.run.groups import group_runs
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         groups = [group for group in groups if any(_goes_on(folder, given.steps) for folder in group)]
         if not groups:
             more = "add more with --steps" if given.steps is None else f"--steps {given.steps} is no more"
-            raise UsageError(f"every run in {path} has finished its steps; {more}.")
+            raise NothingToDo(f"every run in {path} has finished its steps; {more}.")
     shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
     jobs = [[Job("resume", f, trackers=list(given.log), **shared) for f in group] for group in groups]
     alone = [job for group in jobs if len(group) == 1 for job in group]

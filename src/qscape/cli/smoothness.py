@@ -11,7 +11,7 @@ from rich.console import Console
 from qscape.cli import options
 from qscape.cli.output import refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_table, print_written, require_positive
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import Conflict, QscapeError
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     for name in ("sigmas", "noise_episodes"):
         if not given.robustness and getattr(given, name) != getattr(SmoothnessOptions, name):
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.")
+            raise Conflict(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.", field=flag)
     records, notes, written = measure_runs(paths, given)
     of_runs, noisy = report.summarise(records, given.reps), report.summarise_noise(records, given.reps)
     notes += report.list_notes(records)

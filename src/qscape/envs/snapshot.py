@@ -45,7 +45,8 @@ _FIXED = (
 # Attributes of environments that Gymnasium's constructors set; skipped if the value is of these classes.
 _CONSTANT = dict.fromkeys(("spec", "_cached_spec"), EnvSpec | None) | {"render_mode": str | None}
 _CONSTANT |= {"_saved_kwargs": dict | None, "_ezpickle_args": tuple, "_ezpickle_kwargs": dict}
-_BUFFERS = {"env_fns", "_env_obs", "_observations"}  # of Gymnasium's vector environment; skipped there
+# Of Gymnasium's vector environment; skipped there. The last is in saves of 0.2.0.
+_BUFFERS = {"env_fns", "_env_obs", "_observations", "_rewards", "_add_info"}
 
 _DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped if an object of these modules
 _DRAWN_BY = ("pygame", "pyglet", "glfw", "mujoco_py", "mujoco.render", "mujoco.viewer")
@@ -433,6 +434,8 @@ class _Reader:
     def attributes(self, layer: Any, saved: dict[str, Any], path: str) -> None:
         """Restore the attributes of an object."""
         for name, data in saved.items():
+            if name in _BUFFERS and isinstance(layer, SyncVectorEnv):
+                continue
             attributes = vars(layer)  # setattr would fail on frozen dataclasses
             attributes[name] = self.value(data, attributes.get(name), f"{path}.{name}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qscape.errors import RunError, one_line
+from qscape.errors import CannotRead, one_line
 from qscape.export.policy import OnnxCheck, PolicySource, describe
 from qscape.inspect.store import write_atomically
 from qscape.report.intervals import INTERVAL, bootstrap
@@ -160,7 +160,7 @@ def _describe_smoothness(source: PolicySource) -> list[str]:
         values = found["per_episode"]
         means = {name: float(np.mean(values[name])) for name in ("sm", "action_change", "oscillation")}
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise RunError(
+        raise CannotRead(
             f"{file} cannot be read ({problem}); measure it again: qscape smoothness "
             f"{shlex.quote(str(folder))}."
         ) from problem

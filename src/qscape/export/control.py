@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.errors import UsageError
+from qscape.errors import Unexportable
 from qscape.export.graph import Graph
 from qscape.export.values import GraphArray, broadcast_shape
 
@@ -44,7 +44,9 @@ def unroll_scan(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
     avals = [v.aval for v in equation.invars[fixed + carried :]]
     collected: list[list[Any]] = []
     if not isinstance(params["length"], int):
-        raise UsageError("this policy loops over the rows of a batch, whose number an ONNX file leaves open.")
+        raise Unexportable(
+            "this policy loops over the rows of a batch, whose number an ONNX file leaves open."
+        )
     steps = range(params["length"])
     for k in reversed(steps) if params["reverse"] else steps:
         rows = [_take_row(graph, x, aval, k) for x, aval in zip(columns, avals, strict=True)]

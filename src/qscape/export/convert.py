@@ -12,7 +12,7 @@ import onnx
 from jax.export import symbolic_shape
 from onnx import TensorProto, helper
 
-from qscape.errors import UsageError, describe
+from qscape.errors import Unexportable, describe
 from qscape.export.control import CONTROL
 from qscape.export.graph import Graph
 from qscape.export.primitives import CALLS, TABLE
@@ -50,7 +50,7 @@ def to_onnx(
             *(jax.ShapeDtypeStruct((batch, width), dtype) for width, dtype, _ in inputs.values())
         )
     except (TypeError, ValueError) as problem:
-        raise UsageError(
+        raise Unexportable(
             f"this policy's code needs the batch size, which an ONNX file leaves open ({problem})."
         ) from problem
     graph = Graph(batch, TABLE | CONTROL, CALLS)
@@ -74,5 +74,5 @@ def to_onnx(
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
-        raise UsageError(f"this policy becomes no valid ONNX file ({describe(problem)}).") from problem
+        raise Unexportable(f"this policy becomes no valid ONNX file ({describe(problem)}).") from problem
     return model

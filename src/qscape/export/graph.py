@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from qscape.errors import UsageError
+from qscape.errors import Unexportable, WrongVersion
 from qscape.export.values import GraphArray, same_shape
 
 try:  # the one file that uses jax.extend
     from jax.extend.core import ClosedJaxpr, Literal
 except ImportError as problem:
-    raise UsageError(
+    raise WrongVersion(
         f"JAX {jax.__version__} has no ClosedJaxpr and Literal in jax.extend.core, which the export to ONNX "
         "needs: take the JAX that qscape asks for (pip install --upgrade qscape), or write arrays with --npz."
     ) from problem
@@ -74,11 +74,11 @@ class Graph:
             outputs = equation.primitive.bind(*given, **params)
             return list(outputs) if equation.primitive.multiple_results else [outputs]
         if primitive in RANDOM:
-            raise UsageError(
+            raise Unexportable(
                 "this policy samples its actions, which an ONNX file cannot do; export a deterministic one."
             )
         if primitive not in self.conversions:
-            raise UsageError(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
+            raise Unexportable(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
         outputs = self.conversions[primitive](self, equation, given)
         return outputs if isinstance(outputs, list) else [outputs]
 
@@ -94,7 +94,7 @@ class Graph:
     def constant(self, array: Any) -> str:
         """Return the name of a constant; equal constants are stored once."""
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            raise UsageError("this policy needs a random key when it acts, which a file cannot hold.")
+            raise Unexportable("this policy needs a random key when it acts, which a file cannot hold.")
         array = np.asarray(array)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
@@ -123,14 +123,16 @@ class Graph:
     def rows(self, dim: Any) -> str:
         """Return the name of the batch size as a tensor [1]."""
         if str(dim) != str(self.batch):
-            raise UsageError(f"this policy makes an array of {dim} rows, which qscape cannot write as ONNX.")
+            raise Unexportable(
+                f"this policy makes an array of {dim} rows, which qscape cannot write as ONNX."
+            )
         return self.node("Shape", ["observation"], start=0, end=1)
 
     def reshape(self, name: str, shape: Sequence[Any]) -> str:
         """Reshape `name`; at most one dimension of `shape` may be symbolic."""
         dims = [d if isinstance(d, int) else -1 for d in shape]
         if dims.count(-1) > 1:
-            raise UsageError(f"this policy makes an array of shape {shape}, which ONNX cannot write.")
+            raise Unexportable(f"this policy makes an array of shape {shape}, which ONNX cannot write.")
         return self.node("Reshape", [name, self.constant(np.array(dims, np.int64))])
 
 

@@ -26,7 +26,7 @@ from qscape.envs import EnvAdapter
 from qscape.envs.build import OWN_ARGS
 from qscape.envs.levels import LevelSpace
 from qscape.envs.spaces import ActionBox, FactoredActions
-from qscape.errors import RunError, UsageError
+from qscape.errors import Inexact, MissingPackage, OutOfRange, Taken, Unexportable
 from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
 from qscape.run import saves
@@ -86,8 +86,9 @@ def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: i
         RunError: the run has no readable save.
     """
     if episodes < 1:
-        raise UsageError(
-            f"--episodes is {episodes}; it must be at least 1: the file is checked on their observations."
+        raise OutOfRange(
+            f"--episodes is {episodes}; it must be at least 1: the file is checked on their observations.",
+            field="episodes",
         )
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
     refuse_recurrent(loaded)
@@ -121,7 +122,7 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
         obs = jnp.zeros((1, loaded.adapter.spec.row_size))
         jax.eval_shape(step, loaded.acting, noise_state, obs)
     if any(changes):
-        raise UsageError(
+        raise Unexportable(
             f"{loaded.programs.agent.recipe} cannot be exported: its policy has memory from step to step."
         )
 
@@ -224,7 +225,7 @@ def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -
 
         from qscape.export.convert import to_onnx
     except ImportError as problem:
-        raise UsageError(
+        raise MissingPackage(
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
@@ -268,7 +269,7 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
     rounding = float(np.abs(alone - wanted).max())
     difference = max(float(np.abs(actions - wanted).max()) for actions in (batched, single))
     if not difference <= tolerance:  # also where it is NaN
-        raise RunError(
+        raise Inexact(
             f"{source.folder}: the ONNX model differs from the library by {difference:.2g} on {len(obs):,} "
             f"observations, more than --tolerance {tolerance:.2g} (the library differs from itself, single "
             f"against batched, by {rounding:.2g}); no file was written."
@@ -287,7 +288,7 @@ def refuse_foreign(file: Path, mark: str) -> None:
     """
     with contextlib.suppress(OSError):
         if mark.encode() not in file.read_bytes()[:200]:
-            raise UsageError(f"{file} exists and was not written by an export; choose another name.")
+            raise Taken(f"{file} exists and was not written by an export; choose another name.")
 
 
 # --- plain arrays ------------------------------------------------------------------------------------

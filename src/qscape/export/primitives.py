@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from qscape.errors import UsageError
+from qscape.errors import Unexportable
 from qscape.export import products
 from qscape.export.graph import Graph
 from qscape.export.values import GraphArray, broadcast_shape, element_type
@@ -71,13 +71,13 @@ def _not_equal(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
 
 def _round(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     if equation.params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise UsageError("this policy rounds halves away from zero, which ONNX does not.")
+        raise Unexportable("this policy rounds halves away from zero, which ONNX does not.")
     return _elementwise("Round")(graph, equation, given)
 
 
 def _select(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     if len(given) != 3:
-        raise UsageError("this policy chooses among more than two arrays, which ONNX does not.")
+        raise Unexportable("this policy chooses among more than two arrays, which ONNX does not.")
     which, no, yes = (graph.loose(x) for x in given)
     if equation.invars[0].aval.dtype != np.bool_:
         which = _cast(graph, which, np.bool_)
@@ -157,7 +157,7 @@ def _slice(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
         if (a, s) != (0, 1) or str(b) != str(d)
     ]
     if any(not isinstance(x, int) for k in cut for x in (starts[k], stops[k])):
-        raise UsageError("this policy cuts its rows apart, which qscape cannot write as ONNX.")
+        raise Unexportable("this policy cuts its rows apart, which qscape cannot write as ONNX.")
     parts = [graph.constant(np.array([row[k] for k in cut], np.int64)) for row in (starts, stops)]
     parts += [graph.constant(np.array(cut, np.int64))]
     parts += [graph.constant(np.array([steps[k] for k in cut], np.int64))]
@@ -198,7 +198,7 @@ def _arg(op: str) -> Callable[..., GraphArray]:
 def _iota(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     (size,) = equation.params["shape"] if len(equation.params["shape"]) == 1 else (None,)
     if size is None:
-        raise UsageError("this policy numbers its rows in a way that qscape cannot write as ONNX.")
+        raise Unexportable("this policy numbers its rows in a way that qscape cannot write as ONNX.")
     zero, one = (graph.constant(np.array(k, np.int64)) for k in (0, 1))
     end = graph.node("Squeeze", [graph.rows(size)])
     numbers = GraphArray(graph.node("Range", [zero, end, one]), (size,))

@@ -7,7 +7,7 @@ import numpy as np
 from jax.lax import GatherScatterMode
 from onnx import TensorProto, helper
 
-from qscape.errors import UsageError
+from qscape.errors import Unexportable
 from qscape.export.graph import Graph
 from qscape.export.values import GraphArray, same_shape
 
@@ -46,7 +46,7 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     if any(sizes[k] != 1 for k in picked) or not same_shape(
         [sizes[k] for k in whole], [operand.shape[k] for k in whole]
     ):
-        raise UsageError("this policy picks entries in a way that qscape cannot write as ONNX.")
+        raise Unexportable("this policy picks entries in a way that qscape cannot write as ONNX.")
     name, at = graph.whole(given[0], operand), given[1]
     if not isinstance(at, GraphArray) and equation.params["mode"] == GatherScatterMode.CLIP:
         at = np.clip(np.asarray(at), 0, [operand.shape[k] - 1 for k in picked])
@@ -88,7 +88,7 @@ def convert_sort(graph: Graph, equation: Any, given: list[Any]) -> list[GraphArr
     avals, axis = [v.aval for v in equation.invars], equation.params["dimension"]
     size = avals[0].shape[axis]
     if equation.params["num_keys"] != 1 or not isinstance(size, int):
-        raise UsageError("this policy sorts in a way that qscape cannot write as ONNX.")
+        raise Unexportable("this policy sorts in a way that qscape cannot write as ONNX.")
     key, *others = (graph.whole(x, aval) for x, aval in zip(given, avals, strict=True))
     ranked, at = _add_top_k(graph, key, size, axis, largest=0)
     moved = [graph.node("GatherElements", [other, at], axis=axis) for other in others]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent
 from qscape.inspect.landscape import observation_at
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.methods.savgo import SAVGO, WeightedCandidates
@@ -73,7 +73,7 @@ def measure_embedding(
     trained = load_trained_agent(folder, current=True)
     agent = trained.agent
     if not isinstance(agent, Agent) or not isinstance(agent.policy_loss, SAVGO):
-        raise UsageError(f"{folder} was trained without savgo and has no embedding; train sac+savgo.")
+        raise UnfitAgent(f"{folder} was trained without savgo and has no embedding; train sac+savgo.")
     state = load_full_state(Path(trained.name), agent)  # the run, where `folder` is its group
     rng, rollouts = (
         np.random.default_rng(seed),

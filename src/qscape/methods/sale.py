@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import WrongValue
 from qscape.nets import MLP, Actor, Critic, InputStage, concatenate_inputs, fold_batch_norm
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import (
@@ -120,10 +120,16 @@ class SALE(Representation):
         for field, allowed in (("critic_inputs", {"sa", "zsa", "zs"}), ("actor_inputs", {"s", "zs"})):
             chosen = getattr(self, field)
             if not chosen or not set(chosen) <= allowed:
-                raise UsageError(f"sale.{field} is {chosen}; it must name some of {sorted(allowed)}.")
+                raise WrongValue(
+                    f"sale.{field} is {chosen}; it must name some of {sorted(allowed)}.",
+                    part="sale",
+                    field=field,
+                )
         if set(self.critic_inputs) == {"zs"}:
-            raise UsageError(
-                "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa."
+            raise WrongValue(
+                "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa.",
+                part="sale",
+                field="critic_inputs",
             )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:

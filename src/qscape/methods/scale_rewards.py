@@ -17,9 +17,10 @@ from qscape.types import Spec, setting
 class ScaleRewards(Scaling):
     """Divide rewards by the standard deviation of discounted reward sums, or returns by that of past returns.
 
-    Rewards: r ← clip(r / √(Var[R] + 1e-8), ±clip) with R_t = γ R_{t-1} + r_t, as Gymnasium's
-    `NormalizeReward`. Returns: the critic's targets are divided by √(Var[returns] + 1e-8), and its values are
-    multiplied by it.
+    Rewards: r ← clip(r / √(Var[R] + 1e-8), ±clip) with R_t = γ R_{t-1} + r_t. R begins anew after every
+    episode, however it ends. Gymnasium's `NormalizeReward` (1.4) leaves the past out of the step that
+    terminates, and runs on over a truncation where environments reset in the next step. Returns: the critic's
+    targets are divided by √(Var[returns] + 1e-8), and its values are multiplied by it.
 
     The state is a pair: running `Moments` of a scalar, and the sums R [E] at the end of the last rollout.
     """

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import WrongPart
 from qscape.nets import Actor
 from qscape.nets.batch_norm import split_statistics
 from qscape.nets.heads import Snapped
@@ -316,7 +316,7 @@ class Agent(Bound):
             part_state = part.init(stream(key, f"{name}.init"), nets, spec, self.base, known_actor)
             if part_state.params is not None and part.socket not in LEARNING_SOCKETS:
                 learning = ", ".join(LEARNING_SOCKETS)
-                raise UsageError(
+                raise WrongPart(
                     f"The part '{name}' is wrong in init: it returns `params`, and only a {learning} has a "
                     "`learn` step for them; use `actor_params` or `extra`.",
                     part=name,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import optax
 
-from qscape.errors import UsageError
+from qscape.errors import Conflict, OutOfRange
 from qscape.nets.layers import find_decayed
 from qscape.ops.adam import scale_by_adam
 from qscape.types import check_ranges, setting
@@ -297,17 +297,23 @@ class Base:
     def __post_init__(self) -> None:
         check_ranges(self, "base")
         if self.epsilon_mode == "greedy" and self.epsilon_end == 1:
-            raise UsageError(
+            raise Conflict(
                 "base.epsilon_mode is greedy and base.epsilon_end 1: all actions would be random for ever; "
-                "set base.epsilon_end below 1, such as 0.01."
+                "set base.epsilon_end below 1, such as 0.01.",
+                part="base",
+                field="epsilon_end",
             )
         if self.noise_min > self.noise_max:
-            raise UsageError(
-                f"base.noise_min is {self.noise_min}; it must be at most noise_max = {self.noise_max}."
+            raise OutOfRange(
+                f"base.noise_min is {self.noise_min}; it must be at most noise_max = {self.noise_max}.",
+                part="base",
+                field="noise_min",
             )
         if not self.log_std_min < self.log_std_max:
-            raise UsageError(
-                f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}."
+            raise OutOfRange(
+                f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}.",
+                part="base",
+                field="log_std_min",
             )
 
     @property
@@ -390,9 +396,11 @@ class Base:
         if self.schedule == "constant":
             return start
         if self.schedule_updates is None:
-            raise UsageError(
+            raise Conflict(
                 f"base.schedule is {self.schedule} and nothing says how long the run is: train for a number "
-                "of steps, or set base.schedule_updates."
+                "of steps, or set base.schedule_updates.",
+                part="base",
+                field="schedule",
             )
         shortened = delayed and self.actor_horizon == "run"
         steps = max(1, round(self.schedule_updates / (self.policy_delay if shortened else 1)))

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Critic, InputStage, Torso
 from qscape.nets.heads import Point, unsnap, with_density
+from qscape.nets.initial import normal_linear, xavier_linear
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
-from qscape.nets.residual import normal_linear, xavier_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import add_noise, explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (

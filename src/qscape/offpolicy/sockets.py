@@ -18,14 +18,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from qscape.nets import Actor, Body, Conditioning, Critic, Features, InputStage
 from qscape.nets.batch_norm import has_statistics
-from qscape.nets.dropout import split_key
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
 from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.state import PartState, State
 from qscape.ops.nearest import ActionTable
 from qscape.ops.td import td_target
-from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec
+from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec, split_key
 
 Net = TypeVar("Net", Actor, Critic)
 Version = Literal["online", "fixed", "target"]
@@ -222,9 +221,9 @@ class Network(StatefulPart):
             of the actor, or with every update.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
         has_plain_layers: the hidden layers are those that the base describes, and nothing else.
-        curves_critics: critics of it have second derivatives even where their activation has none.
         drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
             actor climbs the critics; it is off for everybody else.
+        curves_critics: the critics have second derivatives whatever their activation is.
     """
 
     socket: ClassVar[str] = "network"
@@ -232,8 +231,8 @@ class Network(StatefulPart):
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
     keeps_target_critics: ClassVar[bool] = True
     has_plain_layers: ClassVar[bool] = False
-    curves_critics: ClassVar[bool] = False
     drops_units: ClassVar[bool] = False
+    curves_critics: ClassVar[bool] = False
 
     @property
     def has_linear_outputs(self) -> bool:
@@ -272,7 +271,7 @@ class Value(StatefulPart):
         learns_from_values: a target is a number, so that critics can learn from values that no critic
             computed, such as V of implicit Q-learning.
         uses_critic_loss: its loss is the one that `base.critic_loss` names.
-        curves_critics: critics of it have second derivatives even where their activation has none.
+        curves_critics: Q has second derivatives whatever the critics' activation is.
     """
 
     socket: ClassVar[str] = "value"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from qscape.errors import RunError
+from qscape.errors import DamagedSave
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy import factors, plain
@@ -171,7 +171,7 @@ class Agent(Bound):
         """
         fixed = part_states.get(self.head.name)
         if fixed is not None and (why := factors.explain_damage(self.head, self.task, fixed)):
-            raise RunError(f"the save of '{self.recipe}' cannot be used: {why}.")
+            raise DamagedSave(f"the save of '{self.recipe}' cannot be used: {why}.")
 
     # --- the networks as functions ------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import optax
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.ops.adam import scale_by_adam
 from qscape.types import check_ranges, setting
 
@@ -99,9 +99,11 @@ class Base:
     def __post_init__(self) -> None:
         check_ranges(self, "base")
         if self.batch_size > self.rollout:
-            raise UsageError(
+            raise OutOfRange(
                 f"base.batch_size is {self.batch_size} and base.rollout {self.rollout}: a minibatch is drawn "
-                "from one rollout; make it smaller, or the rollout longer."
+                "from one rollout; make it smaller, or the rollout longer.",
+                part="base",
+                field="batch_size",
             )
 
     def find_learning_start(self) -> tuple[str, int]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import UnfitEnv
 from qscape.nets.distributions import Categorical, Normal, TanhNormal
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
@@ -210,7 +210,7 @@ class FixedHead(DiscreteHead):
         k_projector, k_layer = jax.random.split(key)
         d = self.feature_width(width)
         if why := self.explain_too_few(spec, d):  # `fits` cannot check it on images
-            raise UsageError(why)
+            raise UnfitEnv(why)
         w = _draw_on_host(self.draw_layer, k_layer, spec.choices or 0, d)
         return HeadParams(self.init_projector(k_projector, width), None), w
 

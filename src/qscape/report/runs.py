@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.errors import UsageError, one_line
+from qscape.errors import NotFound, one_line
 from qscape.report import require_extra, task_label
 from qscape.sealed import unseal
 from qscape.tracking import track
@@ -106,7 +106,7 @@ def read_runs(runs: Paths) -> RunFolders:
             why = f"it has no {problem}" if isinstance(problem, KeyError) else _describe_problem(problem)
             skipped.append(f"skipped {folder}: {why}")
     if not frames:
-        raise UsageError(f"There is no complete run in {len(skipped)} folder(s): {'; '.join(skipped)}.")
+        raise NotFound(f"There is no complete run in {len(skipped)} folder(s): {'; '.join(skipped)}.")
     frame = pd.concat(frames, ignore_index=True)
     skipped += _note_shared_names(frame)
     order = ["env", "label", "seed", "run", "policy", "step"]
@@ -123,9 +123,9 @@ def find_runs(runs: Paths) -> list[Path]:
     for path in _list_paths(runs):
         inside = [folder for root in _match(path) for folder in _find_below(root)]
         if not inside and not Path(path).exists() and glob.has_magic(str(path)):
-            raise UsageError(f"{path} matches no run, nor a folder with one below it.")
+            raise NotFound(f"{path} matches no run, nor a folder with one below it.")
         if not inside:
-            raise UsageError(
+            raise NotFound(
                 f"{path} is no run and holds none: there is no run.json in it or in a folder below it."
             )
         for folder in inside:

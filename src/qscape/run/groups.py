@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import RunError
+from qscape.errors import NoSave, RunError
 from qscape.run import saves
 from qscape.run.folder import choose_save, read_record, resumable_saves
 
@@ -96,7 +96,7 @@ def choose_saves(
     chosen = [choose_save(folder, empty_replay=empty_replay) for folder in folders]
     if any(path for path, _ in chosen):
         alone = f"qscape resume {shlex.quote(str(folders[0]))}"
-        raise RunError(
+        raise NoSave(
             f"{', '.join(map(str, folders))} have no whole save of the same step, so that one program cannot "
             f"continue them. Nothing was changed. To continue one alone: {alone}."
         )

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import QscapeError, UnknownName, WrongEnv, WrongVersion
 from qscape.types import Key
 
 ASYMMETRIC = "asymmetric"  # the choice of both: actors see the first, critics both
@@ -67,11 +67,11 @@ class StateLayout:
         """
         leaves, tree = jax.tree.flatten(state)
         if tree != self.tree:
-            raise UsageError("the simulator's state has another structure after a step than after a reset")
+            raise WrongEnv("the simulator's state has another structure after a step than after a reset")
         arrays = [jnp.asarray(leaf) for leaf in leaves]
         for array, shape, dtype in zip(arrays, self.shapes, self.dtypes, strict=True):
             if array.size != np.prod(shape) or jnp.promote_types(array.dtype, dtype) != dtype:
-                raise UsageError(
+                raise WrongEnv(
                     f"the simulator's state has an array {array.dtype}{list(array.shape)} after a step "
                     f"where a reset puts {dtype}{list(shape)}"
                 )
@@ -117,7 +117,7 @@ def explain_failure(sim: Any) -> Iterator[None]:
         raise
     except Exception as problem:
         package, what = type(sim).__module__.partition(".")[0], str(problem).strip().partition("\n")[0]
-        raise UsageError(
+        raise WrongVersion(
             f"{type(sim).__name__} of {package} fails beside JAX {jax.__version__}: {what}"
         ) from problem
 
@@ -175,9 +175,13 @@ class StateEnv(JaxEnv):
             if key == ASYMMETRIC and {STATE, PRIVILEGED} <= state.obs.keys():
                 key, privileged = STATE, PRIVILEGED
             if key not in state.obs:
-                raise UsageError(f"observation is {key!r}, but there are only {', '.join(state.obs)}")
+                raise UnknownName(
+                    f"observation is {key!r}, but there are only {', '.join(state.obs)}", field="env_args"
+                )
         elif key:
-            raise UsageError(f"observation is {key!r}, but the environment makes one without a name")
+            raise UnknownName(
+                f"observation is {key!r}, but the environment makes one without a name", field="env_args"
+            )
         seen: Any = state.obs[key] if key else state.obs
         size = int(np.prod(seen.shape))
         return cls(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome
 from qscape.envs.simulators.base import Simulated, StateLayout, explain_failure
-from qscape.errors import UsageError
+from qscape.errors import UnfitEnv
 from qscape.types import Key
 
 LIMIT = "max_steps_in_episode"
@@ -126,7 +126,7 @@ def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
     params = params.replace(**{k: v for k, v in args.items() if k not in own})
     truncation = getattr(type(sim), "is_truncated", None)
     if truncation is not None and truncation.__module__ != "gymnax.environments.environment":
-        raise UsageError(
+        raise UnfitEnv(
             f"{name} has its own is_truncated: environments of gymnax are truncated by {LIMIT} only"
         )
     env = wrap(sim, params, LIMIT)
@@ -146,7 +146,7 @@ def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
     seen, actions = sim.observation_space(params), sim.action_space(params)
     for what, space in (("observations", seen), ("actions", actions)):
         if not hasattr(space, "n") and not hasattr(space, "low"):
-            raise UsageError(
+            raise UnfitEnv(
                 f"{what} of {sim.name} are a {type(space).__name__}: they must be a Box or Discrete"
             )
     categories = int(seen.n) if hasattr(seen, "n") else None
