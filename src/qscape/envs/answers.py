@@ -103,7 +103,7 @@ def pack_infos(
     info: dict[str, Any],
     i: int,
 ) -> dict[str, Any]:
-    """Pack the info of one of several copies, in place of Gymnasium's `VectorEnv._add_info`.
+    """Return pack the info of one of several copies, in place of Gymnasium's `VectorEnv._add_info`.
 
     What is read from infos is copied, since a reset may write to it, and packed as it is into arrays of
     objects.

@@ -36,7 +36,7 @@ FIXED = 0  # seed of the key for policies that sample proposals, where the calle
 
 
 def take_candidate(many: Float[Array, "L *b A"], index: Int[Array, "*b"]) -> Float[Array, "*b A"]:
-    """Returns, for every row, the candidate that `index` names."""
+    """Return, for every row, the candidate that `index` names."""
     index = index.reshape(1, *index.shape, *[1] * (many.ndim - 1 - index.ndim))
     return jnp.take_along_axis(many, index, 0)[0]
 
@@ -73,7 +73,7 @@ class BestProposal(eqx.Module):
 
 
 def bind_target_actors(actor: PyTree, actor_target: PyTree, context: Context) -> tuple[PyTree, Context]:
-    """Returns the actors that propose at the next state, the online ones without target actors, and the
+    """Return the actors that propose at the next state, the online ones without target actors, and the
     context that binds them."""
     if actor_target is None:
         return actor, context
@@ -94,19 +94,19 @@ class ProposalSelector(ActionSelector):
     adds_noise_to_each: ClassVar[bool] = True
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
-        """Returns L distributions at `obs` [*b, S]; their modes are the proposals."""
+        """Return L distributions at `obs` [*b, S]; their modes are the proposals."""
         raise NotImplementedError
 
     def length(self) -> int:
-        """Returns L, the number of proposals."""
+        """Return L, the number of proposals."""
         raise NotImplementedError
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Sets Ornstein-Uhlenbeck noise, except for a stochastic policy, which explores by itself."""
+        """Set Ornstein-Uhlenbeck noise, except for a stochastic policy, which explores by itself."""
         return {} if agent.policy_loss.maximises_entropy else OU_NOISE
 
     def choose(self, context: Context, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
-        """Returns the index of the proposal with the greatest value; the first one of equals."""
+        """Return the index of the proposal with the greatest value; the first one of equals."""
         proposals = jax.lax.stop_gradient(proposals)
 
         def value(action: Array) -> Array:
@@ -117,7 +117,7 @@ class ProposalSelector(ActionSelector):
         return jax.lax.stop_gradient(jax.vmap(value)(proposals)).argmax(0)
 
     def best_proposal(self, context: Context, obs: Array, options: list[Dist]) -> BestProposal:
-        """Returns the option with the greatest value."""
+        """Return the option with the greatest value."""
         proposals = jnp.stack([option.mode() for option in options])
         return BestProposal(options, proposals, self.choose(context, obs, proposals))
 
@@ -137,7 +137,7 @@ class ProposalSelector(ActionSelector):
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Adds noise to every proposal, lets Q_1 choose, and adds noise to the choice (Algorithm 1)."""
+        """Add noise to every proposal, let Q_1 choose, and add noise to the choice (Algorithm 1)."""
         obs = step.observation
         length, columns = self.length(), self.columns(context.spec)
         if step.mode == "warm_up":

@@ -62,7 +62,7 @@ class CEM(ProposalSelector):
         return [Point(obs, self.search(context, obs, key))]
 
     def search(self, context: Context, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
-        """Returns the best action of all rounds by Q_1, without gradient."""
+        """Return the best action of all rounds by Q_1, without gradient."""
         size = (*obs.shape[:-1], context.spec.action_size)
         mean, std = jnp.zeros(size), jnp.full(size, self.spread)
         candidates: list[tuple[Array, Array]] = []
@@ -86,5 +86,5 @@ class CEM(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Searches at s' with the online Q_1; the target critics value the result."""
+        """Search at s' with the online Q_1; the target critics value the result."""
         return lambda obs: self.propose(None, context, obs, key)[0]

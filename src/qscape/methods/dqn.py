@@ -132,7 +132,7 @@ class Argmax(ActionSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Returns the policy that is greedy by the target critics, or with `double` by the online critics."""
+        """Return the policy that is greedy by the target critics, or with `double` by the online critics."""
         return greedy_policy(context, context.q if self.double else context.q_target)
 
     def act(
@@ -147,7 +147,7 @@ class Argmax(ActionSelector):
 
 
 def greedy_policy(context: BoundNetworks, q: QFn) -> Policy:
-    """Returns the policy whose action [*b, 1] is the index of the greatest value, the first one of equals.
+    """Return the policy whose action [*b, 1] is the index of the greatest value, the first one of equals.
 
     With several critics the value is the one that `base.actor_objective` names.
     """

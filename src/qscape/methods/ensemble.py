@@ -44,7 +44,7 @@ class Ensemble(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Smooths each target actor's action; the online critics choose among them."""
+        """Smooth each target actor's action; the online critics choose among them."""
         members, slow = bind_target_actors(actor, actor_target, context)
 
         def best(obs: Array) -> Dist:

@@ -43,7 +43,7 @@ class Joint(ProposalSelector):
         return None
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
-        """Makes an actor whose last layer outputs L actions."""
+        """Make an actor whose last layer outputs L actions."""
         # Every action's rows begin as those of an actor of its own, as the agent's settings initialise them.
         actors = [nets.actor(k) for k in jax.random.split(key, self.list_length)]
         outs = [_output_layer(actor) for actor in actors]
@@ -84,7 +84,7 @@ class Joint(ProposalSelector):
 
 
 def _output_layer(actor: Actor) -> eqx.nn.Linear:
-    """Returns the linear layer below the tanh."""
+    """Return the linear layer below the tanh."""
     head = actor.head.head if isinstance(actor.head, Projected) else actor.head
     assert isinstance(head, Deterministic)
     assert isinstance(head.out, eqx.nn.Linear)

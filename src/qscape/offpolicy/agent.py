@@ -90,7 +90,7 @@ class Agent(Bound):
         return self.selector.indexes_actions
 
     def conflict(self) -> str | None:
-        """Checks that the parts have the capabilities that other parts need, then asks every part itself.
+        """Check that the parts have the capabilities that other parts need, then ask every part itself.
 
         Returns:
             One sentence that says why the parts do not work together; None if they do.
@@ -136,7 +136,7 @@ class Agent(Bound):
         return super().conflict()
 
     def _explain_index_conflict(self) -> str | None:
-        """Returns why a part cannot work with, or without, indices as actions; None if all can."""
+        """Return why a part cannot work with, or without, indices as actions; None if all can."""
         rep, selector = self.representation, self.selector
         if not selector.indexes_actions:
             if rep.indexes_actions:
@@ -153,7 +153,7 @@ class Agent(Bound):
         return None
 
     def on(self: AgentT, spec: Spec) -> AgentT:
-        """Binds the agent to a task, see `Bound.on`. A discount by the time limit becomes a number."""
+        """Bind the agent to a task, see `Bound.on`. A discount by the time limit becomes a number."""
         bound = super().on(spec)
         return dataclasses.replace(bound, base=bound.base.with_time_limit(spec.time_limit))
 
@@ -232,7 +232,7 @@ class Agent(Bound):
         return {name: part for name, part in self.parts.items() if isinstance(part, StatefulPart)}
 
     def layout(self, envs: int = 1) -> Layout:
-        """Returns how replay packs a transition of E environments, with the columns that parts declare."""
+        """Return how replay packs a transition of E environments, with the columns that parts declare."""
         columns: dict[str, tuple[int, ...]] = {}
         for part in self.parts.values():
             columns |= part.columns(self.task)
@@ -248,7 +248,7 @@ class Agent(Bound):
         )
 
     def init_replay(self, layout: Layout) -> tuple[Storage, ReplayState]:
-        """Allocates an empty replay.
+        """Allocate an empty replay.
 
         Raises:
             RunError: the machine has not enough memory left.
@@ -257,13 +257,13 @@ class Agent(Bound):
         return storage, replay_state._replace(scaling=self.scaling.init_state(layout.envs))
 
     def init_replay_state(self, layout: Layout) -> ReplayState:
-        """Returns the state of an empty replay, without its storage."""
+        """Return the state of an empty replay, without its storage."""
         return self.replay.init_state(layout)._replace(scaling=self.scaling.init_state(layout.envs))
 
     def insert(
         self, layout: Layout, storage: Storage, replay_state: ReplayState, new: Transition
     ) -> tuple[Storage, ReplayState]:
-        """Stores the valid rows of one step of each environment; the scaling sees their rewards."""
+        """Store the valid rows of one step of each environment; the scaling sees their rewards."""
         storage, replay_state = self.replay.insert(layout, storage, replay_state, new)
         ended, valid = jnp.logical_or(new.terminated, new.truncated), valid_rows(layout, new)
         step = replicate((jnp.float32(new.reward), ended, valid))
@@ -293,7 +293,7 @@ class Agent(Bound):
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, actor: PyTree | None = None) -> State:
-        """Makes the state of a new run. Slow copies start equal to their originals.
+        """Make the state of a new run. Slow copies start equal to their originals.
 
         Args:
             key: the run's key.
@@ -348,7 +348,7 @@ class Agent(Bound):
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
     def reinitialise(self, state: State, key: Key) -> State:
-        """Makes new networks and optimiser states; keeps the counters and the normaliser's statistics.
+        """Make new networks and optimiser states; keep the counters and the normaliser's statistics.
 
         Called by `reset` parts during an update.
         """
@@ -359,7 +359,7 @@ class Agent(Bound):
         )
 
     def optimiser(self, name: str) -> optax.GradientTransformation:
-        """Returns the optimiser of "actor", "critics", "PART.params" or "PART.actor_params"."""
+        """Return the optimiser of "actor", "critics", "PART.params" or "PART.actor_params"."""
         base = self.base
         if name == "actor":
             b1 = base.adam_b1 if base.actor_adam_b1 is None else base.actor_adam_b1
@@ -376,7 +376,7 @@ class Agent(Bound):
         return base.optimiser(actor_params, delayed=True, **part.actor_optimiser_options(base))
 
     def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
-        """Returns the state's networks as functions of normalised observations and actions.
+        """Return the state's networks as functions of normalised observations and actions.
 
         Parts receive the result as `context`.
 
@@ -399,7 +399,7 @@ class Agent(Bound):
         return context._replace(policy_target=policy_target)
 
     def _networks(self, acting: ActingState, event: Event, trains_actors: bool = False) -> BoundNetworks:
-        """Returns the online networks as functions; the online critics are the target critics, too."""
+        """Return the online networks as functions; the online critics are the target critics, too."""
         rep, rep_state = self.representation, acting.part(self.representation)
         table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
@@ -418,7 +418,7 @@ class Agent(Bound):
         return BoundNetworks(q, q, levels, bind, self.nets, event, self.task, self.base, table)
 
     def _with_policies(self, networks: BoundNetworks, acting: ActingState) -> Context:
-        """Returns networks with the policies that the selector makes of them."""
+        """Return networks with the policies that the selector makes of them."""
 
         def policy_of(actor: PyTree) -> Policy:
             return self.selector.policy(actor, acting.part(self.selector), networks)
@@ -443,7 +443,7 @@ class Agent(Bound):
     # --- acting -----------------------------------------------------------------------------------
 
     def acting(self, state: State) -> ActingState:
-        """Returns the part of a state that acting needs."""
+        """Return the part of a state that acting needs."""
         needed = {p.name for p in (self.representation, self.selector, self.normaliser)}
         return ActingState(
             state.actor, state.critics, {k: v for k, v in state.part_states.items() if k in needed}
@@ -459,7 +459,7 @@ class Agent(Bound):
         key: Key,
         mode: str = "evaluate",
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Selects actions for the raw observations of E environments.
+        """Select actions for the raw observations of E environments.
 
         Args:
             noise_state: the state of the exploration noise (`selector.init_noise`), or None.
@@ -480,14 +480,14 @@ class Agent(Bound):
         return self.selector.act(acting.actor, part_state, context, step)
 
     def proposals(self, acting: ActingState, obs: Array) -> Array:
-        """Returns the L actions [B, L, A] that acting chooses from at raw observations [B, S]; no noise."""
+        """Return the L actions [B, L, A] that acting chooses from at raw observations [B, S]; no noise."""
         part_state, context, obs = self._acting_context(acting, obs, jnp.zeros((), jnp.int32))
         return self.selector.proposals(acting.actor, part_state, context, obs)
 
     def _acting_context(
         self, acting: ActingState, obs: Array, steps: Array
     ) -> tuple[PartState, Context, Array]:
-        """Returns the selector's state, the context while acting, and normalised observations."""
+        """Return the selector's state, the context while acting, and normalised observations."""
         obs = self.task.change_visible(partial(self.normaliser.apply, acting.part(self.normaliser)), obs)
         no = jnp.array(False)
         networks = self._networks(acting, Event(steps, steps, no, no))
@@ -499,7 +499,7 @@ class Agent(Bound):
         return self.normaliser.changes_observations
 
     def see(self, state: State, obs: Array, resetting: ArrayLike | None = None) -> State:
-        """Updates the normaliser's statistics by the raw observations [E, S] that are acted on next.
+        """Update the normaliser's statistics by the raw observations [E, S] that are acted on next.
 
         `resetting`: True where the next step only resets the environment [E]; None: nowhere.
         """
@@ -511,25 +511,25 @@ class Agent(Bound):
 
 
 def hide_privileged(policy: Callable, spec: Spec) -> Callable:
-    """Returns a policy that gets whole observations and sees the actor's part of them."""
+    """Return a policy that gets whole observations and sees the actor's part of them."""
     if spec.actor_size is None and spec.mask is None:
         return policy
     return lambda obs, conditioning=None: policy(spec.actor_part(obs), conditioning)
 
 
 def hide_mask(value: Callable, spec: Spec) -> Callable:
-    """Returns a function of (obs, action, ...) that gets whole observations, and does not see their masks."""
+    """Return a function of (obs, action, ...) that gets whole observations, and does not see their masks."""
     if spec.mask is None:
         return value
     return lambda obs, *others: value(spec.visible(obs), *others)
 
 
 def snap_policy(policy: Callable, table: ActionTable, spec: Spec) -> Callable:
-    """Returns a policy whose actions are those of `policy`, moved to the nearest valid rows of the table."""
+    """Return a policy whose actions are those of `policy`, moved to the nearest valid rows of the table."""
     return lambda obs, conditioning=None: Snapped(policy(obs, conditioning), table, spec.mask_words(obs))
 
 
 @lru_cache(maxsize=8)
 def make_action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes: int) -> ActionTable | None:
-    """Returns the search in the task's action table, made once per task; None for continuous actions."""
+    """Return the search in the task's action table, made once per task; None for continuous actions."""
     return None if spec.table is None else ActionTable(spec.table, nearest, probes, spec.mask)

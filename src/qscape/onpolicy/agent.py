@@ -125,7 +125,9 @@ class Agent(Bound):
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, envs: int = 1) -> State:
-        """The initial state for `envs` environments. Every leaf has its own buffer, as donation requires."""
+        """Return the initial state for `envs` environments. Every leaf has its own buffer, as donation
+        requires.
+        """
         spec, base, torso = self.task, self.base, self.extractor
         k_actor, k_head, k_critic, k_value = (
             stream(key, name) for name in ("actor", f"{self.head.name}.init", "critic", "critic.value")
@@ -176,7 +178,7 @@ class Agent(Bound):
     # --- the networks as functions ------------------------------------------------------------------
 
     def apply_networks(self, part_states: PartStates, networks: Networks, obs: Array) -> NetworkOutputs:
-        """Distribution, values and penalty at normalised observations [*b, S]."""
+        """Return distribution, values and penalty at normalised observations [*b, S]."""
         features = networks.torso(self.task.actor_part(obs))
         dist, penalty = self._apply_head(part_states, networks.head, features, obs)
         is_usual = networks.critic is not None and not self.policy_update.has_own_critic
@@ -184,7 +186,9 @@ class Agent(Bound):
         return NetworkOutputs(dist, value, penalty)
 
     def distribution(self, part_states: PartStates, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
-        """The policy's distribution at normalised observations [*b, S]; `actor` is the pair (torso, head)."""
+        """Return the policy's distribution at normalised observations [*b, S]; `actor` is the pair (torso,
+        head).
+        """
         torso, head = actor
         features = torso(self.task.actor_part(obs))
         return self._apply_head(part_states, head, features, obs)[0]
@@ -192,7 +196,7 @@ class Agent(Bound):
     def _apply_head(
         self, part_states: PartStates, head: PyTree, features: Array, obs: Array
     ) -> tuple[Distribution, Array | None]:
-        """Distribution over the valid actions and penalty at features [*b, F] of the torso."""
+        """Return distribution over the valid actions and penalty at features [*b, F] of the torso."""
         fixed = part_states.get(self.head.name)
         dist, penalty = factors.apply_heads(self.head, self.task, head, fixed, features)
         valid = self.task.valid_actions(obs)
@@ -202,13 +206,15 @@ class Agent(Bound):
         return dist.masked(valid), penalty
 
     def value(self, part_states: PartStates, networks: Networks, obs: Array) -> Array:
-        """The critic's values [*b] at normalised observations [*b, S]."""
+        """Return the critic's values [*b] at normalised observations [*b, S]."""
         obs = self.task.visible(obs)
         features = networks.torso(obs) if self.has_shared_torso else None
         return _value(networks.critic, features, obs)
 
     def make_context(self, state: State, progress: Scalar | float, key: Key) -> UpdateContext:
-        """The functions and settings that `PolicyUpdate.improve` receives; arguments as in `update`."""
+        """Return the functions and settings that `PolicyUpdate.improve` receives;
+        arguments as in `update`.
+        """
         part_states, base = state.part_states, self.base
         rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
         return UpdateContext(
@@ -225,14 +231,15 @@ class Agent(Bound):
         )
 
     def normalise_obs(self, part_states: PartStates, obs: Array) -> Array:
-        """Raw observations [*b, S] as the networks see them."""
+        """Return raw observations [*b, S] as the networks see them."""
         if not self.normalises:
             return obs
         apply = partial(self.normaliser.apply, part_states[self.normaliser.name])
         return self.task.change_visible(apply, obs)
 
     def update_normaliser(self, state: State, obs: Array, weight: Array | None) -> State:
-        """The state after the normaliser's statistics took in the raw observations [T, E, S] of a rollout.
+        """Return the state after the normaliser's statistics took in the raw observations [T, E, S] of a
+        rollout.
 
         `weight` [T, E] is 0 for rows that are no environment steps; None: all rows are steps.
         """
@@ -256,12 +263,12 @@ class Agent(Bound):
     # --- acting -----------------------------------------------------------------------------------
 
     def acting(self, state: State) -> ActingState:
-        """The part of a state that acting needs."""
+        """Return the part of a state that acting needs."""
         needed = (self.head.name, self.refiner.name, self.normaliser.name)
         return ActingState(state.networks, {k: v for k, v in state.part_states.items() if k in needed})
 
     def get_distribution(self, acting: ActingState, obs: Array) -> Distribution:
-        """The policy's distribution at raw observations [B, S]."""
+        """Return the policy's distribution at raw observations [B, S]."""
         networks = acting.networks
         obs = self.normalise_obs(acting.part_states, obs)
         return self.distribution(acting.part_states, (networks.torso, networks.head), obs)
@@ -276,7 +283,7 @@ class Agent(Bound):
         key: Key,
         mode: str = "evaluate",
     ) -> tuple[Array, dict[str, Array], None]:
-        """Actions [E, A] for raw observations [E, S]; the indices of discrete actions, as floats.
+        """Return actions [E, A] for raw observations [E, S]; the indices of discrete actions, as floats.
 
         Args:
             noise_state, first: unused; off-policy exploration noise needs them.
@@ -305,7 +312,7 @@ class Agent(Bound):
 
 
 def _value(critic: Any, features: Array | None, obs: Array) -> Array:
-    """The critic's value [*b]; `features` are the actor's, for a critic that shares the torso."""
+    """Return the critic's value [*b]; `features` are the actor's, for a critic that shares the torso."""
     torso, out = critic
     if torso is not None:
         features = torso(obs)

@@ -96,7 +96,7 @@ def update(
 
 
 def _find_episode_ends(rollout: Transition) -> Float[Array, "T E"]:
-    """1 where the next row belongs to another episode or is no environment step, else 0."""
+    """Return 1 where the next row belongs to another episode or is no environment step, else 0."""
     done = rollout.terminated | rollout.truncated
     if rollout.valid is not None:
         done = done.at[:-1].set(done[:-1] | ~rollout.valid[1:])
@@ -106,7 +106,8 @@ def _find_episode_ends(rollout: Transition) -> Float[Array, "T E"]:
 def _estimate_advantages(
     agent: Agent, state: State, trajectory: Trajectory
 ) -> tuple[State, Array, Array, Callable[[Array], Array]]:
-    """The state with the new states of scaling and estimator; advantages and critic targets [T, E]; `scale`.
+    """Return the state with the new states of scaling and estimator; advantages and critic targets [T, E];
+    `scale`.
 
     Targets are in the critic's unit, and `scale` brings rewards into it (`UpdateContext.scale`).
     """
