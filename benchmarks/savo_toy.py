@@ -142,12 +142,12 @@ def run(row: Row, column: str, seeds: int) -> dict[str, Any]:
     # This agent trains critics and surrogates only; it is used in the warm-up.
     still = agent_of(column, row, policy_delay=NEVER)
 
-    def begin(key: Key) -> scan.Run:
+    def begin(key: Key) -> scan.ReplayRun:
         run = scan.start(agent, env, key, envs=1)
         return run._replace(carry=run.carry._replace(state=on_the_lower_peak(run.state)))
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def further(agent: Agent, run: scan.Run, due: Array) -> tuple[scan.Run, scan.History]:
+    def further(agent: Agent, run: scan.ReplayRun, due: Array) -> tuple[scan.ReplayRun, scan.StepHistory]:
         axes = (scan.RUN_AXES, 0, None), (scan.RUN_AXES, 0)
         return jax.vmap(partial(scan.run_steps, agent, env), *axes)(run, keys, due)
 

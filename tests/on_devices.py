@@ -119,7 +119,7 @@ def compare(env: JaxEnv, begin: Any, further: Any, chunks: list[tuple]) -> dict[
 def networks(run: Any) -> Any:
     """Return the networks that gradients move."""
     state = run.state
-    if isinstance(run, scan_rollouts.Run):
+    if isinstance(run, scan_rollouts.RolloutRun):
         return state.networks
     parts = [(part.params, part.actor_params) for part in state.part_states.values()]
     return state.actor, state.critics, parts

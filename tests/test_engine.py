@@ -14,7 +14,7 @@ from qscape.envs import make, snapshot
 from qscape.run import Plan
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.engines.base import Ended, Progress, Saved
+from qscape.run.engines.base import EndedEpisode, Progress, SavedSeed
 from qscape.run.programs import Act
 from qscape.run.seeds import Seeds
 from qscape.run.session import Session
@@ -71,7 +71,7 @@ class HillClimber:
             self.updates, self.reached = self.updates + 1, 0.0
             key = jax.random.fold_in(self.seeds.key, self.updates)
             self.tried = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, jnp.shape(x)), self.state)
-        return Progress([Ended(0, self.env_steps, episode) for episode in step.finished])
+        return Progress([EndedEpisode(0, self.env_steps, episode) for episode in step.finished])
 
     def counters(self, seed=0):
         return {"best": self.best, "reached": self.reached}
@@ -80,7 +80,7 @@ class HillClimber:
         return {"acting": self.tried, "kept": self.state, "replay": {}}
 
     def save(self, seed=0):
-        return Saved(self.templates({}), self.counters(), snapshot.take(self.adapter))
+        return SavedSeed(self.templates({}), self.counters(), snapshot.take(self.adapter))
 
     def restore(self, saves):
         (save,) = saves

@@ -47,7 +47,7 @@ class ActionMask:
         return ActionMask(self.actions, bits=1, factors=self.factors)
 
     def pack(self, valid: Bool[Any, "*b N"]) -> Float[Any, "*b M"]:
-        """Packs masks; works on NumPy and JAX arrays.
+        """Pack masks; works on NumPy and JAX arrays.
 
         Of more than K valid actions the first K are kept. A mask without any valid action (of some factor)
         becomes NaN, at which a run stops with a sentence.
@@ -66,13 +66,13 @@ class ActionMask:
         return xp.where(xp.concatenate(each, -1).all(-1, keepdims=True), words, xp.float32(np.nan))
 
     def split(self, valid: Bool[Array, "*b N"]) -> Bool[Array, "*b K C"]:
-        """The masks of all factors, filled up with false to the largest number of values C."""
+        """Return the masks of all factors, filled up with false to the largest number of values C."""
         ends, value = np.cumsum(self.factors), np.arange(max(self.factors))
         held = value < np.array(self.factors)[:, None]
         return jnp.take(valid, np.where(held, (ends - self.factors)[:, None] + value, 0), axis=-1) & held
 
     def pack_rows(self, rows: Int[Any, "*b k"]) -> Float[Any, "*b M"]:
-        """Packs valid actions that are given by their indices; works on NumPy and JAX arrays.
+        """Pack valid actions that are given by their indices; works on NumPy and JAX arrays.
 
         Negative indices stand for nothing, and an index may be given twice. Otherwise as `pack`.
         """
@@ -92,7 +92,7 @@ class ActionMask:
         return xp.where(last >= 0, filled, xp.float32(np.nan))
 
     def members(self, words: Float[Array, "*b M"]) -> tuple[Int[Array, "*b n"], Bool[Array, "*b n"]]:
-        """Returns indices of actions, ascending, and which of them are valid; no valid one occurs twice.
+        """Return indices of actions, ascending, and which of them are valid; no valid one occurs twice.
 
         n is K with `candidates` and N without.
         """
@@ -105,7 +105,7 @@ class ActionMask:
         )
 
     def unpack(self, words: Float[Array, "*b M"]) -> Bool[Array, "*b N"]:
-        """Returns whether each action is valid."""
+        """Return whether each action is valid."""
         if self.candidates is not None:
             return (words.astype(jnp.int32)[..., None] == jnp.arange(self.actions)).any(-2)
         if self.bits == 1:
@@ -114,14 +114,14 @@ class ActionMask:
         return (bits & 1).astype(bool).reshape(*words.shape[:-1], -1)[..., : self.actions]
 
     def at(self, words: Float[Array, "*b M"], index: Int[Array, " n"]) -> Bool[Array, "*b n"]:
-        """Returns whether the actions `index` are valid, by their bits; indices from N on are not."""
+        """Return whether the actions `index` are valid, by their bits; indices from N on are not."""
         if self.bits == 1:
             return (jnp.take(words, index, axis=-1, mode="clip") > 0) & (index < self.actions)
         word = jnp.take(words, index // self.bits, axis=-1, mode="clip").astype(jnp.int32)
         return ((word >> (index % self.bits) & 1) > 0) & (index < self.actions)
 
     def sample(self, words: Float[Array, "*b M"], key: Key[Array, ""]) -> Int[Array, "*b K"]:
-        """Draws a valid action for each state, all with the same probability; K is 1 without factors."""
+        """Draw a valid action for each state, all with the same probability; K is 1 without factors."""
         if self.factors:
             valid = self.split(self.unpack(words))
             index = jnp.broadcast_to(jnp.arange(valid.shape[-1]), valid.shape)

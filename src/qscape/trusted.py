@@ -117,6 +117,6 @@ def _is_importable(module: str) -> bool:
 
 @functools.cache
 def _plugins() -> frozenset[str]:
-    """The modules of plug-ins that are installed."""
+    """Return the modules of plug-ins that are installed."""
     points = [point for group in GROUPS for point in importlib.metadata.entry_points(group=group)]
     return frozenset([*PLUGINS, *(point.module for point in points)])

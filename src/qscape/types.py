@@ -42,7 +42,7 @@ def setting(
     tune: tuple | None = None,
     only_if: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
-    """A dataclass field that is also a command-line flag and a line of documentation.
+    """Return a dataclass field that is also a command-line flag and a line of documentation.
 
     Args:
         default: the paper's value.
@@ -90,7 +90,7 @@ def _is_so(claim: str, part: Any, agent: "Bound") -> bool:
 
 
 def check_ranges(settings: Any, name: str) -> None:
-    """Checks that the fields of a dataclass lie in their ranges; `name` is that of the part, or "base".
+    """Check that the fields of a dataclass lie in their ranges; `name` is that of the part, or "base".
 
     Raises:
         UsageError: a field does not.
@@ -113,7 +113,7 @@ def check_ranges(settings: Any, name: str) -> None:
 
 
 def stream(key: Key, name: str) -> Key:
-    """Returns the key of the random stream called `name` below `key`.
+    """Return the key of the random stream called `name` below `key`.
 
     Streams have names rather than an order, so that adding a part to an agent does not change the random
     numbers of other parts.
@@ -182,19 +182,19 @@ class Spec:
         return self.observation_size + (0 if self.mask is None else self.mask.width)
 
     def visible(self, obs: Array) -> Array:
-        """Returns the entries [..., S] of observations [..., S + M] that networks see."""
+        """Return the entries [..., S] of observations [..., S + M] that networks see."""
         return obs if self.mask is None else jax.lax.slice_in_dim(obs, 0, self.observation_size, axis=-1)
 
     def _words(self, obs: Array) -> Array:
-        """The words [..., M] behind observations."""
+        """Return the words [..., M] behind observations."""
         return jax.lax.slice_in_dim(obs, self.observation_size, None, axis=-1)
 
     def mask_words(self, obs: Array) -> Array | None:
-        """Returns the words [..., M] of observations that say which actions are valid; None: all are."""
+        """Return the words [..., M] of observations that say which actions are valid; None: all are."""
         return None if self.mask is None else jax.lax.stop_gradient(self._words(obs))
 
     def valid_actions(self, obs: Array) -> Array | None:
-        """Returns which actions are valid at observations, bool [..., N], or [..., K, C] of K factors.
+        """Return which actions are valid at observations, bool [..., N], or [..., K, C] of K factors.
 
         C is the largest number of values of a factor. None: all actions are valid.
         """
@@ -204,7 +204,7 @@ class Spec:
         return self.mask.split(valid) if self.mask.factors else valid
 
     def draw_indices(self, obs: Array, key: Key) -> Array:
-        """Draws the indices [..., K] of a valid action at each observation, all with the same probability.
+        """Draw the indices [..., K] of a valid action at each observation, all with the same probability.
 
         K is 1 unless actions have factors.
         """
@@ -214,13 +214,13 @@ class Spec:
         return jax.random.randint(key, (*obs.shape[:-1], len(sizes)), 0, jax.numpy.array(sizes))
 
     def change_visible(self, change: Callable[[Array], Array], obs: Array) -> Array:
-        """Returns observations [..., S + M] with `change` made to what networks see; masks stay."""
+        """Return observations [..., S + M] with `change` made to what networks see; masks stay."""
         if self.mask is None:
             return change(obs)
         return jax.numpy.concatenate([change(self.visible(obs)), self._words(obs)], -1)
 
     def actor_part(self, obs: Array) -> Array:
-        """Returns the entries of observations [..., S + M] that actors see."""
+        """Return the entries of observations [..., S + M] that actors see."""
         obs = self.visible(obs)
         return obs if self.actor_size is None else jax.lax.slice_in_dim(obs, 0, self.actor_size, axis=-1)
 
@@ -230,7 +230,7 @@ class Spec:
         return self.factors if self.choices is None else (self.choices,)
 
     def of_factor(self, size: int) -> "Spec":
-        """The task as the head of one factor sees it: a discrete set of `size` actions."""
+        """Return the task as the head of one factor sees it: a discrete set of `size` actions."""
         return dataclasses.replace(self, action_size=1, choices=size, factors=None, mask=None)
 
     @property
@@ -264,7 +264,7 @@ class Bound:
     spec: Spec | None
 
     def on(self: AgentT, spec: Spec) -> AgentT:
-        """Binds the agent to a task. Called once the environment is known, before `init`.
+        """Bind the agent to a task. Called once the environment is known, before `init`.
 
         Args:
             spec: sizes of observations and actions, and the action table if actions are discrete.
@@ -280,7 +280,7 @@ class Bound:
         return dataclasses.replace(self, spec=spec)  # type: ignore[type-var]
 
     def fits(self, spec: Spec) -> str | None:
-        """Checks all parts against a task.
+        """Check all parts against a task.
 
         Returns:
             One sentence that says why the agent cannot work on it; None if it works.
@@ -293,7 +293,7 @@ class Bound:
         raise NotImplementedError
 
     def conflict(self) -> str | None:
-        """Checks that all parts work together.
+        """Check that all parts work together.
 
         Returns:
             One sentence that says why they do not; None if they do.
@@ -301,7 +301,7 @@ class Bound:
         return next((why for part in self.parts.values() if (why := part.conflict(self))), None)
 
     def moot_fields(self) -> dict[str, str]:
-        """Finds the fields that do nothing in this agent: the user is told, and no search tries them.
+        """Find the fields that do nothing in this agent: the user is told, and no search tries them.
 
         Returns:
             By `part.field`, the end of a sentence that begins "it does nothing". Some fields show only on an
@@ -408,15 +408,15 @@ class Dist(Protocol):
         ...
 
     def mode(self) -> Array:
-        """The action [..., A] of evaluation and export."""
+        """Return the action [..., A] of evaluation and export."""
         ...
 
     def sample(self, key: Key) -> tuple[Array, Array]:
-        """A random action [..., A] and its log-probability [...]."""
+        """Return a random action [..., A] and its log-probability [...]."""
         ...
 
     def log_prob(self, action: Array) -> Array:
-        """The log-probability [...] of an action [..., A]."""
+        """Return the log-probability [...] of an action [..., A]."""
         ...
 
 
@@ -445,7 +445,7 @@ class Part:
     only_if: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
-        """Checks the fields. A subclass that checks more calls `super().__post_init__()` first.
+        """Check the fields. A subclass that checks more calls `super().__post_init__()` first.
 
         Raises:
             UsageError: a field is out of its range.
@@ -453,7 +453,7 @@ class Part:
         check_ranges(self, self.name)
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
-        """Values of base fields that this part changes. Called when a recipe is built.
+        """Return values of base fields that this part changes. Called when a recipe is built.
 
         Args:
             agent: the agent with all its parts; its base does not hold any part's overrides yet.
@@ -464,7 +464,7 @@ class Part:
         return {}
 
     def conflict(self, agent: Any) -> str | None:
-        """Checks the part against the rest of the agent. Called once, when a recipe is built.
+        """Check the part against the rest of the agent. Called once, when a recipe is built.
 
         Args:
             agent: the agent with all its parts and its final base. Ask for capabilities of other parts
@@ -476,7 +476,7 @@ class Part:
         return None
 
     def fits(self, spec: Spec, base: Any) -> str | None:
-        """Checks the part against a task. Called once, when the agent is bound to it (`Agent.on`).
+        """Check the part against a task. Called once, when the agent is bound to it (`Agent.on`).
 
         Returns:
             One sentence that says why the part cannot work on this task; None if it works.
@@ -484,11 +484,11 @@ class Part:
         return None
 
     def notes(self, agent: Any) -> list[str]:
-        """Sentences that a user should read before a run with this agent begins; they stop nothing."""
+        """Return sentences that a user should read before a run with this agent begins; they stop nothing."""
         return []
 
     def warning(self, metrics: Mapping[str, float]) -> str | None:
-        """Checks the metrics of a log line. Called at every log line until it returns a sentence.
+        """Check the metrics of a log line. Called at every log line until it returns a sentence.
 
         Args:
             metrics: the newest value of each metric by name.
@@ -499,5 +499,5 @@ class Part:
         return None
 
     def columns(self, spec: Spec) -> Columns:
-        """Returns further replay columns that acting emits: the shape of one row by name."""
+        """Return further replay columns that acting emits: the shape of one row by name."""
         return {}

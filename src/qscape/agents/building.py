@@ -25,7 +25,7 @@ KEYWORDS = ("env", "envs", "steps", "eval_every", "eval_episodes")
 
 
 def agent(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
-    """`build` for users: imports the parts that the recipe names as `module:Class` first.
+    """Build an agent as `build`, for users: import the parts that the recipe names as `module:Class` first.
 
     Args:
         recipe: base and parts joined by +, e.g. `td3+sale+lap` or `td3+mypackage.penalty:Penalty`.

@@ -170,7 +170,7 @@ def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
 
 
 def _stop_epoch(row: Mapping[Any, Any]) -> list[str]:
-    """The cell of the stop epoch; none without a threshold."""
+    """Return the cell of the stop epoch; none without a threshold."""
     if "stop_epoch" not in row:
         return []
     return [f"{_number(row['stop_epoch'], 1)} ({row['stopped']} of {row['seeds']})"]

@@ -48,7 +48,9 @@ def main(argv: list[str]) -> int:
 
 
 def _goes_on(folder: Path, steps: int | None) -> bool:
-    """Is a run unfinished? Also if its run.json is broken: its job then says so, and the others go on."""
+    """Return whether a run is unfinished. Also if its run.json is broken: its job then says so, and the
+    others go on.
+    """
     try:
         return unfinished(folder, steps)
     except RunError:

@@ -99,23 +99,23 @@ class RunView:
         self.notes = metrics.notes + evaluations.notes
 
     def policies(self) -> list[str]:
-        """The evaluated policies: the current one, and the kept one if the agent keeps one."""
+        """Return the evaluated policies: the current one, and the kept one if the agent keeps one."""
         return [*self.returns] or ["current"]
 
     def curve(self, policy: str) -> tuple[str, list[float], list[float]]:
-        """Name, steps and mean returns of a policy's evaluations."""
+        """Return name, steps and mean returns of a policy's evaluations."""
         returns = self.returns.get(policy, {})
         name = f"seed {self.record['seed']}" + (f", {policy}" if len(self.returns) > 1 else "")
         return name, [*returns], [sum(x) / len(x) for x in returns.values()]
 
     def metric(self, name: str) -> tuple[str, list[float], list[float]]:
-        """Name, steps and values of a logged metric; values that are not finite are left out."""
+        """Return name, steps and values of a logged metric; values that are not finite are left out."""
         rows = [(row["step"], row[name]) for row in self.logged if name in row]
         rows = [(step, x) for step, x in rows if x is not None and math.isfinite(x)]
         return f"seed {self.record['seed']}", [r[0] for r in rows], [r[1] for r in rows]
 
     def row(self) -> list[str]:
-        """The run's row of the table."""
+        """Return the run's row of the table."""
         newest = self.logged[-1] if self.logged else {}
         step, steps = newest.get("step", 0), self.record["steps"]
         speed = newest.get("steps_per_second")

@@ -44,7 +44,7 @@ class BatchNormNetwork(Network):
         make_norm: Callable[[int], BatchNorm],
         before: bool,
     ) -> BatchNormTorso:
-        """Makes hidden layers of the base's widths; the last three arguments as in `BatchNormTorso`."""
+        """Make hidden layers of the base's widths; the last three arguments as in `BatchNormTorso`."""
         actor = role == "actor"
         hidden = base.actor_hidden if actor else base.critic_hidden
         activation = base.actor_activation if actor else base.critic_activation

@@ -46,7 +46,7 @@ class BatchNormTorso(eqx.Module):
         return self._features(join_inputs(x), lambda norm, x: norm(x))
 
     def train(self, x: Inputs) -> tuple[Float[Array, "*b h"], "BatchNormTorso"]:
-        """The features, normalised by the batch; and the hidden layers with new running statistics."""
+        """Return the features, normalised by the batch; and the hidden layers with new running statistics."""
         moved = []
 
         def normalise(norm: BatchNorm, x: Array) -> Array:

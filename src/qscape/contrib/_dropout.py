@@ -26,7 +26,9 @@ class DropoutTorso(eqx.Module):
     def __call__(
         self, x: Inputs, conditioning: Conditioning | None = None, key: Key | None = None
     ) -> Float[Array, "*b h"]:
-        """Features of the last layer at inputs `[*b, i]`; `key` draws the masks, None: nothing is dropped."""
+        """Return features of the last layer at inputs `[*b, i]`; `key` draws the masks, None: nothing is
+        dropped.
+        """
         layers, norms = self.plain.layers, self.plain.norms
         for j, (layer, k) in enumerate(zip(layers, split_key(key, len(layers)), strict=True)):
             h = drop(dense(layer, x), self.rate, k)
@@ -36,7 +38,7 @@ class DropoutTorso(eqx.Module):
 
 
 def drop(x: Float[Array, "*b h"], rate: float, key: Key | None) -> Float[Array, "*b h"]:
-    """Sets units to 0 with probability `rate` and divides the others by 1 − rate; key None: returns x."""
+    """Set units to 0 with probability `rate` and divide the others by 1 − rate; key None: return x."""
     if key is None:
         return x
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)

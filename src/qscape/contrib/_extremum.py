@@ -40,7 +40,7 @@ class ExtremumSeeking(Part):
     guard: bool = setting(False, "Keep the policy's action if Q at the refined one is not greater.")
 
     def seek(self, value: Callable[[Array], Array], action: Float[Array, "*b A"]) -> Float[Array, "*b A"]:
-        """Returns v(N) of the loop in which a sinusoid probes the value around an action.
+        """Return v(N) of the loop in which a sinusoid probes the value around an action.
 
         u(t) = v(t) + K sin(ωt),   v(t+1) = v(t) + α sin(ωt) y_t,   y_t = β (y_{t−1} + x_t − x_{t−1}),
         with y_1 = 0 and x_t = value(clip(action + u(t), −1, 1)).
@@ -67,7 +67,7 @@ class ExtremumSeeking(Part):
 
 
 def spread_frequencies(first: float, ratio: float, size: int) -> Float[Array, " A"]:
-    """Returns ω_i = ω (1 + r i), wrapped into [0.5, π − 0.5].
+    """Return ω_i = ω (1 + r i), wrapped into [0.5, π − 0.5].
 
     Entries of an action that are probed at one frequency cannot be told apart. Near 0 and π, sin(ωt) hardly
     moves within the few steps of the loop, so an entry would stay where it is.
@@ -85,11 +85,11 @@ def spread_frequencies(first: float, ratio: float, size: int) -> Float[Array, " 
 def update_spread(
     spread: Scalar, values: Float[Array, "*b"], weight: Float[Array, "*b"] | None = None
 ) -> Scalar:
-    """Returns the moving average (0.99) of the standard deviation of values; 0 stands for "none yet"."""
+    """Return the moving average (0.99) of the standard deviation of values; 0 stands for "none yet"."""
     std = jnp.sqrt(weighted_mean(jnp.square(values - weighted_mean(values, weight)), weight))
     return jnp.where(spread > 0, 0.99 * spread + 0.01 * std, std)
 
 
 def unit_of(spread: Scalar) -> Scalar:
-    """Returns the number that values are divided by: the spread, at least 1e-3; 1 before there is one."""
+    """Return the number that values are divided by: the spread, at least 1e-3; 1 before there is one."""
     return jnp.where(spread > 0, jnp.maximum(spread, 1e-3), 1.0)

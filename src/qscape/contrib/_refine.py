@@ -50,11 +50,11 @@ class Refiner(Single):
         action: Float[Array, "*b A"],
         key: Key,
     ) -> Float[Array, "*b A"]:
-        """Returns a better action by Q, in [-1, 1] and snapped to the action table, without gradient."""
+        """Return a better action by Q, in [-1, 1] and snapped to the action table, without gradient."""
         raise NotImplementedError
 
     def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
-        """Returns the actor's action and, if evaluations refine it, the refined one."""
+        """Return the actor's action and, if evaluations refine it, the refined one."""
         own = context.bind(actor)(obs).mode()
         if self.apply_at == "collect":
             return own[..., None, :]
@@ -69,7 +69,7 @@ class Refiner(Single):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Returns the target policy; with `apply_at` all, the online critics refine its smoothed action."""
+        """Return the target policy; with `apply_at` all, the online critics refine its smoothed action."""
         k_smooth, k_refine = jax.random.split(key)
         policy = smooth_target_policy(context, k_smooth)
         if self.apply_at != "all":
@@ -84,7 +84,7 @@ class Refiner(Single):
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Refines the action after exploration noise was added; ε-greedy actions replace refined ones."""
+        """Refine the action after exploration noise was added; ε-greedy actions replace refined ones."""
         obs = step.observation
         if step.mode == "warm_up":
             return sample_uniform_action(context.spec, obs, step.key), {}, step.noise_state

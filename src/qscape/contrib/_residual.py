@@ -104,7 +104,7 @@ class BroTorso(eqx.Module):
 
 
 def to_sphere(x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-    """x / max(‖x‖, 1e-8): the point of the unit sphere in the direction of x."""
+    """Return x / max(‖x‖, 1e-8): the point of the unit sphere in the direction of x."""
     square = jnp.square(x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-16))
 
@@ -187,6 +187,6 @@ class SphereOutput(eqx.Module):
 
 
 def unit_linear(key: Key, size: int, outputs: int, bias: bool = False) -> UnitLinear:
-    """A linear layer with unit rows, from an orthogonal start; the bias starts at 0."""
+    """Return a linear layer with unit rows, from an orthogonal start; the bias starts at 0."""
     weight = orthogonal_linear(key, size, outputs, 1.0).weight
     return project(UnitLinear(weight, jnp.zeros(outputs) if bias else None))

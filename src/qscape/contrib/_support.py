@@ -64,11 +64,11 @@ class SupportedValue(Value):
         return SATURATED * (self.high - self.low) / 2
 
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
-        """Returns the mean of the distribution softmax(raw)."""
+        """Return the mean of the distribution softmax(raw)."""
         return (jax.nn.softmax(raw) * self.points).sum(-1)
 
     def warning(self, metrics: Mapping[str, float]) -> str | None:
-        """Says that the support is too narrow: many targets lie beyond it, and values come near its ends.
+        """Say that the support is too narrow: many targets lie beyond it, and values come near its ends.
 
         If most targets lie beyond it, at both ends, the values stay in the middle; then they need not.
         """
@@ -87,7 +87,7 @@ class SupportedValue(Value):
     def fit(
         self, raw: Float[Array, "B J n"], probabilities: Float[Array, "B K n"], clipped: Array
     ) -> tuple[Scalar, Metrics]:
-        """Returns the cross-entropy, summed over critics and averaged over rows, and metrics of saturation.
+        """Return the cross-entropy, summed over critics and averaged over rows, and metrics of saturation.
 
         Args:
             raw: logits of the critics.

@@ -17,14 +17,15 @@ from qscape.types import Key
 
 
 def pairs_of(values: int) -> Int[np.ndarray, "P 2"]:
-    """All pairs (c, j) with c < j of C values; P = C (C - 1) / 2."""
+    """Return all pairs (c, j) with c < j of C values; P = C (C - 1) / 2."""
     return np.stack(np.triu_indices(values, 1), -1)
 
 
 def draw_noise(
     key: Key, logits: Float[Array, "*b K C"], action: Int[Array, "*b K"], valid: Bool[np.ndarray, "K C"]
 ) -> Float[Array, "*b K C"]:
-    """The noise ϖ that led to an action, drawn from its distribution given the action; 0 where not valid.
+    """Return the noise ϖ that led to an action, drawn from its distribution given the action; 0 where not
+    valid.
 
     With λ = softmax(φ), the least of independent times T_c ~ Exp(λ_c) is that of the action, at m ~ Exp(1),
     and the others are m + Exp(λ_c). Then λ_c T_c are independent Exp(1), and their shares are ϖ.
@@ -41,7 +42,7 @@ def draw_noise(
 def swapped_actions(
     noise: Float[Array, "*b K C"], logits: Float[Array, "*b K C"], valid: Bool[np.ndarray, "K C"]
 ) -> Int[Array, "P *b K"]:
-    """The actions a^{c⇌j} of all pairs (c, j) of `pairs_of`."""
+    """Return the actions a^{c⇌j} of all pairs (c, j) of `pairs_of`."""
     factors, values = valid.shape
     pairs = pairs_of(values)
     order = np.tile(np.arange(values), (len(pairs), factors, 1))
@@ -61,7 +62,7 @@ def swap_gradient(
     swapped_values: Float[Array, "P *b"],
     valid: Bool[np.ndarray, "K C"],
 ) -> Float[Array, "*b K C"]:
-    """An unbiased estimate of ∂ E_a[Q(s, a)] / ∂ φ (Yue et al. 2020).
+    """Return an unbiased estimate of ∂ E_a[Q(s, a)] / ∂ φ (Yue et al. 2020).
 
     F_cj = Q(s, a^{c⇌j}), F̄_j = (1 / C) Σ_c F_cj, g_kc = Σ_j (F_cj - F̄_j) (1 / C - ϖ_kj)
 

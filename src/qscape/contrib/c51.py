@@ -53,7 +53,7 @@ class C51(SupportedValue):
         bonus: Float[Array, " B"] | None,
         batch: Batch,
     ) -> AtomTarget:
-        """Projects the moved atoms of the weighted mixture of the target critics onto the support."""
+        """Project the moved atoms of the weighted mixture of the target critics onto the support."""
         mixture = jnp.einsum("bkj,bjn->bkn", rule.weights(self.read(raw)), jax.nn.softmax(raw))
         value = rule.move(self.points[None, None], (mixture * self.points).sum(-1))
         value = value if bonus is None else value + bonus[:, None, None]
@@ -67,5 +67,5 @@ class C51(SupportedValue):
         return (target.probabilities * self.points).sum(-1)
 
     def loss(self, raw: Float[Array, "B J n"], target: AtomTarget, base: Base) -> tuple[Scalar, Metrics]:
-        """Returns the cross-entropy against the target distribution."""
+        """Return the cross-entropy against the target distribution."""
         return self.fit(raw, target.probabilities, target.clipped)

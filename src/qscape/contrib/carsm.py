@@ -163,7 +163,9 @@ class CARSM(PolicyUpdate):
         return critic, CarsmState(critic, memory, jnp.zeros((), jnp.int32), jnp.ones(()))
 
     def action_values(self, spec: Spec, critic: PyTree, obs: Array, action: Array) -> Float[Array, "*b"]:
-        """Q(s, a) of observations [*b, S] and actions [*b, K]; obs may lack leading axes of the actions."""
+        """Return Q(s, a) of observations [*b, S] and actions [*b, K]; obs may lack leading axes of the
+        actions.
+        """
         sizes = np.asarray(spec.index_sizes)
         if self.action_input == "one_hot":
             seen = jax.nn.one_hot(action.astype(jnp.int32), sizes.max())
@@ -181,7 +183,7 @@ class CARSM(PolicyUpdate):
     def _mean_value(
         self, context: UpdateContext, networks: Networks, critic: PyTree, obs: Array, key: Key
     ) -> Float[Array, " N"]:
-        """The mean of Q(s, a) over `value_samples` actions of the policy, at observations [N, S]."""
+        """Return the mean of Q(s, a) over `value_samples` actions of the policy, at observations [N, S]."""
         dist = context.distribution((networks.torso, networks.head), obs)
 
         def value(sum_: Array, key: Key) -> tuple[Array, None]:
@@ -235,7 +237,9 @@ class CARSM(PolicyUpdate):
         return state._replace(networks=networks, part_states=part_states, optimisers=optimisers), metrics
 
     def _remember(self, own: CarsmState, rows: Memory) -> tuple[Memory, Int[Array, ""]]:
-        """The ring with N further rows, of which the last `memory` stay, and the number of rows written."""
+        """Return the ring with N further rows, of which the last `memory` stay, and the number of rows
+        written.
+        """
         count = len(rows.weight)
         kept = jax.tree.map(lambda x: x[-self.memory :], rows)
         start = own.written + count - len(kept.weight)
@@ -250,7 +254,8 @@ class CARSM(PolicyUpdate):
         moments: PyTree,
         batch: tuple[Array, ...],
     ) -> tuple[PyTree, PyTree, PyTree, Scalar]:
-        """Critic, target critic and optimiser after `critic_steps` steps, and the loss before the last.
+        """Return critic, target critic and optimiser after `critic_steps` steps, and the loss before the
+        last.
 
         `batch`: normalised observations, actions, regression targets and weights.
         """
@@ -274,7 +279,7 @@ class CARSM(PolicyUpdate):
     def _actor_gradient(
         self, context: UpdateContext, networks: Networks, samples: RolloutSamples, factor: Scalar, key: Key
     ) -> tuple[PyTree, Metrics]:
-        """The gradient of the actor's loss by (torso, head), and metrics.
+        """Return the gradient of the actor's loss by (torso, head), and metrics.
 
         L = -mean over samples, factors and values of φ g - c_e mean over samples and factors of H(π_k); g is
         that of `swap_gradient`, which no gradient passes.
@@ -306,11 +311,11 @@ class CARSM(PolicyUpdate):
 
 
 def _valid(spec: Spec) -> Bool[np.ndarray, "K C"]:
-    """Which of C values each factor has."""
+    """Return which of C values each factor has."""
     sizes = np.asarray(spec.index_sizes)
     return np.arange(sizes.max()) < sizes[:, None]
 
 
 def _logits(dist: Any) -> Float[Array, "N K C"]:
-    """The logits of a distribution; those of a single set of actions are one factor."""
+    """Return the logits of a distribution; those of a single set of actions are one factor."""
     return dist.logits if dist.logits.ndim == 3 else dist.logits[:, None]

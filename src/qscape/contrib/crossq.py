@@ -61,7 +61,7 @@ class CrossQ(BatchNormNetwork):
         return self.make_torso(key, size, role, base, lecun_linear, self.make_norm, before=False)
 
     def make_norm(self, size: int) -> BatchNorm:
-        """Makes one layer of batch renormalisation."""
+        """Make one layer of batch renormalisation."""
         return BatchNorm(size, renorm_after=self.renorm_after)
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
@@ -106,5 +106,5 @@ class CrossQWN(CrossQ):
 
 
 def make_unit_linear(key: Key, size: int, outputs: int) -> UnitLinear:
-    """Makes a linear layer whose weight vectors have length 1, with a bias that starts at 0."""
+    """Make a linear layer whose weight vectors have length 1, with a bias that starts at 0."""
     return project(UnitLinear(lecun_linear(key, size, outputs).weight, jnp.zeros(outputs)))

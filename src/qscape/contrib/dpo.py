@@ -22,10 +22,10 @@ from qscape.offpolicy.exploration import sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActingStep,
     ActionSelector,
+    BoundNetworks,
     Composition,
     Context,
     Nets,
-    Networks,
     PartState,
 )
 from qscape.types import Batch, Event, Key, Metrics, Policy, Scalar, Spec, setting
@@ -34,7 +34,7 @@ LOG_Z_SCALE = 10.0  # output of the network of log Z, so that Adam moves it ten 
 
 
 def find_factors(table: Float[np.ndarray, "N M"]) -> list[np.ndarray] | None:
-    """Returns the values of every column if the rows are all their combinations; else None."""
+    """Return the values of every column if the rows are all their combinations; else None."""
     values = [np.unique(column) for column in table.T]
     return values if np.prod([len(v) for v in values], dtype=float) == len(table) else None
 
@@ -63,7 +63,7 @@ class Sampler(eqx.Module):
         return LOG_Z_SCALE * self.normaliser(obs)[..., 0]
 
     def build(self, obs: Float[Array, "*b S"], choose: Any) -> tuple[Int[Array, "*b M"], Float[Array, "*b"]]:
-        """Builds actions, and returns their indices and log P_F.
+        """Build actions, and return their indices and log P_F.
 
         Args:
             choose: (m, log-probabilities [*b, N_m]) -> indices [*b].
@@ -80,7 +80,7 @@ class Sampler(eqx.Module):
     def sample(
         self, obs: Float[Array, "*b S"], key: Key, uniform: float = 0.0
     ) -> tuple[Int[Array, "*b M"], Float[Array, "*b"]]:
-        """Samples actions; `uniform` is the probability that a component is drawn uniformly instead."""
+        """Sample actions; `uniform` is the probability that a component is drawn uniformly instead."""
         keys = jax.random.split(key, len(self.components))
 
         def draw(m: int, log_probs: Array) -> Array:
@@ -90,17 +90,17 @@ class Sampler(eqx.Module):
         return self.build(obs, draw)
 
     def mode(self, obs: Float[Array, "*b S"]) -> Int[Array, "*b M"]:
-        """Returns the most likely value of each component, given those before it."""
+        """Return the most likely value of each component, given those before it."""
         return self.build(obs, lambda m, log_probs: log_probs.argmax(-1))[0]
 
     def log_prob(self, obs: Float[Array, "*b S"], index: Int[Array, "*b M"]) -> Float[Array, "*b"]:
-        """Returns log P_F of whole actions."""
+        """Return log P_F of whole actions."""
         return self.build(obs, lambda m, log_probs: index[..., m])[1]
 
     def imbalance(
         self, obs: Float[Array, "*b S"], index: Int[Array, "*b M"], energy: Float[Array, "*b"]
     ) -> Float[Array, "*b"]:
-        """Returns log Z(s) + log P_F(a | s) − Q(s, a)/α, which is 0 if P_F = exp(Q/α)/Z; `energy` is Q/α."""
+        """Return log Z(s) + log P_F(a | s) − Q(s, a)/α, which is 0 if P_F = exp(Q/α)/Z; `energy` is Q/α."""
         return self.log_z(obs) + self.log_prob(obs, index) - energy
 
 
@@ -124,13 +124,13 @@ class FactoredDist:
         return to_rows(self.values, index), log_prob
 
     def log_prob(self, action: Float[Array, "*b M"]) -> Float[Array, "*b"]:
-        """Returns log P_F of rows of the table."""
+        """Return log P_F of rows of the table."""
         near = [jnp.abs(action[..., m, None] - v).argmin(-1) for m, v in enumerate(self.values)]
         return self.sampler.log_prob(self.obs, jnp.stack(near, -1))
 
 
 def to_rows(values: list[np.ndarray], index: Int[Array, "*b M"]) -> Float[Array, "*b M"]:
-    """Returns the rows of the table that have these indices of values."""
+    """Return the rows of the table that have these indices of values."""
     columns = [jnp.asarray(v, jnp.float32)[index[..., m]] for m, v in enumerate(values)]
     return jnp.stack(columns, -1)
 
@@ -173,7 +173,7 @@ class DPO(ActionSelector):
     )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Turns off the base's target actor and noise: the policy samples."""
+        """Turn off the base's target actor and noise: the policy samples."""
         return {"target_actor": False, "target_noise": 0.0, "exploration_noise": 0.0}
 
     def conflict(self, agent: Composition) -> str | None:
@@ -196,7 +196,7 @@ class DPO(ActionSelector):
         return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the sampler, and the target of log Z."""
+        """Make the sampler, and the target of log Z."""
         sizes = [len(values) for values in _factors(spec)]
         sampler = Sampler(key, spec.observation_size, sizes, self.hidden)
         return PartState(params=sampler, extra=sampler.normaliser)
@@ -204,7 +204,7 @@ class DPO(ActionSelector):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.learning_rate, base.actor_learning_rate
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         values = _factors(context.spec)
         return lambda obs: FactoredDist(state.params, obs, values)
 
@@ -219,14 +219,14 @@ class DPO(ActionSelector):
         return dist.sample(step.key)[0], {}, step.noise_state
 
     def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array:
-        """Returns α log Z̄(s'), with the target of log Z."""
+        """Return α log Z̄(s'), with the target of log Z."""
         sampler = eqx.tree_at(lambda s: s.normaliser, state.params, state.extra)
         return self.temperature * sampler.log_z(next_obs)
 
     def learn(
         self, params: Sampler, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, PyTree]:
-        """Returns the loss of trajectory balance, at actions that the sampler draws."""
+        """Return the loss of trajectory balance, at actions that the sampler draws."""
         obs = jnp.broadcast_to(batch.observation, (self.draws, *batch.observation.shape))
         index, _ = state.params.sample(obs, key, self.uniform)
         rows = to_rows(_factors(context.spec), index)
@@ -236,13 +236,13 @@ class DPO(ActionSelector):
         return loss, {"balance_loss": loss, "soft_value": value}, state.extra
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """Moves the target of log Z."""
+        """Move the target of log Z."""
         moved = optax.incremental_update(state.params.normaliser, state.extra, self.rate)
         return state._replace(extra=moved)
 
 
 def _factors(spec: Spec) -> list[np.ndarray]:
-    """Returns the values of each component of an action."""
+    """Return the values of each component of an action."""
     values = None if spec.table is None else find_factors(spec.table)
     assert values is not None, "`fits` refuses other tasks"
     return values

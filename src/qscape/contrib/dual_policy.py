@@ -54,17 +54,17 @@ class Multipliers(NamedTuple):
 
 
 def bounded(free: Array) -> Array:
-    """Returns exp(−10 + 8.75 (1 + tanh ξ))."""
+    """Return exp(−10 + 8.75 (1 + tanh ξ))."""
     return jnp.exp(MIDDLE + REACH * (1.0 + jnp.tanh(free)))
 
 
 def unbounded(value: float) -> float:
-    """Returns the ξ at which `bounded` is `value`."""
+    """Return the ξ at which `bounded` is `value`."""
     return math.atanh((math.log(value) - MIDDLE) / REACH - 1.0)
 
 
 def before_tanh(dist: Dist) -> SquashedNormal:
-    """Returns the normal distribution behind a policy's actions."""
+    """Return the normal distribution behind a policy's actions."""
     normal = unsnap(dist)
     assert isinstance(normal, SquashedNormal)
     return normal
@@ -97,7 +97,7 @@ class DualPolicy(Single):
         return explain_second_policy(self.name, agent.network)
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the explorer, with hidden layers like the actor's on observation and mean, and o and w."""
+        """Make the explorer, with hidden layers like the actor's on observation and mean, and o and w."""
         k_torso, k_out = jax.random.split(key)
         torso = nets.torso(k_torso, spec.of_actor.observation_size + spec.action_size)
         out = orthogonal_linear(k_out, base.actor_hidden[-1], spec.action_size, 0.01)
@@ -118,7 +118,7 @@ class DualPolicy(Single):
         return base.optimiser(self.learning_rate, b1=self.adam_b1)
 
     def behaviour_policy(self, params: Explorer, context: Context) -> Policy:
-        """Returns the policy that the explorer moves; evaluation is of the unmoved one."""
+        """Return the policy that the explorer moves; evaluation is of the unmoved one."""
 
         def policy(obs: Array) -> Dist:
             dist = context.policy(obs)
@@ -130,7 +130,7 @@ class DualPolicy(Single):
     def learn(
         self, params: Explorer, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, Multipliers]:
-        """Returns the explorer's loss, by the policy before this update's step, and the next o and w."""
+        """Return the explorer's loss, by the policy before this update's step, and the next o and w."""
         obs, spec, multipliers = batch.observation, context.spec, state.extra
         dist = self.behaviour_policy(params, context)(obs)
         action, _ = dist.sample(key)

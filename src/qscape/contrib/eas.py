@@ -51,7 +51,7 @@ class EAS(Refiner):
         action: Float[Array, "*b A"],
         key: Key,
     ) -> Float[Array, "*b A"]:
-        """Returns the swarm's best action by the fitness; Q sees rows of the action table if there is one."""
+        """Return the swarm's best action by the fitness; Q sees rows of the action table if there is one."""
         reach = 2.0 if self.trust is None else self.trust  # 2: the box itself
 
         def inside(x: Array) -> Array:

@@ -31,13 +31,13 @@ class ESA(ExtremumSeeking, Refiner):
     name: ClassVar[str] = "esa"
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the moving average of the spread of Q; 0 before the first update."""
+        """Make the moving average of the spread of Q; 0 before the first update."""
         return PartState(extra=jnp.zeros(())) if self.scales_by_spread else PartState()
 
     def measure(
         self, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[PartState, Metrics]:
-        """Follows the standard deviation, over the batch, of Q_1(s, a + K n) with n uniform in [-1, 1]."""
+        """Follow the standard deviation, over the batch, of Q_1(s, a + K n) with n uniform in [-1, 1]."""
         shake = self.probe * jax.random.uniform(key, batch.action.shape, minval=-1.0, maxval=1.0)
         action = context.snap(jnp.clip(batch.action + shake, -1.0, 1.0), batch.observation)
         spread = update_spread(state.extra, context.q(batch.observation, action)[0])
@@ -51,7 +51,7 @@ class ESA(ExtremumSeeking, Refiner):
         action: Float[Array, "*b A"],
         key: Key,
     ) -> Float[Array, "*b A"]:
-        """Returns clip(a + v(N)); Q sees rows of the action table if there is one. Draws no random number."""
+        """Return clip(a + v(N)); Q sees rows of the action table if there is one. Draws no random number."""
         unit = unit_of(state.extra) if self.scales_by_spread else 1.0
 
         def value(candidate: Array) -> Array:
@@ -76,7 +76,7 @@ class RolloutCritics(NamedTuple):
 
 
 def min_value(critics: list[MLP], obs: Float[Array, "*b S"], action: Float[Array, "*b A"]) -> Array:
-    """Returns the minimum [*b] of the critics at actions clipped to the action box."""
+    """Return the minimum [*b] of the critics at actions clipped to the action box."""
     return jnp.stack(_values(critics, obs, action)).min(0)
 
 
@@ -97,13 +97,13 @@ class OnPolicyESA(ExtremumSeeking, ActionRefiner):
         return None
 
     def init(self, key: Key, spec: Spec, base: OnPolicyBase) -> RolloutCritics:
-        """Makes two critics with the widths of the value's critic."""
+        """Make two critics with the widths of the value's critic."""
         sizes = (spec.observation_size + spec.action_size, *base.critic_hidden, 1)
         critics: PyTree = [MLP(k, sizes, base.activation) for k in jax.random.split(key)]
         return RolloutCritics(critics, base.make_optimiser().init(critics), jnp.zeros(()))
 
     def refine(self, state: RolloutCritics, obs: Float[Array, "E S"], action: Float[Array, "E A"]) -> Array:
-        """Returns a + v(N), which the environment clips; a itself before the first update."""
+        """Return a + v(N), which the environment clips; a itself before the first update."""
         unit = unit_of(state.spread) if self.scales_by_spread else 1.0
         move = self.seek(lambda candidate: min_value(state.critics, obs, candidate) / unit, action)
         return jnp.where(state.spread > 0, action + move, action)
@@ -111,7 +111,7 @@ class OnPolicyESA(ExtremumSeeking, ActionRefiner):
     def learn(
         self, state: RolloutCritics, base: OnPolicyBase, rate: Scalar, samples: RolloutSamples, key: Key
     ) -> tuple[RolloutCritics, Metrics]:
-        """Fits both critics at the executed actions to the targets of the value's critic."""
+        """Fit both critics at the executed actions to the targets of the value's critic."""
         optimiser, (k_passes, k_probe) = base.make_optimiser(), jax.random.split(key)
 
         def loss(critics: list[MLP], batch: RolloutSamples) -> Scalar:

@@ -41,13 +41,13 @@ class HLGauss(SupportedValue):
         return jnp.minimum(super().saturation, (1 - 1e-3) * beyond)
 
     def histogram(self, target: Float[Array, "*b"]) -> Float[Array, "*b n"]:
-        """Returns the probabilities of the bins for a target."""
+        """Return the probabilities of the bins for a target."""
         width = (self.high - self.low) / self.atoms
         return gaussian_histogram(target, self.low, self.high, self.atoms, self.sigma * width)
 
     def loss(
         self, raw: Float[Array, "B J n"], target: Float[Array, "B K"], base: Base
     ) -> tuple[Scalar, Metrics]:
-        """Returns the cross-entropy against the histogram of the target."""
+        """Return the cross-entropy against the histogram of the target."""
         clipped = ((target < self.low) | (target > self.high)).mean()
         return self.fit(raw, self.histogram(target), clipped)

@@ -35,7 +35,7 @@ class Imitate(Regulariser):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics]:
-        """Returns c_e mean 1[Q_1(s, a) > Q_1(s, π(s))] ‖π(s) − a‖² / A over a batch from the archive.
+        """Return c_e mean 1[Q_1(s, a) > Q_1(s, π(s))] ‖π(s) − a‖² / A over a batch from the archive.
 
         It is 0 while the archive is smaller than a batch. Rejected rows count as 0 in the mean.
         """

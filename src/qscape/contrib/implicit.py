@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import Actor, Conditioning
 from qscape.nets.heads import Snapped, unsnap
 from qscape.offpolicy.plain import Single
-from qscape.offpolicy.sockets import ActingStep, Composition, Context, Nets, Networks, PartState
+from qscape.offpolicy.sockets import ActingStep, BoundNetworks, Composition, Context, Nets, PartState
 from qscape.types import Dist, Key, Policy, Spec, setting
 
 
@@ -39,11 +39,13 @@ class ImplicitDist:
         return self.network(jnp.zeros(self.shape)).features
 
     def mode(self) -> Float[Array, "*b A"]:
-        """The action at ε = 0."""
+        """Return the action at ε = 0."""
         return self.network(jnp.zeros(self.shape)).mode()
 
     def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
-        """A sampled action, through which gradients flow; the zeros stand for a density that is unknown."""
+        """Return a sampled action, through which gradients flow; the zeros stand for a density that is
+        unknown.
+        """
         noise = jnp.clip(jax.random.normal(key, self.shape), -self.clip, self.clip)
         return self.network(noise).mode(), jnp.zeros(self.shape[:-1])
 
@@ -89,7 +91,7 @@ class Implicit(Single):
     )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Turns off TD3's target smoothing: noise on s' takes its place."""
+        """Turn off TD3's target smoothing: noise on s' takes its place."""
         return {"target_noise": 0.0}
 
     def conflict(self, agent: Composition) -> str | None:
@@ -111,13 +113,13 @@ class Implicit(Single):
         return [f"implicit's actor has plain hidden layers; those of {agent.network.name} are the critics'"]
 
     def length(self, spec: Spec) -> int:
-        """Returns n, the length of the noise."""
+        """Return n, the length of the noise."""
         return min(10, spec.of_actor.observation_size // 2) if self.noise_size is None else self.noise_size
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key, conditioning=self.length(spec))
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         network, length = context.bind(actor), self.length(context.spec)
 
         def policy(obs: Array) -> Dist:
@@ -131,7 +133,7 @@ class Implicit(Single):
         return policy
 
     def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array:
-        """Returns V(s'), the mean over perturbed states and sampled actions; 0 from `value_limit` on."""
+        """Return V(s'), the mean over perturbed states and sampled actions; 0 from `value_limit` on."""
         k_state, k_noise = jax.random.split(key)
         spec, copies = context.spec, (self.target_samples - 1, *next_obs.shape)
         noise = self.state_noise * jax.random.normal(k_state, (*copies[:-1], spec.observation_size))

@@ -66,7 +66,7 @@ class L2C2(Regulariser):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics]:
-        """Returns mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
+        """Return mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
         k_between, k_here, k_there = jax.random.split(key, 3)
         between, weight, _ = self._interpolate(context.spec, batch, k_between)
         here, there = context.policy(batch.observation), context.policy(between)
@@ -82,7 +82,7 @@ class L2C2(Regulariser):
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Returns mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
+        """Return mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
         if not self.beta:
             return None
         between, weight, distance = self._interpolate(context.spec, batch, key)
@@ -93,7 +93,7 @@ class L2C2(Regulariser):
     def _interpolate(
         self, spec: Spec, batch: Batch, key: Key
     ) -> tuple[Float[Array, "B S"], Float[Array, " B"], Float[Array, " B"]]:
-        """Returns s̄ = s + u ⊙ (s' - s), λ_π = κ λU / d and d, the greatest |u| plus κ; none carries
+        """Return s̄ = s + u ⊙ (s' - s), λ_π = κ λU / d and d, the greatest |u| plus κ; none carries
         gradient."""
         obs = spec.visible(batch.observation)
         step = spec.visible(batch.extra["successor"]) - obs

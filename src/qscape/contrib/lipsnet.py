@@ -34,7 +34,7 @@ class LipsActor(Actor):
     epsilon: float = eqx.field(static=True)
 
     def lipschitz_constant(self, obs: Float[Array, "*b S"]) -> Float[Array, "*b 1"]:
-        """Returns K(s) > 0."""
+        """Return K(s) > 0."""
         return jax.nn.softplus(self.bound(obs))
 
     @property
@@ -97,7 +97,7 @@ class LipsNet(Plain):
         ]
 
     def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> LipsActor:
-        """Makes f with ReLU and K with tanh; normal weights, Kaiming's before ReLU and Xavier's elsewhere."""
+        """Make f with ReLU and K with tanh; normal weights, Kaiming's before ReLU and Xavier's elsewhere."""
         k_torso, k_head, k_bound, k_normal = jax.random.split(key, 4)
         base = dataclasses.replace(architecture.base, actor_projection=False)
         sizes = (spec.observation_size + conditioning, *base.actor_hidden)
@@ -119,7 +119,7 @@ class LipsNet(Plain):
     def penalty(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Returns λ_K mean K(s)², summed over all actors."""
+        """Return λ_K mean K(s)², summed over all actors."""
         actors = jax.tree.leaves(actor, is_leaf=lambda x: isinstance(x, LipsActor))
         obs = context.spec.actor_part(batch.observation)
         gains = [a.lipschitz_constant(obs) for a in actors if isinstance(a, LipsActor)]
@@ -128,7 +128,7 @@ class LipsNet(Plain):
 
 
 def draw_normal_weights(key: Key, layer: eqx.nn.Linear, kaiming: bool) -> eqx.nn.Linear:
-    """Returns the layer with new normal weights, of variance 2 / inputs (Kaiming) or 2 / (inputs + outputs)
+    """Return the layer with new normal weights, of variance 2 / inputs (Kaiming) or 2 / (inputs + outputs)
     (Xavier)."""
     outputs, inputs = layer.weight.shape
     scale = math.sqrt(2.0 / (inputs if kaiming else inputs + outputs))

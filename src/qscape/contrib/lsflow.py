@@ -32,10 +32,10 @@ from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_act
 from qscape.offpolicy.sockets import (
     ActingStep,
     ActionSelector,
+    BoundNetworks,
     Composition,
     Context,
     Nets,
-    Networks,
     PartState,
 )
 from qscape.types import Batch, Columns, Event, Key, Metrics, Policy, Scalar, Spec, setting
@@ -70,7 +70,7 @@ class Velocity(eqx.Module):
 
 
 def time_features(t: Float[Array, "*b"]) -> Float[Array, "*b 32"]:
-    """sin(2^i π t) and cos(2^i π t) for i = 0..15."""
+    """Return sin(2^i π t) and cos(2^i π t) for i = 0..15."""
     turns = jnp.mod(t[..., None] * 2.0 ** jnp.arange(FREQUENCIES), 2.0)  # exact, unlike a product with π
     return jnp.concatenate([jnp.sin(jnp.pi * turns), jnp.cos(jnp.pi * turns)], -1)
 
@@ -78,7 +78,7 @@ def time_features(t: Float[Array, "*b"]) -> Float[Array, "*b 32"]:
 def integrate(
     velocity: Callable[[Array, Array], Array], start: Float[Array, "*b D"], steps: int
 ) -> Float[Array, "*b D"]:
-    """Follows a velocity u(z, t) on the sphere from t = 0 to 1, by Heun steps.
+    """Follow a velocity u(z, t) on the sphere from t = 0 to 1, by Heun steps.
 
     The velocity at the end of a step is averaged with that at its beginning as it is, without transport.
     """
@@ -96,13 +96,15 @@ def integrate(
 def flow_target(
     start: Float[Array, "*b D"], end: Float[Array, "*b D"], t: Float[Array, "*b"]
 ) -> tuple[Float[Array, "*b D"], Float[Array, "*b D"]]:
-    """z_t on the great circle from `start` to `end`, and the velocity u* = Log_{z_t}(end) / (1 − t) there."""
+    """Return z_t on the great circle from `start` to `end`, and the velocity u* = Log_{z_t}(end) / (1 − t)
+    there.
+    """
     z = exponential(start, t[..., None] * logarithm(start, end))
     return z, logarithm(z, end) / (1.0 - t[..., None])
 
 
 def trimmed_mean(values: Float[Array, "K *b"], share: float) -> Float[Array, "*b"]:
-    """The mean over the first axis without the ⌊share · K⌋ least values."""
+    """Return the mean over the first axis without the ⌊share · K⌋ least values."""
     return jnp.sort(values, axis=0)[math.floor(share * len(values)) :].mean(0)
 
 
@@ -171,7 +173,7 @@ class LSFlow(ActionSelector):
     reward_updates: int = setting(8, "Updates at the start whose targets are the rewards.", within=">= 0")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Turns off the base's target actor and noise: the flow has a target and noise of its own."""
+        """Turn off the base's target actor and noise: the flow has a target and noise of its own."""
         return {"target_actor": False, "target_noise": 0.0, "exploration_noise": 0.0}
 
     def conflict(self, agent: Composition) -> str | None:
@@ -196,11 +198,11 @@ class LSFlow(ActionSelector):
         return None
 
     def dimensions(self, spec: Spec) -> int:
-        """Returns D, the length of a point of the sphere."""
+        """Return D, the length of a point of the sphere."""
         return spec.action_size + self.extra_dimensions
 
     def columns(self, spec: Spec) -> Columns:
-        """Declares the action before its perturbation, at which the critics learn."""
+        """Declare the action before its perturbation, at which the critics learn."""
         return {COLUMN: (spec.action_size,)}
 
     def training_batch(self, batch: Batch) -> Batch:
@@ -221,26 +223,26 @@ class LSFlow(ActionSelector):
     def draw(
         self, flow: Velocity, spec: Spec, obs: Float[Array, "*b S"], number: int, key: Key
     ) -> Float[Array, "K *b D"]:
-        """Draws K = `number` points of the sphere for each observation, without gradient."""
+        """Draw K = `number` points of the sphere for each observation, without gradient."""
         flow = jax.lax.stop_gradient(flow)
         start = sample_uniform_direction(key, (number, *obs.shape[:-1], self.dimensions(spec)))
         return integrate(lambda z, t: flow(obs[None], z, t), start, self.flow_steps)
 
     def decode(self, point: Float[Array, "*b D"], spec: Spec) -> Float[Array, "*b A"]:
-        """Returns the action that a point of the sphere stands for."""
+        """Return the action that a point of the sphere stands for."""
         scale = math.sqrt(self.dimensions(spec))
         return jnp.clip(scale * point[..., : spec.action_size], -1.0, 1.0)
 
     def choose(
-        self, state: PartState, context: Networks, obs: Float[Array, "*b S"], key: Key
+        self, state: PartState, context: BoundNetworks, obs: Float[Array, "*b S"], key: Key
     ) -> Float[Array, "*b D"]:
-        """Returns the drawn point whose action has the greatest min Q."""
+        """Return the drawn point whose action has the greatest min Q."""
         points = self.draw(state.params, context.spec, obs, self.candidates, key)
         value = jnp.stack(context.q(obs[None], self.decode(points, context.spec))).min(0)
         return take_candidate(points, value.argmax(0))
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
-        """Returns the policy whose candidates are drawn by a fixed key, for measurements of the policy."""
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
+        """Return the policy whose candidates are drawn by a fixed key, for measurements of the policy."""
 
         def policy(obs: Array) -> Point:
             point = self.choose(state, context, obs, jax.random.key(FIXED))
@@ -259,7 +261,7 @@ class LSFlow(ActionSelector):
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Executes the action of the perturbed choice; an evaluation does not perturb it."""
+        """Execute the action of the perturbed choice; an evaluation does not perturb it."""
         if step.mode == "warm_up":
             action = sample_uniform_action(context.spec, step.observation, step.key)
             return action, {COLUMN: action}, step.noise_state
@@ -276,7 +278,7 @@ class LSFlow(ActionSelector):
     # --- learning -----------------------------------------------------------------------------------
 
     def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array:
-        """Returns the trimmed mean of min Q' at perturbed actions of the target flow; at first 0."""
+        """Return the trimmed mean of min Q' at perturbed actions of the target flow; at first 0."""
         k_draw, k_perturb = jax.random.split(key)
         points = self.draw(state.extra.slow, context.spec, next_obs, self.target_samples, k_draw)
         action = self.decode(perturb_direction(points, self.precision, k_perturb), context.spec)
@@ -284,7 +286,7 @@ class LSFlow(ActionSelector):
         return jnp.where(context.event.update > self.reward_updates, trimmed_mean(value, self.trimmed), 0.0)
 
     def weights(self, value: Float[Array, " B"], extra: FlowState, update: Array) -> Float[Array, " B"]:
-        """Returns min(exp(e^ℓ q̃ / λ), w_max); q̃ is the mean of two z-scores, by running and batch moments."""
+        """Return min(exp(e^ℓ q̃ / λ), w_max); q̃ is the mean of two z-scores, by running and batch moments."""
         running = (value - extra.mean) / jnp.maximum(extra.std, 1e-6)
         own = (value - value.mean()) / jnp.maximum(value.std(), 1e-6)
         score = jnp.clip(0.5 * running + 0.5 * own, -self.score_bound, self.score_bound)
@@ -295,7 +297,7 @@ class LSFlow(ActionSelector):
     def learn(
         self, params: Velocity, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, FlowState]:
-        """Returns mean w ‖u(s, z_t, t) − u*‖², towards points that the target flow draws, weighted by Q'."""
+        """Return mean w ‖u(s, z_t, t) − u*‖², towards points that the target flow draws, weighted by Q'."""
         k_end, k_start, k_time = jax.random.split(key, 3)
         obs, spec = batch.observation, context.spec
         end = self.draw(state.extra.slow, spec, obs, 1, k_end)[0]
@@ -315,7 +317,7 @@ class LSFlow(ActionSelector):
         return loss, {"flow_loss": loss, "flow_weight": weight.mean(), "flow_value": value.mean()}, extra
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """Moves the target flow, when an actor of the base would move."""
+        """Move the target flow, when an actor of the base would move."""
         slow = jax.lax.cond(
             event.actor_moved,
             lambda: optax.incremental_update(state.params, state.extra.slow, self.rate),

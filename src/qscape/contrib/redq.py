@@ -44,6 +44,6 @@ class REDQ(MinTarget):
         return super().value(state, self.draw(qs, key), key)
 
     def draw(self, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B J"]:
-        """Returns the values with infinity for the critics that are not drawn."""
+        """Return the values with infinity for the critics that are not drawn."""
         drawn = jax.random.choice(key, qs.shape[-1], (self.subset,), replace=False)
         return jnp.full_like(qs, jnp.inf).at[:, drawn].set(qs[:, drawn])

@@ -23,13 +23,13 @@ LARGEST = 1.0 - 1e-6  # actions at their bounds have no finite arctanh
 
 
 def logits(discriminator: MLP, obs: Float[Array, "B S"], action: Float[Array, "B A"]) -> Float[Array, " B"]:
-    """Returns the logit of "this pair is from the data", by s and arctanh(a), the action before its tanh."""
+    """Return the logit of "this pair is from the data", by s and arctanh(a), the action before its tanh."""
     raw = jnp.arctanh(jnp.clip(action, -LARGEST, LARGEST))
     return discriminator(jnp.concatenate([obs, raw], -1))[..., 0]
 
 
 def cross_entropy(logit: Float[Array, " B"], label: Array | float) -> Scalar:
-    """Returns the mean of −[y log σ(x) + (1 − y) log(1 − σ(x))], y the label and x the logit."""
+    """Return the mean of −[y log σ(x) + (1 − y) log(1 − σ(x))], y the label and x the logit."""
     return optax.sigmoid_binary_cross_entropy(logit, jnp.broadcast_to(label, logit.shape)).mean()
 
 
@@ -70,7 +70,7 @@ class RIP(PolicyLoss):
     adam_b1: float = setting(0.4, "Adam's b1 of the discriminator.", within="(0, 1)")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Sets that Q is the least of the critics."""
+        """Set that Q is the least of the critics."""
         return {"actor_objective": "min"}
 
     def fits(self, spec: Spec, base: Base) -> str | None:
@@ -82,7 +82,7 @@ class RIP(PolicyLoss):
         )
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the discriminator, an MLP of observation and action, and Q_avg."""
+        """Make the discriminator, an MLP of observation and action, and Q_avg."""
         sizes = (spec.observation_size + spec.action_size, *self.hidden, 1)
         return PartState(params=MLP(key, sizes, "leaky_relu"), extra=jnp.float32(self.initial_average))
 
@@ -95,7 +95,7 @@ class RIP(PolicyLoss):
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, Array]:
-        """Returns the discriminator's loss: the mean of the cross-entropies of data and policy."""
+        """Return the discriminator's loss: the mean of the cross-entropies of data and policy."""
         k_policy, k_label = jax.random.split(key)
         obs = batch.observation
         drawn = jax.lax.stop_gradient(context.policy(obs).sample(k_policy)[0])

@@ -69,18 +69,18 @@ class Dataset:
         return np.diff(np.concatenate([[-1], np.flatnonzero(self.ends)]))
 
     def score(self, ret: float) -> float | None:
-        """The normalised score of a return; None if the dataset defines no reference returns."""
+        """Return the normalised score of a return; None if the dataset defines no reference returns."""
         return None if self.reference is None else normalised_score(ret, self.reference)
 
 
 def normalised_score(ret: float, reference: tuple[float, float]) -> float:
-    """100 (return − low) / (high − low), for reference returns (low, high), as D4RL defines it."""
+    """Return 100 (return − low) / (high − low), for reference returns (low, high), as D4RL defines it."""
     low, high = reference
     return 100.0 * (ret - low) / (high - low)
 
 
 def check_dataset(dataset: Dataset) -> Dataset:
-    """The dataset with actions clipped to [-1, 1] (only rounding exceeds it).
+    """Return the dataset with actions clipped to [-1, 1] (only rounding exceeds it).
 
     Raises:
         UsageError: it has no transition, holds NaN or infinity, or actions outside their space.
@@ -114,7 +114,7 @@ def check_dataset(dataset: Dataset) -> Dataset:
 
 
 def require_action_box(space: gym.Space, name: str) -> ActionBox:
-    """The bounded box of a dataset's or environment's actions, in float64.
+    """Return the bounded box of a dataset's or environment's actions, in float64.
 
     Raises:
         UsageError: the space is no Box, or an unbounded one.
@@ -129,7 +129,7 @@ def require_action_box(space: gym.Space, name: str) -> ActionBox:
 
 
 def summarise(data: Dataset) -> list[tuple[str, str]]:
-    """The lines that `qscape dataset` prints: pairs (what, how much)."""
+    """Return the lines that `qscape dataset` prints: pairs (what, how much)."""
     returns, lengths = data.returns, data.lengths
     quantiles = np.percentile(returns, [0, 25, 50, 75, 100])
     terminated, truncated = (int(x.sum()) for x in (data.terminated, data.truncated & ~data.terminated))
@@ -171,13 +171,15 @@ def summarise(data: Dataset) -> list[tuple[str, str]]:
 
 
 def coverage(data: Dataset) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:
-    """By action dimension: share of 20 equal bins that hold an action, and share of actions at a bound."""
+    """Return, by action dimension: share of 20 equal bins that hold an action, and share of actions at a
+    bound.
+    """
     bins = np.minimum(((data.action + 1.0) / 2.0 * BINS).astype(int), BINS - 1)
     filled = np.array([len(np.unique(column)) / BINS for column in bins.T])
     return filled, (np.abs(data.action) > EDGE).mean(axis=0)
 
 
 def _nbytes(data: Dataset) -> int:
-    """Bytes of the columns."""
+    """Return bytes of the columns."""
     columns = (data.observation, data.action, data.reward, data.next_observation)
     return sum(x.nbytes for x in columns) + 2 * len(data)

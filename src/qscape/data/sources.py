@@ -84,26 +84,26 @@ def read_origin(name: str) -> Origin:
 
 
 def spaces_of(name: str) -> tuple[gym.Space, gym.Space]:
-    """The observation and action space of the dataset called `name`. Raises as `read`."""
+    """Return the observation and action space of the dataset called `name`. Raises as `read`."""
     found = read(name) if name.endswith(HDF5) else _open_minari(_import_package("minari"), name)
     return found.observation_space, found.action_space
 
 
 def _d4rl_reference(file: Path) -> tuple[float, float] | None:
-    """Reference returns of a D4RL task that the file name mentions, or None."""
+    """Return reference returns of a D4RL task that the file name mentions, or None."""
     task = next((task for task in D4RL if task in file.name.lower()), None)
     return None if task is None else D4RL[task]
 
 
 def _minari_reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Reference returns in a Minari dataset's metadata; None if it has none that give a score."""
+    """Return reference returns in a Minari dataset's metadata; None if it has none that give a score."""
     pair = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     low, high = (float(x) if isinstance(x, int | float) else math.nan for x in pair)
     return (low, high) if math.isfinite(high - low) and low != high else None
 
 
 def _import_package(name: str) -> Any:
-    """The package, or a UsageError that says how to install it."""
+    """Return the package, or a UsageError that says how to install it."""
     try:
         return __import__(name)
     except ImportError as problem:
@@ -114,7 +114,7 @@ def _import_package(name: str) -> Any:
 
 
 def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
-    """A Minari dataset, not checked yet."""
+    """Return a Minari dataset, not checked yet."""
     minari = _import_package("minari")
     _import_package("h5py")
     source = _open_minari(minari, name)
@@ -184,13 +184,13 @@ def _download(minari: Any, name: str) -> Any:
 
 
 def _first_line(problem: BaseException) -> str:
-    """The type and the first line of an error."""
+    """Return the type and the first line of an error."""
     text = str(problem).strip().splitlines()
     return f"{type(problem).__name__}: {text[0]}" if text else type(problem).__name__
 
 
 def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, dict[str, Any], list[str]]:
-    """Id and arguments of the environment to evaluate in, and notes; id None if it cannot be made."""
+    """Return id and arguments of the environment to evaluate in, and notes; id None if it cannot be made."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if text is None:
         return None, {}, _nameless(None, name)
@@ -219,7 +219,8 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
 
 
 def _episode_columns(episode: Any, size: int, flatten: Any, box: ActionBox) -> tuple[np.ndarray, ...]:
-    """The columns of a `Dataset` from one Minari episode of T steps and T + 1 observations of `size` numbers.
+    """Return the columns of a `Dataset` from one Minari episode of T steps and T + 1 observations of `size`
+    numbers.
 
     Raises:
         ValueError: an array of the episode has another shape.
@@ -267,12 +268,12 @@ def _refuse_images(space: gym.Space, name: str) -> None:
 
 
 def _have_equal_bounds(one: spaces.Box, other: spaces.Box) -> bool:
-    """Are the bounds of two Boxes of one shape equal, but for rounding?"""
+    """Return whether the bounds of two Boxes of one shape are equal, but for rounding."""
     return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
 
 
 def _shapes(space: gym.Space) -> Any:
-    """The shape of a space; of a Dict, which has none, the shapes of its entries by key."""
+    """Return the shape of a space; of a Dict, which has none, the shapes of its entries by key."""
     is_dict = isinstance(space, spaces.Dict)
     return {key: _shapes(entry) for key, entry in space.items()} if is_dict else space.shape
 
@@ -341,12 +342,12 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
 
 
 def _nameless(env: str | None, name: str) -> list[str]:
-    """A note on a file that names no environment, in a list; an empty list if the user names one."""
+    """Return a note on a file that names no environment, in a list; an empty list if the user names one."""
     return [] if env else [f"{name} names no environment, so nothing is evaluated; add one with --env."]
 
 
 def _endless(rows: Mapping[str, np.ndarray], file: Path) -> list[str]:
-    """A note on a file that does not tell where time limits ended episodes, in a list."""
+    """Return a note on a file that does not tell where time limits ended episodes, in a list."""
     if {"timeouts", "next_observations"} & rows.keys():
         return []
     return [
@@ -356,7 +357,7 @@ def _endless(rows: Mapping[str, np.ndarray], file: Path) -> list[str]:
 
 
 def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Iterator[np.ndarray]:
-    """The columns of a `Dataset`, in the order of its fields."""
+    """Return the columns of a `Dataset`, in the order of its fields."""
     n = len(rows["rewards"])
     terminated = rows["terminals"][:, 0] > 0
     truncated = rows["timeouts"][:, 0] > 0 if "timeouts" in rows else np.zeros(n, bool)

@@ -468,7 +468,7 @@ class EnvAdapter:
     def observations(
         self, observation: Any, action_mask: Any = None, whole: bool = False
     ) -> tuple[Float[np.ndarray, "n S"], bool]:
-        """Observations of the environment's space as flat rows, and whether there was a batch axis.
+        """Return observations of the environment's space as flat rows, and whether there was a batch axis.
 
         What critics alone see may be left out; it becomes zeros, on which no action depends.
 
@@ -502,7 +502,7 @@ class EnvAdapter:
         return self._add_mask(rows, observation, action_mask), batched
 
     def _flatten_given(self, observation: Any) -> tuple[np.ndarray, bool]:
-        """Rows of a user's observations, and whether there was a batch axis."""
+        """Return rows of a user's observations, and whether there was a batch axis."""
         flatten, leaves = self._flatten, self.leaves
         if self._actor_space is not None and self._is_actor_part(observation):
             images = self.spec.frame is not None
@@ -522,7 +522,7 @@ class EnvAdapter:
         return flatten(observation, n), batched
 
     def _add_mask(self, rows: np.ndarray, observation: Any, action_mask: Any) -> np.ndarray:
-        """Rows with the masks of their states behind them, if the task has masks."""
+        """Return rows with the masks of their states behind them, if the task has masks."""
         if self.masks is None:
             if action_mask is not None:
                 raise Conflict(
@@ -554,13 +554,13 @@ class EnvAdapter:
         return np.concatenate([rows, words.astype(self.masks.dtype)], axis=1)
 
     def _is_actor_part(self, observation: Any) -> bool:
-        """Is something left out that critics alone see?"""
+        """Return whether something is left out that critics alone see."""
         if isinstance(self._space, gym.spaces.Dict):
             return not self._space.spaces.keys() <= observation.keys()
         return np.shape(observation)[-1:] == (self.spec.actor_size,)
 
     def actions(self, action: Float[np.ndarray, "n A"]) -> np.ndarray:
-        """Actions in the environment's units and shape, one for each row of `action` in [-1, 1]."""
+        """Return actions in the environment's units and shape, one for each row of `action` in [-1, 1]."""
         return self._convert(len(action))(action)
 
     def close(self) -> None:
@@ -588,7 +588,7 @@ class EnvAdapter:
         )
 
     def _finish_episodes(self, ended: np.ndarray) -> list[Episode]:
-        """The episodes that ended, and new statistics for these environments."""
+        """Return the episodes that ended, and new statistics for these environments."""
         statistics, finished = self.statistics, []
         for i in np.flatnonzero(ended).tolist():
             success = float(statistics.success[i])
@@ -637,7 +637,7 @@ class _Reader:
     masks: MaskReader | None
 
     def one(self, observation: Any, info: Mapping[str, Any], terminated: bool = False) -> np.ndarray:
-        """The row `[1, S + M]` of one environment; `terminated`: is it a terminal state?"""
+        """Return the row `[1, S + M]` of one environment; `terminated`: is it a terminal state?"""
         flat = self.flatten(observation, 1)
         if self.masks is None:
             return flat
@@ -649,7 +649,7 @@ class _Reader:
     def many(
         self, observation: Any, info: Mapping[str, Any], terminated: np.ndarray, needed: np.ndarray
     ) -> np.ndarray:
-        """The rows `[E, S + M]` of a vector environment.
+        """Return the rows `[E, S + M]` of a vector environment.
 
         Args:
             terminated: [E], which of them are terminal states.
@@ -682,16 +682,16 @@ class _Copies:
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | None) -> np.ndarray:
-        """The first observations `[E, S]`."""
+        """Return the first observations `[E, S]`."""
         seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
         return np.concatenate([self._reset(env, one) for env, one in zip(self.envs, seeds, strict=True)])
 
     def _reset(self, env: gym.Env, seed: int | None = None) -> np.ndarray:
-        """The row `[1, S]` of the first observation of one environment."""
+        """Return the row `[1, S]` of the first observation of one environment."""
         return self.read.one(*env.reset(seed=seed))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
-        """(next observation, reward, terminated, truncated, observation, success), as in `Step`.
+        """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
 
         Rows that are not `valid` only reset in this step. Success is NaN where none is reported, and None if
         no environment reports any.
@@ -734,12 +734,12 @@ class _Vector:
             bare._add_info = functools.partial(pack_infos, bare._add_info, bare.num_envs)
 
     def reset(self, seed: int | None) -> np.ndarray:
-        """The first observations `[E, S]`."""
+        """Return the first observations `[E, S]`."""
         envs = self.env.num_envs
         return self.read.many(*self.env.reset(seed=seed), np.zeros(envs, bool), np.ones(envs, bool))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
-        """(next observation, reward, terminated, truncated, observation, success), as in `Step`.
+        """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
 
         `valid` is False for rows that only reset in this step; their reward and flags do not count.
         """
@@ -765,7 +765,7 @@ class _Vector:
         return after, reward, terminated, truncated, now, success
 
     def _final_mask(self, info: dict[str, Any], i: int) -> dict[str, Any]:
-        """What environment i said of the valid actions of its episode's last state."""
+        """Return what environment i said of the valid actions of its episode's last state."""
         masks = self.read.masks
         if masks is None or masks.source == "observation":
             return {}
@@ -773,7 +773,7 @@ class _Vector:
         return {key: final[key][i] for key in keys if key in final}
 
     def _success(self, info: dict[str, Any]) -> np.ndarray:
-        """The success that each environment reports `[E]`; NaN if it reports none."""
+        """Return the success that each environment reports `[E]`; NaN if it reports none."""
         reported = np.full(self.env.num_envs, np.nan)
         for i in range(len(reported)):
             has = {key: info[key][i] for key in SUCCESS if key in info and _is_given(info, key, i)}
@@ -783,7 +783,7 @@ class _Vector:
 
 
 def _is_given(info: Mapping[str, Any], key: str, i: int) -> bool:
-    """Did environment i give this key of a vector environment's infos?"""
+    """Return did environment i give this key of a vector environment's infos?"""
     given = np.asarray(info.get(f"_{key}", True))
     return bool(given[i] if given.ndim else given)
 
@@ -818,7 +818,7 @@ def find_reset_mode(env: VectorEnv) -> AutoresetMode:
 def describe_not_finite(
     env_id: str, field: str, index: Sequence[int], value: float, row: int, step: int, episode: int, seen: int
 ) -> str:
-    """The error for a number that is NaN or infinite.
+    """Return the error for a number that is NaN or infinite.
 
     Args:
         env_id: name of the environment.
@@ -840,12 +840,12 @@ def describe_not_finite(
 
 
 def _describe(problem: BaseException) -> str:
-    """`errors.describe` of an environment's error, in this process or in another one."""
+    """Return `errors.describe` of an environment's error, in this process or in another one."""
     return str(problem) if isinstance(problem, WorkerError) else describe(problem)
 
 
 def _hint(problem: BaseException) -> str:
-    """What an environment has to return, if an error tells that it returned something else."""
+    """Return what an environment has to return, if an error tells that it returned something else."""
     text = str(problem) if isinstance(problem, ValueError) else ""
     if "cannot reshape array" in text:
         shape = "observations must have the shape of observation_space"
@@ -857,12 +857,12 @@ def _hint(problem: BaseException) -> str:
 
 
 def _spec_of(about: Any) -> EnvSpec | None:
-    """Gymnasium's spec of an environment; EnvPool's has another meaning."""
+    """Return Gymnasium's spec of an environment; EnvPool's has another meaning."""
     return about.spec if isinstance(about.spec, EnvSpec) else None
 
 
 def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
-    """A space of an environment, or a UsageError if it has none."""
+    """Return a space of an environment, or a UsageError if it has none."""
     space = getattr(env, name, None)
     if not isinstance(space, gym.Space):
         which = env_id or type(env.unwrapped).__name__
@@ -871,7 +871,9 @@ def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
 
 
 def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
-    """The id that makes exactly this environment; "" if arguments, time limit or wrappers differ from it."""
+    """Return the id that makes exactly this environment; "" if arguments, time limit or wrappers differ from
+    it.
+    """
     spec = _spec_of(about)
     known = gym.registry.get(spec.id) if spec else None
     if spec is None or known is None or isinstance(env, VectorWrapper):
@@ -887,13 +889,13 @@ def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
 
 
 def _class_name(about: Any) -> str:
-    """A name for an environment that no id makes; it is never a registered name."""
+    """Return a name for an environment that no id makes; it is never a registered name."""
     name = type(about.unwrapped).__name__
     return f"{name}_" if name in {spec.name for spec in gym.registry.values()} else name
 
 
 def _time_limit(about: Any) -> int | None:
-    """Steps after which an episode is truncated, or None."""
+    """Return steps after which an episode is truncated, or None."""
     spec = _spec_of(about)
     if spec is not None and spec.max_episode_steps is not None:
         return spec.max_episode_steps
@@ -904,6 +906,6 @@ def _time_limit(about: Any) -> int | None:
 
 
 def _is_host_only(env: Any) -> bool:
-    """Are the environment and all its wrappers from modules that never call JAX?"""
+    """Return whether the environment and all its wrappers are from modules that never call JAX."""
     known = type(env).__module__.startswith(HOST_ONLY)
     return known and (env.unwrapped is env or _is_host_only(env.env))

@@ -107,7 +107,7 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
 
 
 def training_args(env_id: str, args: dict[str, Any]) -> dict[str, Any]:
-    """`args` and those for training only.
+    """Return `args` and those for training only.
 
     In Atari with pictures, a lost life then ends the episode, and rewards are replaced by their signs.
     """
@@ -125,7 +125,9 @@ def refuse_other_rewards(env_id: str, args: dict[str, Any]) -> None:
 
 
 def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
-    """A function that makes the environment: `gymnasium.make`, or the usual preprocessing of pictures."""
+    """Return a function that makes the environment: `gymnasium.make`,
+    or the usual preprocessing of pictures.
+    """
     if simulators.is_simulator(env_id):
         return functools.partial(simulators.make, env_id)
     if (maker := find_maker(env_id)) is not None:
@@ -201,7 +203,7 @@ def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
 
 
 def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
-    """The names of an environment's arguments, as the end of an error sentence."""
+    """Return the names of an environment's arguments, as the end of an error sentence."""
     # Without "module:", which was imported when the environment was made.
     entry: Any = env_id
     if isinstance(env_id, str):

@@ -47,12 +47,12 @@ class CartPole(JaxEnv):
         return spaces.Discrete(2)
 
     def reset(self, key: Key) -> tuple[Cart, Float[Array, "4"]]:
-        """A state with all four numbers uniform in ±0.05."""
+        """Return a state with all four numbers uniform in ±0.05."""
         physics = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
         return Cart(physics, jnp.int32(0)), physics
 
     def step(self, state: Cart, action: Int[Array, ""], key: Key) -> tuple[Cart, Outcome]:
-        """One Euler step of 0.02 s. Terminates beyond 12 degrees or 2.4 m."""
+        """Take one Euler step of 0.02 s. It terminates beyond 12 degrees or 2.4 m."""
         _, speed, angle, spin = state.physics
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         push = jnp.where(action == 1, FORCE, -FORCE)
@@ -67,7 +67,7 @@ class CartPole(JaxEnv):
         return Cart(physics, steps), outcome
 
     def draw(self, state: Cart) -> np.ndarray:
-        """The cart on its track, 4.8 units wide."""
+        """Return the cart on its track, 4.8 units wide."""
         height, width, scale = 200, 480, 100  # pixels, pixels per unit
         row, column = np.mgrid[:height, :width]
         x, y = (column - width / 2) / scale, (150 - row) / scale  # the axle is at height 0

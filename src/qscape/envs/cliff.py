@@ -76,12 +76,12 @@ class IdealCliffWalking(JaxEnv):
         return spaces.Discrete(4)
 
     def reset(self, key: Key) -> tuple[Walker, Float[Array, "8"]]:
-        """A start cell, uniform over the four outer cells."""
+        """Return a start cell, uniform over the four outer cells."""
         cell = _draw_start_cell(key)
         return Walker(cell, jnp.int32(0)), jax.nn.one_hot(cell, 8)
 
     def step(self, state: Walker, action: Int[Array, ""], key: Key) -> tuple[Walker, Outcome]:
-        """One move."""
+        """Make one move."""
         cell = jnp.asarray(NEXT)[state.cell, action]
         fell, steps = cell == CLIFF, state.steps + 1
         terminated = (cell >= 8) & ~fell
@@ -100,7 +100,8 @@ class IdealCliffWalking(JaxEnv):
         return Walker(cell, steps), outcome
 
     def optimal_q(self, discount: float = 0.95) -> Float[np.ndarray, "8 4"]:
-        """Optimal action values Q*(s, a) by dynamic programming, in float64 and without the time limit.
+        """Return optimal action values Q*(s, a) by dynamic programming, in float64 and without the time
+        limit.
 
         Raises:
             UsageError: they do not converge at this discount.
@@ -116,7 +117,8 @@ class IdealCliffWalking(JaxEnv):
         )
 
     def policy_q(self, policy: Float[Array, "8 4"], discount: float = 0.95) -> Float[Array, "8 4"]:
-        """Action values Q^π(s, a) of a policy's probabilities [8, 4], exact and without the time limit.
+        """Return action values Q^π(s, a) of a policy's probabilities [8, 4], exact and without the time
+        limit.
 
         v solves v = Σ_a π(a|s) (r(s, a) + γ Σ_s' p(s'|s, a) v(s')).
         """
@@ -126,7 +128,7 @@ class IdealCliffWalking(JaxEnv):
         return reward + discount * successor @ value
 
     def make_model(self) -> tuple[Float[np.ndarray, "8 4"], Float[np.ndarray, "8 4 8"]]:
-        """The rewards r(s, a), and the probability of each cell as successor; the rest terminates."""
+        """Return the rewards r(s, a), and the probability of each cell as successor; the rest terminates."""
         fell = NEXT == CLIFF
         cost = {"terminate": -10.0, "restart": -100.0, "wall": -1.0}[self.cliff_mode]
         cells = np.arange(8)
@@ -138,7 +140,7 @@ class IdealCliffWalking(JaxEnv):
         return np.where(fell, cost, -1.0), successor
 
     def draw(self, state: Walker) -> np.ndarray:
-        """An image: cells white, exits green, the cliff brown, the agent blue; 32 pixels per cell."""
+        """Return an image: cells white, exits green, the cliff brown, the agent blue; 32 pixels per cell."""
         picture = np.full((4, 6, 3), (120, 90, 60), np.uint8)
         picture[1:3, 1:5] = 255
         picture[0, 2:4] = picture[3, 2:4] = (60, 160, 80)
@@ -152,7 +154,7 @@ class IdealCliffWalking(JaxEnv):
 
 
 def _draw_start_cell(key: Key) -> Int[Array, ""]:
-    """A uniformly random outer cell."""
+    """Return a uniformly random outer cell."""
     return jnp.asarray(START)[(len(START) * jax.random.uniform(key)).astype(jnp.int32)]
 
 

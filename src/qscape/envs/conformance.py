@@ -95,7 +95,7 @@ class Subject:
         return self.native
 
     def draw_actions(self, *shape: int) -> np.ndarray:
-        """Random actions of the action space, uniform; the bounds of the space are never exceeded."""
+        """Return random actions of the action space, uniform; the bounds of the space are never exceeded."""
         space: Any = self.env.action_space
         if sizes := list_sizes(space):
             index = self.actions.integers(0, sizes, (int(np.prod(shape)), len(sizes)))
@@ -107,7 +107,9 @@ class Subject:
         return np.clip(drawn.astype(space.dtype), space.low, space.high)
 
     def draw_action(self, observation: Any, info: Mapping[str, Any]) -> np.ndarray:
-        """A random action that is valid after the last observation and info of the Gymnasium environment."""
+        """Return a random action that is valid after the last observation and info of the Gymnasium
+        environment.
+        """
         if self.masks is None:
             return self.draw_actions()
         space: Any = self.env.action_space
@@ -120,7 +122,7 @@ class Subject:
 
 
 def _to_action(space: gym.Space, index: Any) -> Any:
-    """Indices [b, K] of values as actions of a discrete space; works on NumPy and JAX arrays."""
+    """Return indices [b, K] of values as actions of a discrete space; works on NumPy and JAX arrays."""
     factored = FactoredActions.from_space(space)
     return index[:, 0] + getattr(space, "start", 0) if factored is None else factored.from_indices(index)
 
@@ -180,7 +182,8 @@ def _step(env: JaxEnv, states: PyTree, actions: Array, keys: Array) -> tuple[PyT
 
 @jax.jit
 def _scan(env: JaxEnv, start: tuple[PyTree, Array], actions: Array, keys: Array) -> tuple[PyTree, Any]:
-    """Steps with auto-reset: `actions` and `keys` lead with [T, E]; `start`: the states and what they show.
+    """Make steps with auto-reset: `actions` and `keys` lead with [T, E]; `start`: the states and what they
+    show.
 
     Of an environment with a mask, other actions are drawn, which are valid.
     """
@@ -198,7 +201,7 @@ def _scan(env: JaxEnv, start: tuple[PyTree, Array], actions: Array, keys: Array)
 
 
 def _step_rows(env: JaxEnv, states: PyTree, actions: np.ndarray, keys: Array) -> tuple[PyTree, Outcome]:
-    """`_step` of any number of rows, `ROWS` at a time."""
+    """Do `_step` for any number of rows, `ROWS` at a time."""
     parts = []
     for start in range(0, len(actions), ROWS):
         rows = np.arange(start, start + ROWS).clip(max=len(actions) - 1)
@@ -213,7 +216,7 @@ def _keys(seed: int, *shape: int) -> Array:
 
 
 def _play_record(subject: Subject, keep: bool = True) -> Record:
-    """`steps` random steps with auto-reset, played once; `keep=False`: the first chunk of them, again."""
+    """Play `steps` random steps with auto-reset, once; `keep=False`: the first chunk of them, again."""
     if keep and subject.record is not None:
         return subject.record
     env, chunk = subject.jax, min(100, subject.steps // ENVS)
@@ -231,13 +234,13 @@ def _play_record(subject: Subject, keep: bool = True) -> Record:
 
 
 def _key_of(record: Record, step: int, env: int) -> Array:
-    """The key of a step in `_play_record`."""
+    """Return the key of a step in `_play_record`."""
     chunk = min(100, len(record.action))
     return _keys(step // chunk + 1, chunk, ENVS)[step % chunk, env]
 
 
 def _visible(env: JaxEnv, rows: Any) -> np.ndarray:
-    """Observations without the words of the action mask behind them."""
+    """Return observations without the words of the action mask behind them."""
     return np.asarray(rows)[..., : env.observation_space.shape[0]]
 
 
@@ -245,7 +248,7 @@ def _visible(env: JaxEnv, rows: Any) -> np.ndarray:
 
 
 def check_types(subject: Subject) -> str:
-    """Shapes and types are those of the spaces, and a step does not change them."""
+    """Check that shapes and types are those of the spaces, and that a step does not change them."""
     env, key = subject.jax, jax.random.key(0)
     action = jax.eval_shape(jnp.asarray, subject.draw_actions())
     state, observation = jax.eval_shape(env.reset, key)
@@ -280,7 +283,7 @@ def _type(value: Any) -> str:
 
 
 def check_determinism(subject: Subject) -> str:
-    """The same keys and actions give the same steps, to the bit."""
+    """Check that the same keys and actions give the same steps, to the bit."""
     first, again = _play_record(subject), _play_record(subject, keep=False)
     steps = len(again.action)
     for old, new in zip(*map(jax.tree.leaves, (first, again)), strict=True):
@@ -290,7 +293,7 @@ def check_determinism(subject: Subject) -> str:
 
 
 def check_ends(subject: Subject) -> str:
-    """An episode is truncated at the limit, only there, and terminated for other reasons."""
+    """Check that an episode is truncated at the limit, only there, and terminated for other reasons."""
     env, outcome = subject.jax, _play_record(subject).outcome
     length, at_limit, lengths = np.zeros(ENVS, int), 0, []
     for terminated, truncated in zip(outcome.terminated, outcome.truncated, strict=True):
@@ -317,7 +320,7 @@ def check_ends(subject: Subject) -> str:
 
 
 def check_last_observation(subject: Subject) -> str:
-    """Auto-reset reports the true last observation, and shows the first of the new episode."""
+    """Check that auto-reset reports the true last observation, and shows the first of the new episode."""
     record = _play_record(subject)
     ended = record.outcome.terminated | record.outcome.truncated
     # Not to the bit: XLA may compute a number twice, in two fusions.
@@ -346,7 +349,7 @@ def check_last_observation(subject: Subject) -> str:
 
 
 def check_bounds(subject: Subject) -> str:
-    """Observations are inside the declared bounds."""
+    """Check that observations are inside the declared bounds."""
     space = subject.jax.observation_space
     seen = np.concatenate([_play_record(subject).outcome.observation, _play_record(subject).shown])
     return _inside(_visible(subject.jax, seen).reshape(-1, *space.shape), space)
@@ -368,7 +371,7 @@ def _inside(seen: np.ndarray, space: spaces.Box) -> str:
 
 
 def check_finite(subject: Subject) -> str:
-    """Observations and rewards are finite over all random steps."""
+    """Check that observations and rewards are finite over all random steps."""
     record = _play_record(subject)
     seen = _visible(subject.jax, record.outcome.observation)  # in a terminal state no action may be valid
     for name, values in (("observation", seen), ("reward", record.outcome.reward)):
@@ -380,7 +383,9 @@ def check_finite(subject: Subject) -> str:
 
 
 def check_starts(subject: Subject) -> str:
-    """Different keys lead to different starts; reported, because a task may have a single one."""
+    """Check whether different keys lead to different starts; reported,
+    because a task may have a single one.
+    """
     _, seen = _reset(subject.jax, _keys(7, ENVS))
     return f"{len(np.unique(np.asarray(seen), axis=0))} different starts of {ENVS}"
 
@@ -399,7 +404,7 @@ class PlayedSteps(NamedTuple):
 
 
 def _play_face(subject: Subject) -> PlayedSteps:
-    """Episodes of the Gymnasium environment with random actions."""
+    """Return episodes of the Gymnasium environment with random actions."""
     env, rows, states, keys = subject.make(), [], [], []
     bare: Any = env.unwrapped
     subject.actions = np.random.default_rng(0)
@@ -424,14 +429,16 @@ def _play_face(subject: Subject) -> PlayedSteps:
 
 
 def _flatten(env: gym.Env, observation: Any) -> np.ndarray:
-    """An observation as an array; the entries of a Dict in one row."""
+    """Return an observation as an array; the entries of a Dict in one row."""
     is_dict = isinstance(env.observation_space, spaces.Dict)
     # Copied, because an environment may write into the array that it gave.
     return np.array(spaces.flatten(env.observation_space, observation) if is_dict else observation)
 
 
 def check_face(subject: Subject) -> str:
-    """The Gymnasium environment makes the steps of the `JaxEnv` under `vmap`, and ends where it does."""
+    """Check that the Gymnasium environment makes the steps of the `JaxEnv` under `vmap`, and ends where it
+    does.
+    """
     played = _play_face(subject)
     assert played.keys is not None
     _, pure = _step_rows(subject.jax, played.states, played.actions, played.keys)
@@ -460,7 +467,9 @@ def _compare(what: str, ours: Any, theirs: Any) -> float:
 
 
 def check_gymnasium(subject: Subject) -> str:
-    """The Gymnasium environment repeats itself after the same seed; its numbers are finite and in bounds."""
+    """Check that the Gymnasium environment repeats itself after the same seed; its numbers are finite and in
+    bounds.
+    """
     played, again = _play_face(subject), _play_face(subject)
     if not np.isfinite(played.observation).all() or not np.isfinite(played.reward).all():
         raise Broken("an observation or a reward is not finite")
@@ -517,7 +526,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """Arguments of the environment from `--env.NAME VALUE`; a value that is no literal is a string."""
+    """Return arguments of the environment from `--env.NAME VALUE`; a value that is no literal is a string."""
     args, words = {}, [part for word in words for part in word.split("=", 1)]
     if len(words) % 2 or not all(flag.startswith("--env.") for flag in words[::2]):
         raise WrongValue(f"not understood: {' '.join(words)}; arguments are written --env.NAME VALUE")

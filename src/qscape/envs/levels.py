@@ -33,7 +33,9 @@ class LevelSpace(spaces.MultiDiscrete):
         self.box, self.levels = box, levels
 
     def to_units(self, action: Any, dtype: Any = np.float64) -> Any:
-        """Levels `[*b, *shape]` in the units of the Box, computed in `dtype`; of numpy or JAX arrays."""
+        """Return levels `[*b, *shape]` in the units of the Box, computed in `dtype`;
+        of numpy or JAX arrays.
+        """
         box = ActionBox.from_space(self.box, dtype)
         unit = 2.0 * action.reshape(-1, len(box.low)) / (self.levels - 1) - 1.0
         return box.to_env(unit).reshape(action.shape)
@@ -49,7 +51,7 @@ class JaxLevels(JaxWrapper):
         return LevelSpace(self.inner.action_space, self.levels)  # pyright: ignore[reportArgumentType]
 
     def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, Outcome]:
-        """A step with the levels in the environment's units."""
+        """Make a step with the levels in the environment's units."""
         units = self.action_space.to_units(action)
         return self.limited.step(state, jnp.asarray(units, jnp.float32), key)
 
@@ -66,7 +68,7 @@ class Levels(gym.ActionWrapper):
 
 
 def discretise(env: gym.Env, levels: int, env_id: str) -> gym.Env:
-    """The environment with `levels` levels in every dimension of its action; in JAX if it is in JAX.
+    """Return the environment with `levels` levels in every dimension of its action; in JAX if it is in JAX.
 
     Raises:
         UsageError: `levels` is below 2, or the actions are not a bounded Box of floats.

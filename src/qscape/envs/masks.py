@@ -51,11 +51,13 @@ class MaskReader:
         return sum(self.factors) or self.mask.actions
 
     def pack(self, valid: Bool[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b M"]:
-        """The words of masks as the environment gives them."""
+        """Return the words of masks as the environment gives them."""
         return self.mask.pack(self.to_rows(valid))
 
     def to_rows(self, valid: Bool[Any, "*b n"]) -> Bool[Any, "*b N"]:
-        """Masks as the environment gives them, as masks of the N actions; works on NumPy and JAX arrays."""
+        """Return masks as the environment gives them, as masks of the N actions; works on NumPy and JAX
+        arrays.
+        """
         if not self.factors:
             return valid
         xp = jnp if isinstance(valid, jax.Array) else np
@@ -65,7 +67,7 @@ class MaskReader:
         )
 
     def from_rows(self, valid: Bool[np.ndarray, "b N"]) -> Bool[np.ndarray, "b n"]:
-        """The inverse of `to_rows`: each factor's values that are valid in some action."""
+        """Return the inverse of `to_rows`: each factor's values that are valid in some action."""
         if not self.factors:
             return valid
         grid, axes = valid.reshape(-1, *self.factors), range(1, 1 + len(self.factors))
@@ -74,7 +76,7 @@ class MaskReader:
     def read(
         self, observation: Any, info: Mapping[str, Any], needed: Bool[np.ndarray, " E"]
     ) -> Float[np.ndarray, "E M"]:
-        """The words of E environments, NaN where no action is valid.
+        """Return the words of E environments, NaN where no action is valid.
 
         Args:
             observation: what the environments returned: a Dict of arrays, or a list of E Dicts.
@@ -100,7 +102,7 @@ class MaskReader:
         )
 
     def _pack_mask(self, given: Any) -> Float[np.ndarray, " M"]:
-        """The words of one environment's mask."""
+        """Return the words of one environment's mask."""
         valid = np.asarray(given).ravel()
         if len(valid) != self.entries:
             raise BrokenEnv(
@@ -110,7 +112,7 @@ class MaskReader:
         return self.pack(valid.astype(bool))
 
     def _pack_candidates(self, given: Any) -> Float[np.ndarray, " M"]:
-        """The words of one environment's candidates."""
+        """Return the words of one environment's candidates."""
         limit, rows = self.mask.candidates or self.mask.actions, np.asarray(given)
         whole = rows.ndim == 1 and (np.issubdtype(rows.dtype, np.integer) or not rows.size)
         held = np.unique(rows[rows >= 0]) if whole else rows
@@ -124,7 +126,7 @@ class MaskReader:
     def add_words(
         self, rows: np.ndarray, words: Float[np.ndarray, "E M"], terminated: Bool[np.ndarray, " E"]
     ) -> np.ndarray:
-        """Observations `[E, S]` followed by their masks.
+        """Return observations `[E, S]` followed by their masks.
 
         In a terminal state no action is taken, so all of them count as valid if the environment allows none.
 
@@ -140,7 +142,7 @@ class MaskReader:
 
 
 def describe_no_action(env_id: str, where: str = "") -> str:
-    """The error for a mask that is all false; `where`: which state has it."""
+    """Return the error for a mask that is all false; `where`: which state has it."""
     return f"{env_id}: no action is valid{where}: an action mask needs at least one true entry"
 
 
@@ -153,7 +155,7 @@ def find_mask(
     is_image: bool,
     index_actions: bool,
 ) -> tuple[spaces.Space, MaskReader | None]:
-    """Finds out whether and how an environment masks its actions.
+    """Find out whether and how an environment masks its actions.
 
     Args:
         env_id: name of the environment, for errors.
@@ -219,7 +221,7 @@ def find_mask(
 
 
 def declared_by(about: gym.Env | Any) -> Callable[[str], Any]:
-    """Returns a function that finds an attribute of an environment or one of its wrappers; None: absent."""
+    """Return a function that finds an attribute of an environment or one of its wrappers; None: absent."""
 
     def find(name: str) -> Any:
         if isinstance(about, gym.Env):

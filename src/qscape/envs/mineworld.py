@@ -22,7 +22,7 @@ MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # (x, y): right, down, lef
 
 
 def list_tools() -> Int[np.ndarray, "50 2"]:
-    """The tools, a row each: (mine type that the tool fits, mine type that it becomes).
+    """Return the tools, a row each: (mine type that the tool fits, mine type that it becomes).
 
     8 basic tools remove a mine (type 15: none); 42 of the 63 possible complex tools change its type.
     """
@@ -33,7 +33,8 @@ def list_tools() -> Int[np.ndarray, "50 2"]:
 
 
 def make_action_table(extra_dims: int = 0) -> Float[np.ndarray, "54 d"]:
-    """The action table, a row per action: (is it a move?, direction / 3, fitting type / 15, new type / 15).
+    """Return the action table, a row per action: (is it a move?, direction / 3, fitting type / 15, new type /
+    15).
 
     `extra_dims` columns of noise follow, uniform in [0, 1].
     """
@@ -45,7 +46,7 @@ def make_action_table(extra_dims: int = 0) -> Float[np.ndarray, "54 d"]:
 
 
 def draw_map(random: np.random.Generator) -> Int[np.ndarray, "11 11"]:
-    """A random map [y, x] of mine types; two of three columns and two of three rows are barriers."""
+    """Return a random map [y, x] of mine types; two of three columns and two of three rows are barriers."""
     xs, ys = (np.sort(random.choice([3, 5, 7], 2, replace=False)) for _ in range(2))
     types = random.integers(0, NO_MINE, (SIZE, SIZE))
     return np.where(_barriers(xs, ys), types, NO_MINE)
@@ -111,25 +112,25 @@ class MineWorld(JaxEnv):
         return np.asarray(self.table)
 
     def reset(self, key: Key) -> tuple[Miner, Float[Array, "23"]]:
-        """A random map, with the miner in the upper left corner, facing right."""
+        """Return a random map, with the miner in the upper left corner, facing right."""
         drawn = jax.random.uniform(key, (SIZE * SIZE + 2,))  # one draw, because each takes time to compile
         types = (NO_MINE * drawn[2:]).astype(jnp.int32).reshape(SIZE, SIZE)
         column, row = (3 * drawn[:2]).astype(jnp.int32)
         return self.reset_to_map(jnp.where(jnp.asarray(BARRIERS)[column, row], types, NO_MINE))
 
     def reset_to_map(self, mines: Int[Array, "11 11"]) -> tuple[Miner, Float[Array, "23"]]:
-        """The start of an episode on a given map."""
+        """Return the start of an episode on a given map."""
         state = Miner(jnp.asarray(mines, jnp.int32), jnp.array([1, 1]), jnp.int32(0), jnp.int32(0))
         return state, observe(state)
 
     def reset_from_options(self, options: dict[str, Any]) -> tuple[Miner, Array] | None:
-        """`options={"layout": 10000}` starts on the map of numpy's generator 10000."""
+        """Start on the map of numpy's generator 10000 for `options={"layout": 10000}`."""
         if "layout" not in options:
             return None
         return self.reset_to_map(jnp.asarray(draw_map(np.random.default_rng(options["layout"]))))
 
     def step(self, state: Miner, action: Int[Array, ""], key: Key) -> tuple[Miner, Outcome]:
-        """A move turns the miner and walks one cell if it is free; a tool works on the mine in front."""
+        """Turn the miner by a move, and walk one cell if it is free; a tool works on the mine in front."""
         moves, direction = action < 4, jnp.where(action < 4, action, state.direction)
         front = state.place + jnp.asarray(MOVES)[direction]
         x, y = front
@@ -147,7 +148,7 @@ class MineWorld(JaxEnv):
         return after, Outcome(observe(after), reward.astype(jnp.float32), reached, limit, reached)
 
     def draw(self, state: Miner) -> np.ndarray:
-        """An image: walls grey, free cells white, a colour per mine type, goal green, miner blue."""
+        """Return an image: walls grey, free cells white, a colour per mine type, goal green, miner blue."""
         cell = 24
         wheel = np.arange(NO_MINE)[:, None] / NO_MINE + np.array([0, 1 / 3, 2 / 3])
         colours = (160 + 80 * np.sin(2 * np.pi * wheel)).astype(np.uint8)
@@ -165,13 +166,15 @@ class MineWorld(JaxEnv):
 
 
 def _is_free(mines: Int[Array, "11 11"], cell: Int[Array, "... 2"]) -> Bool[Array, "..."]:
-    """Is the cell (x, y) inside the border and without a mine?"""
+    """Return whether the cell (x, y) is inside the border and without a mine."""
     inside = ((cell >= 1) & (cell <= SIZE - 2)).all(-1)
     return inside & (mines[cell[..., 1], cell[..., 0]] == NO_MINE)
 
 
 def observe(state: Miner) -> Float[Array, "23"]:
-    """[(x - 1)/8, (y - 1)/8, direction/3, 4 flags of free, one-hot of the mine ahead (15), goal ahead?]."""
+    """Return [(x - 1)/8, (y - 1)/8, direction/3, 4 flags of free, one-hot of the mine ahead (15), goal
+    ahead?].
+    """
     around = state.place + jnp.asarray(MOVES)
     front = around[state.direction]
     return jnp.concatenate(
@@ -187,7 +190,7 @@ def observe(state: Miner) -> Float[Array, "23"]:
 
 
 def guide(env: MineWorld, state: Miner, observation: Array, key: Key) -> Int[Array, ""]:
-    """A scripted policy for `play`: moves right or down at random, and uses tools that fit.
+    """Return a scripted policy for `play`: moves right or down at random, and uses tools that fit.
 
     A tool that removes the mine is preferred.
     """
@@ -199,7 +202,7 @@ def guide(env: MineWorld, state: Miner, observation: Array, key: Key) -> Int[Arr
 
 
 def _move_to_goal(state: Miner, key: Key) -> Int[Array, ""]:
-    """A random move towards the goal: right (0) or down (1)."""
+    """Return a random move towards the goal: right (0) or down (1)."""
     right, down = state.place < GOAL
     chosen = jax.random.bernoulli(key).astype(jnp.int32)
     return jnp.where(right & down, chosen, jnp.where(right, 0, 1))

@@ -77,7 +77,7 @@ def load(path: str | Path, items: int | None = None) -> ClickModel:
 
 @lru_cache(maxsize=2)
 def _load(path: str, changed: int, items: int | None) -> ClickModel:
-    """`load` for an existing path; `changed` is the file's modification time, for the cache."""
+    """Load from an existing path; `changed` is the file's modification time, for the cache."""
     place = Path(path)
     if place.suffix == ".npz":
         return _load_fitted(place, items)
@@ -108,7 +108,7 @@ def _load_fitted(place: Path, items: int | None) -> ClickModel:
 
 
 def _explain_misfit(arrays: dict[str, np.ndarray]) -> str:
-    """What is wrong with the arrays of a model; "" if nothing is."""
+    """Return what is wrong with the arrays of a model; "" if nothing is."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             return f"{name} holds NaN or infinity"
@@ -181,7 +181,9 @@ def fit(
 
 
 def _principal_coordinates(matrix: Float[np.ndarray, "N T"], dims: int) -> Float[np.ndarray, "N d"]:
-    """Coordinates on the first principal axes, scaled to mean norm 1. The largest loading is positive."""
+    """Return coordinates on the first principal axes, scaled to mean norm 1.
+    The largest loading is positive.
+    """
     centred = matrix - matrix.mean(0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     axes = axes[:, ::-1][:, :dims]
@@ -193,7 +195,9 @@ def _principal_coordinates(matrix: Float[np.ndarray, "N T"], dims: int) -> Float
 def _factorise(
     user: np.ndarray, item: np.ndarray, liked: np.ndarray, vectors: np.ndarray, users: int, passes: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Users `[M, d]`, popularity `[N]` and the common term: Adam on the log-loss, in blocks of ratings."""
+    """Return users `[M, d]`, popularity `[N]` and the common term: Adam on the log-loss, in blocks of
+    ratings.
+    """
     block = int(np.clip(len(user) // 200, 1, 8192))
     optimiser, fixed = optax.adam(1e-2), jnp.asarray(vectors, jnp.float32)
     parameters = {
@@ -226,7 +230,9 @@ def _factorise(
 
 
 def _solve_offset(bias: np.ndarray, vectors: np.ndarray, users: np.ndarray) -> float:
-    """b_0 for which uniform recommendations have the click rate `RANDOM_SCORE`, over at most 1000 users."""
+    """Return b_0 for which uniform recommendations have the click rate `RANDOM_SCORE`, over at most 1000
+    users.
+    """
     logits = users[:1000] @ vectors.T + bias
     low, high = -50.0, 50.0
     for _ in range(60):
@@ -237,7 +243,7 @@ def _solve_offset(bias: np.ndarray, vectors: np.ndarray, users: np.ndarray) -> f
 
 
 def _read_genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T"]]:
-    """Ids of the movies with a tag genome, ascending, and the relevance of each tag."""
+    """Return ids of the movies with a tag genome, ascending, and the relevance of each tag."""
     rows = _read_rows(place, *GENOME, wrong=_wrong_score)
     rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
     movies, tags = np.unique(rows[:, 0]), np.unique(rows[:, 1])
@@ -249,25 +255,27 @@ def _read_genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, 
 
 
 def _wrong_ids(rows: np.ndarray) -> np.ndarray:
-    """Which rows have an id that is no positive whole number?"""
+    """Return which rows have an id that is no positive whole number."""
     ids = rows[:, :2]
     return ~((ids >= 1) & (ids < 2**24) & (ids == np.floor(ids))).all(1)  # float32 holds them; NaN is none
 
 
 def _wrong_rating(rows: np.ndarray) -> np.ndarray:
-    """Which rows of ratings are invalid?"""
+    """Return which rows of ratings are invalid."""
     return _wrong_ids(rows) | ~((rows[:, 2] >= 0.5) & (rows[:, 2] <= 5))
 
 
 def _wrong_score(rows: np.ndarray) -> np.ndarray:
-    """Which rows of genome scores are invalid?"""
+    """Return which rows of genome scores are invalid."""
     return _wrong_ids(rows) | ~((rows[:, 2] >= 0) & (rows[:, 2] <= 1))
 
 
 def _read_rows(
     place: Path, name: str, header: list[str], wrong: Callable[[np.ndarray], np.ndarray]
 ) -> Float[np.ndarray, "n 3"]:
-    """The first three columns of a CSV file of numbers; `wrong` marks invalid rows, which are refused."""
+    """Return the first three columns of a CSV file of numbers; `wrong` marks invalid rows,
+    which are refused.
+    """
     blocks = []
     with _report_damage(place, name), _open_member(place, name) as file:
         first = file.readline().strip()
@@ -302,7 +310,7 @@ def _report_damage(place: Path, name: str) -> Iterator[None]:
 def _parse_numbers(
     lines: list[str], width: int, wrong: Callable[[np.ndarray], np.ndarray]
 ) -> Float[np.ndarray, "n w"] | None:
-    """The numbers in CSV lines, without empty lines; None if a line is invalid."""
+    """Return the numbers in CSV lines, without empty lines; None if a line is invalid."""
     lines = [line for line in lines if line.strip()]
     if not lines:
         return np.zeros((0, width))
@@ -333,7 +341,7 @@ def _open_member(place: Path, name: str) -> IO[str]:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m qscape.envs.movielens ARCHIVE OUT.npz`."""
+    """Run `python -m qscape.envs.movielens ARCHIVE OUT.npz`."""
     if len(argv) != 2 or not argv[1].endswith(".npz"):
         print("usage: python -m qscape.envs.movielens ml-25m.zip movielens.npz", file=sys.stderr)
         return 2

@@ -99,19 +99,21 @@ class JaxEnv(eqx.Module):
         return None
 
     def reset(self, key: Key) -> tuple[PyTree, Float[Array, " S"]]:
-        """The state and the first observation [S] of a new episode."""
+        """Return the state and the first observation [S] of a new episode."""
         raise NotImplementedError
 
     def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, Outcome]:
-        """One step: the new state and its `Outcome`. It does not reset a finished episode."""
+        """Make one step: return the new state and its `Outcome`. It does not reset a finished episode."""
         raise NotImplementedError
 
     def draw(self, state: PyTree) -> np.ndarray | None:
-        """An image `[H, W, 3]` (uint8) of a state, made on the host; None if there is none."""
+        """Return an image `[H, W, 3]` (uint8) of a state, made on the host; None if there is none."""
         return None
 
     def reset_from_options(self, options: dict[str, Any]) -> tuple[PyTree, Array] | None:
-        """The start of an episode that Gymnasium's `reset(options=...)` asks for; None: a random one."""
+        """Return the start of an episode that Gymnasium's `reset(options=...)` asks for; None:
+        a random one.
+        """
         return None
 
 
@@ -211,12 +213,12 @@ def _check_rows(env: JaxEnv, method: str, made: dict[str, Any]) -> None:
 
 
 def _strong(x: Array) -> Array:
-    """An array whose type is its own, and not that of a Python number."""
+    """Return an array whose type is its own, and not that of a Python number."""
     return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
 
 
 def step_key(episode: Key, step: Array) -> Key:
-    """The key of a step, counted from 1, of an episode whose `reset` had the key `episode`.
+    """Return the key of a step, counted from 1, of an episode whose `reset` had the key `episode`.
 
     It is below a stream of its own: a `reset` that splits its key would otherwise use keys of first steps.
     """
@@ -224,7 +226,7 @@ def step_key(episode: Key, step: Array) -> Key:
 
 
 def _trace(env: JaxEnv, name: str, wanted: str, call: Callable[..., Any], *arguments: Any) -> Any:
-    """The two things that a method of the environment returns; `wanted` names them."""
+    """Return the two things that a method of the environment returns; `wanted` names them."""
     try:
         made = call(*arguments)
     except QscapeError:
@@ -240,7 +242,7 @@ def _trace(env: JaxEnv, name: str, wanted: str, call: Callable[..., Any], *argum
 def step_autoreset(
     env: JaxEnv, state: PyTree, action: Array, key: Key
 ) -> tuple[PyTree, Float[Array, " S"], Outcome]:
-    """One step, and a reset if it ended the episode (Gymnasium's same-step autoreset).
+    """Make one step, and a reset if it ended the episode (Gymnasium's same-step autoreset).
 
     Returns:
         The new state, the observation to act on next, and the step's outcome with the true successor.
@@ -302,7 +304,7 @@ def play(env: JaxEnv, policy: Callable[[PyTree, Array, Key], Array], key: Key, e
 
 
 def find_jax_env(env: gym.Env | VectorEnv) -> JaxEnv | None:
-    """The `JaxEnv` that does what a Gymnasium environment does, with the latter's time limit.
+    """Return the `JaxEnv` that does what a Gymnasium environment does, with the latter's time limit.
 
     None if there is none: the environment is no `GymnasiumEnv`, one of its wrappers may change what it does,
     or the copies of a vector environment differ.
@@ -325,7 +327,7 @@ def find_jax_env(env: gym.Env | VectorEnv) -> JaxEnv | None:
 
 
 def with_time_limit(env: Any) -> Any:
-    """A Gymnasium environment whose episodes end where those of its `JaxEnv` do, if it is made of one.
+    """Return a Gymnasium environment whose episodes end where those of its `JaxEnv` do, if it is made of one.
 
     `GymnasiumEnv` truncates nothing, so one without a `TimeLimit` gets that of the `JaxEnv`; the copies of a
     `SyncVectorEnv` get theirs in place.
@@ -340,7 +342,7 @@ def with_time_limit(env: Any) -> Any:
 
 
 def _is_same(one: JaxEnv | None, other: JaxEnv | None) -> bool:
-    """Are both the same environment with the same tables?"""
+    """Return whether both are the same environment with the same tables."""
     if jax.tree.structure(one) != jax.tree.structure(other):
         return False
     tables = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -349,7 +351,7 @@ def _is_same(one: JaxEnv | None, other: JaxEnv | None) -> bool:
 
 @jax.jit
 def _reset(native: JaxEnv, seed: Array) -> tuple[PyTree, Array]:
-    """`native.reset` with a key made of the episode's seed."""
+    """Call `native.reset` with a key made of the episode's seed."""
     return native.reset(jax.random.key(seed))
 
 
@@ -413,7 +415,9 @@ class GymnasiumEnv(gym.Env):
         return observation, float(outcome.reward), bool(outcome.terminated), False, info
 
     def _split_mask(self, row: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """What networks see of an observation, and an info with the valid actions if there is a mask."""
+        """Return what networks see of an observation, and an info with the valid actions if there
+        is a mask.
+        """
         mask = self.native.mask
         if mask is None:
             return row, {}

@@ -16,7 +16,7 @@ from qscape.errors import UnfitEnv, WrongEnv
 
 
 def find_maker(env_id: str) -> Callable[..., Any] | None:
-    """The function or class that `module:make` names; None if the id is one that Gymnasium knows.
+    """Return the function or class that `module:make` names; None if the id is one that Gymnasium knows.
 
     A run folder may come from somebody else, and it names its environment and the arguments. So only what
     declares that it makes an environment is called: a subclass of `JaxEnv` or `gymnasium.Env`, or a function
@@ -46,7 +46,7 @@ def find_maker(env_id: str) -> Callable[..., Any] | None:
 
 
 def _returned(maker: Any) -> Any:
-    """The return annotation of a function; None if there is none."""
+    """Return the return annotation of a function; None if there is none."""
     try:
         return typing.get_type_hints(maker).get("return")
     except (TypeError, NameError):
@@ -61,7 +61,7 @@ def make_own(
     render_mode: str | None = None,
     **args: Any,
 ) -> gym.Env:
-    """The Gymnasium environment that `maker` makes.
+    """Return the Gymnasium environment that `maker` makes.
 
     Args:
         maker: as `find_maker` returns it.

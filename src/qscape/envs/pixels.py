@@ -31,7 +31,8 @@ def atari(
     max_episode_steps: int | None = None,
     **args: Any,
 ) -> gym.Env:
-    """An Atari game: up to 30 no-ops after a reset, each action for 4 frames, FIRE if the game waits for it.
+    """Return an Atari game: up to 30 no-ops after a reset, each action for 4 frames, FIRE if the game waits
+    for it.
 
     Args:
         env_id: `ALE/...`.
@@ -59,7 +60,7 @@ def atari(
 
 
 def car_racing(env_id: str, continuous: bool = True, **args: Any) -> gym.Env:
-    """CarRacing, each action for 4 frames, with rewards summed.
+    """Return CarRacing, each action for 4 frames, with rewards summed.
 
     Raises:
         UsageError: OpenCV is missing.

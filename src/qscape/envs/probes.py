@@ -28,11 +28,11 @@ class ProbeEnv(gym.Env):
         self.shown = 0.0
 
     def draw_observation(self) -> float:
-        """The first observation of an episode."""
+        """Return the first observation of an episode."""
         return 0.0
 
     def reward(self, action: float) -> float:
-        """The reward of an action at the current observation."""
+        """Return the reward of an action at the current observation."""
         raise NotImplementedError
 
     def move(self) -> tuple[bool, bool]:
@@ -41,12 +41,12 @@ class ProbeEnv(gym.Env):
 
     @staticmethod
     def q(observation: np.ndarray, action: np.ndarray, discount: float) -> np.ndarray:
-        """Q*(s, a) `[B]` for observations and actions `[B]`."""
+        """Return Q*(s, a) `[B]` for observations and actions `[B]`."""
         raise NotImplementedError
 
     @staticmethod
     def best_action(observation: np.ndarray) -> np.ndarray | None:
-        """The best action `[B]` at observations `[B]`; None if all actions are equal."""
+        """Return the best action `[B]` at observations `[B]`; None if all actions are equal."""
         return None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):

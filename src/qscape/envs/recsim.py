@@ -61,7 +61,7 @@ class RecSim(JaxEnv):
         drift: float = 0.3,
         availability: float = 1.0,
     ) -> "RecSim":
-        """The task with N fixed items: e_i = onehot(i mod 30) + N(0, 0.1 I).
+        """Return the task with N fixed items: e_i = onehot(i mod 30) + N(0, 0.1 I).
 
         Raises:
             UsageError: there are fewer than two items, the availability is no probability above 0, or a
@@ -104,7 +104,9 @@ class RecSim(JaxEnv):
         return ActionMask(len(self.items)) if self.availability < 1 else None
 
     def _observe(self, taste: Float[Array, "30"], key: Key) -> Float[Array, " S"]:
-        """The observation of a taste: itself, and the items that may be recommended next, at least one."""
+        """Return the observation of a taste: itself, and the items that may be recommended next, at least
+        one.
+        """
         if self.mask is None:
             return taste
         draw = jax.random.uniform(stream(key, "availability"), (len(self.items),))
@@ -112,7 +114,7 @@ class RecSim(JaxEnv):
         return jnp.concatenate([taste, self.mask.pack(valid)])
 
     def reset(self, key: Key) -> tuple[User, Float[Array, " S"]]:
-        """A user of a uniformly random category: taste clip(onehot + N(0, 0.1 I), -1, 1)."""
+        """Return a user of a uniformly random category: taste clip(onehot + N(0, 0.1 I), -1, 1)."""
         key_category, key_noise = jax.random.split(key)
         category = (CATEGORIES * jax.random.uniform(key_category)).astype(jnp.int32)
         noise = np.sqrt(0.1) * jax.random.normal(key_noise, (CATEGORIES,))
@@ -133,7 +135,7 @@ class RecSim(JaxEnv):
         return self._finish_step(taste, state.steps + 1, click.astype(jnp.float32), key)
 
     def _finish_step(self, taste: Array, steps: Array, reward: Array, key: Key) -> tuple[User, Outcome]:
-        """The new state and the outcome; sessions are truncated, never terminated."""
+        """Return the new state and the outcome; sessions are truncated, never terminated."""
         never, observation = jnp.bool_(False), self._observe(taste, key)
         return User(taste, steps), Outcome(observation, reward, never, steps >= self.time_limit, never)
 
@@ -141,7 +143,7 @@ class RecSim(JaxEnv):
 def drift_taste(
     taste: Float[Array, " d"], item: Float[Array, " d"], towards: Array, size: float = 0.3
 ) -> Float[Array, " d"]:
-    """The taste after a click: e_u ± Δ, Δ = size (1 - |e_u|) ⊙ e_i ⊙ (e_i - e_u), clipped to [-1, 1].
+    """Return the taste after a click: e_u ± Δ, Δ = size (1 - |e_u|) ⊙ e_i ⊙ (e_i - e_u), clipped to [-1, 1].
 
     `towards`: is the sign +?
     """
@@ -150,7 +152,9 @@ def drift_taste(
 
 
 def greedy(env: RecSim, state: User, observation: Array, key: Key) -> Int[Array, ""]:
-    """The myopic policy for `play`: recommends the available item with the highest score ⟨e_u, e_i⟩."""
+    """Return the myopic policy for `play`: recommends the available item with the highest score ⟨e_u,
+    e_i⟩.
+    """
     score = env.items @ observation[:CATEGORIES]
     return jnp.argmax(
         score if env.mask is None else jnp.where(env.mask.unpack(observation[CATEGORIES:]), score, -jnp.inf)
@@ -159,14 +163,14 @@ def greedy(env: RecSim, state: User, observation: Array, key: Key) -> Int[Array,
 
 @lru_cache(maxsize=4)
 def _make_items(items: int, extra_dims: int) -> tuple[Array, Array]:
-    """Embeddings from numpy's generator 0, and noise columns from generator 1234."""
+    """Return embeddings from numpy's generator 0, and noise columns from generator 1234."""
     noise = np.random.default_rng(0).normal(0, np.sqrt(0.1), (items, CATEGORIES))
     noise[np.arange(items), np.arange(items) % CATEGORIES] += 1
     return jnp.asarray(noise, jnp.float32), draw_extra_dims(items, extra_dims)
 
 
 def draw_extra_dims(items: int, dims: int) -> Float[Array, "N x"]:
-    """Noise columns of an action table, uniform in [-1, 1]."""
+    """Return noise columns of an action table, uniform in [-1, 1]."""
     return jnp.asarray(np.random.default_rng(1234).uniform(-1, 1, (items, dims)), jnp.float32)
 
 

@@ -45,7 +45,7 @@ class RecSimData(JaxEnv):
 
     @classmethod
     def from_model(cls, model: ClickModel, extra_dims: int = 0) -> "RecSimData":
-        """The task of a model that was fitted to ratings."""
+        """Return the task of a model that was fitted to ratings."""
         arrays = model.items, model.bias, model.users, model.offset, model.strength
         return cls._from_arrays(*arrays, extra_dims)
 
@@ -73,7 +73,8 @@ class RecSimData(JaxEnv):
 
     @classmethod
     def synthetic(cls, items: int = 10_000, dims: int = 30, extra_dims: int = 0) -> "RecSimData":
-        """Synthetic data: item vectors around 30 random centres, popularity N(0, 0.3²), b_0 = -2.4, β = 3.
+        """Return synthetic data: item vectors around 30 random centres, popularity N(0, 0.3²), b_0 = -2.4, β
+        = 3.
 
         Raises:
             UsageError: there are fewer than two items.
@@ -99,7 +100,7 @@ class RecSimData(JaxEnv):
         return np.concatenate([self.items, self.extra], axis=1)
 
     def reset(self, key: Key) -> tuple[User, Float[Array, " d"]]:
-        """A random user: one of `users`, or a random direction."""
+        """Return a random user: one of `users`, or a random direction."""
         if len(self.users):
             taste = self.users[(len(self.users) * jax.random.uniform(key)).astype(jnp.int32)]
         else:
@@ -116,17 +117,17 @@ class RecSimData(JaxEnv):
         return User(taste, steps), Outcome(taste, PAY * click, never, steps >= self.time_limit, never)
 
     def logit(self, taste: Float[Array, " d"], action: Int[Array, ""] | slice) -> Array:
-        """Log-odds of a click: b_0 + b_i + β⟨u, v_i⟩."""
+        """Return log-odds of a click: b_0 + b_i + β⟨u, v_i⟩."""
         return self.offset + self.bias[action] + self.strength * (self.items[action] @ taste)
 
 
 def oracle(env: RecSimData, state: User, observation: Array, key: Key) -> Int[Array, ""]:
-    """The myopic policy for `play`: recommends the item most likely to be clicked. It sees b_i."""
+    """Return the myopic policy for `play`: recommends the item most likely to be clicked. It sees b_i."""
     return jnp.argmax(env.logit(observation, slice(None)))
 
 
 def popular(env: RecSimData, state: User, observation: Array, key: Key) -> Int[Array, ""]:
-    """A policy for `play`: recommends the most popular item to every user."""
+    """Return a policy for `play`: recommends the most popular item to every user."""
     return jnp.argmax(env.bias)
 
 

@@ -18,7 +18,8 @@ from qscape.system import draw_without_screen
 
 
 def rendered(env: str = "CartPole-v1", limited: bool = True, **args: Any) -> gym.Env:
-    """`pixels/Any-v0`: an environment that shows what it draws instead of its observation, a frame a step.
+    """Make `pixels/Any-v0`, an environment that shows what it draws instead of its observation, a frame a
+    step.
 
     Args:
         env: id of the environment; further arguments are that environment's.

@@ -23,7 +23,7 @@ INTERVALS = np.array([[-0.80, 0.08], [-0.45, 0.06], [-0.15, 0.04], [0.20, 0.05],
 def draw_balls(
     size: int, count: int, radii: tuple[float, float], seed: int
 ) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, " n"]]:
-    """Random balls in [-1, 1]^D: centres [n, D] and radii [n], in float64.
+    """Return random balls in [-1, 1]^D: centres [n, D] and radii [n], in float64.
 
     Args:
         size: D.
@@ -77,12 +77,12 @@ class Restricted(gym.Wrapper):
         self.half = np.where(high > low, (high - low) / 2, 1.0)  # zero width: the middle is the only action
 
     def is_valid(self, action: Float[np.ndarray, "D"]) -> bool:
-        """Does a normalised action, in [-1, 1]^D, lie in one of the balls?"""
+        """Return whether a normalised action, in [-1, 1]^D, lies in one of the balls."""
         offset = np.asarray(action, np.float64).ravel() - self.centres
         return bool((np.square(offset).sum(1) <= self.radii**2).any())
 
     def project(self, action: Float[np.ndarray, "*b D"]) -> Float[np.ndarray, "*b D"]:
-        """Normalised actions, each moved to the nearest point of the balls; for diagnostics only."""
+        """Return normalised actions, each moved to the nearest point of the balls; for diagnostics only."""
         action = np.asarray(action, np.float64)
         offset = action[..., None, :] - self.centres
         distance = np.linalg.norm(offset, axis=-1)
@@ -105,7 +105,7 @@ class Restricted(gym.Wrapper):
 
 
 def locomotion(base: str, count: int, radii: tuple[float, float], seed: int = 1, **args: Any) -> gym.Env:
-    """Hopper or Walker2d with random balls. The null action is zero torque.
+    """Return Hopper or Walker2d with random balls. The null action is zero torque.
 
     Args:
         base: id of the environment.
@@ -119,7 +119,7 @@ def locomotion(base: str, count: int, radii: tuple[float, float], seed: int = 1,
 
 
 def pendulum(base: str, null_action: str = "raw", **args: Any) -> gym.Env:
-    """A pendulum whose valid actions are the six `INTERVALS`.
+    """Return a pendulum whose valid actions are the six `INTERVALS`.
 
     Args:
         base: id of the environment.
@@ -147,7 +147,8 @@ def restrict(
     limited: bool = True,
     **args: Any,
 ) -> gym.Env:
-    """`restricted/Any-v0`: an environment with random balls. The null action is the middle of the bounds.
+    """Make `restricted/Any-v0`, an environment with random balls. The null action is the middle of the
+    bounds.
 
     Args:
         env: id of the environment; further arguments are that environment's.
@@ -168,7 +169,7 @@ def restrict(
 
 
 def _unlimited(base: str, args: dict[str, Any]) -> gym.Env:
-    """The environment of a registered id without wrappers, because the outer id has the time limit.
+    """Return the environment of a registered id without wrappers, because the outer id has the time limit.
 
     The paper reports numbers of versions v4. In v5 the double pendulum has other observations, and the step
     in which a pendulum falls has no reward. `gymnasium.make` warns of old versions, so the class is called.

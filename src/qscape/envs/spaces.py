@@ -41,7 +41,7 @@ class ActionBox:
         is_integer: bool = False,
         rows: int | None = None,
     ) -> "ActionBox":
-        """The box of these bounds.
+        """Return the box of these bounds.
 
         Args:
             low, high: bounds of any shape; they are flattened to [A].
@@ -56,12 +56,12 @@ class ActionBox:
 
     @classmethod
     def from_space(cls, space: spaces.Box, dtype: Any, rows: int | None = None) -> "ActionBox":
-        """The box of a Gymnasium space; arguments as in `from_bounds`."""
+        """Return the box of a Gymnasium space; arguments as in `from_bounds`."""
         is_integer = np.issubdtype(space.dtype, np.integer)
         return cls.from_bounds(space.low, space.high, dtype, is_integer, rows)
 
     def to_env(self, action: Any) -> Any:
-        """Actions [*b, A] in [-1, 1], in the environment's units, clipped to the bounds.
+        """Return actions [*b, A] in [-1, 1], in the environment's units, clipped to the bounds.
 
         Whole numbers, if the environment takes them, but not yet of its dtype.
         """
@@ -69,7 +69,9 @@ class ActionBox:
         return units.round() if self.is_integer else units
 
     def to_unit(self, action: Any) -> Any:
-        """Actions [*b, A] in the environment's units, in [-1, 1]; not clipped. 0 where low equals high."""
+        """Return actions [*b, A] in the environment's units, in [-1, 1]; not clipped. 0 where low equals
+        high.
+        """
         return (action - self.centre) / np.where(self.half_width > 0, self.half_width, 1.0)
 
 
@@ -89,7 +91,7 @@ class FactoredActions:
 
     @classmethod
     def from_space(cls, space: spaces.Space) -> "FactoredActions | None":
-        """The factors of a space; None if it is no such product."""
+        """Return the factors of a space; None if it is no such product."""
         if isinstance(space, spaces.MultiBinary):
             size = int(np.prod(space.shape))
             return cls((2,) * size, np.zeros(size, np.int64), tuple(space.shape))
@@ -99,16 +101,21 @@ class FactoredActions:
         return None
 
     def from_indices(self, action: Any) -> Any:
-        """Indices [b, K] as the environment's actions [b, *shape]: whole numbers, not yet of its dtype."""
+        """Return indices [b, K] as the environment's actions [b, *shape]: whole numbers, not yet of its
+        dtype.
+        """
         return (action.round() + self.start).reshape(-1, *self.shape)
 
     def from_unit(self, action: Any) -> Any:
-        """Rows [b, K] of `make_table`, or vectors near them, as the environment's actions [b, *shape]."""
+        """Return rows [b, K] of `make_table`, or vectors near them, as the environment's actions [b,
+        *shape].
+        """
         steps = np.asarray(self.sizes, np.float32) - 1
         return self.from_indices(((action + 1) / 2 * steps).clip(0, steps))
 
     def make_table(self, env_id: str) -> Float[np.ndarray, "N K"]:
-        """Every action as a row in [-1, 1]^K, equally spaced in each factor; a factor of one value is 0.
+        """Return every action as a row in [-1, 1]^K, equally spaced in each factor; a factor of one value is
+        0.
 
         Raises:
             UsageError: there are more than 500,000 actions.
@@ -125,7 +132,7 @@ class FactoredActions:
 
 
 def list_sizes(space: spaces.Space) -> tuple[int, ...]:
-    """The number of values of each factor of a discrete action; () for other actions."""
+    """Return the number of values of each factor of a discrete action; () for other actions."""
     if isinstance(space, spaces.Discrete):
         return (int(space.n),)
     factored = FactoredActions.from_space(space)
@@ -133,7 +140,9 @@ def list_sizes(space: spaces.Space) -> tuple[int, ...]:
 
 
 def index_sizes(space: spaces.Space, index_actions: bool) -> dict[str, Any]:
-    """The fields `choices` and `factors` of `Spec` for an action space; arguments as in `make_action_map`."""
+    """Return the fields `choices` and `factors` of `Spec` for an action space; arguments as in
+    `make_action_map`.
+    """
     factored = FactoredActions.from_space(space)
     return {
         "choices": int(space.n) if index_actions and isinstance(space, spaces.Discrete) else None,
@@ -142,14 +151,14 @@ def index_sizes(space: spaces.Space, index_actions: bool) -> dict[str, Any]:
 
 
 def is_image(space: spaces.Space) -> bool:
-    """Is an observation an image, a uint8 Box with at least two axes?"""
+    """Return whether an observation is an image, a uint8 Box with at least two axes."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2
 
 
 def make_flatten(
     space: spaces.Space, env_id: str, images: bool = False, as_bytes: bool = False
 ) -> tuple[int, Callable[[Any, int], np.ndarray]]:
-    """S, and a function from observations to rows.
+    """Return S, and a function from observations to rows.
 
     Args:
         space: of one observation; a Box or a Dict of Boxes.
@@ -199,7 +208,7 @@ def _to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
 def split_space(
     space: spaces.Space, env_id: str, bare: Any, privileged: Any
 ) -> tuple[spaces.Space, spaces.Space | None]:
-    """Finds out which part of an observation actors see.
+    """Find out which part of an observation actors see.
 
     Args:
         space: of one observation.
@@ -238,7 +247,7 @@ def split_space(
 def put_image_first(
     space: spaces.Space, actor_space: spaces.Space | None, env_id: str
 ) -> tuple[spaces.Space, spaces.Space | None, tuple[int, ...] | None]:
-    """Finds the image of an observation that may hold vectors too.
+    """Find the image of an observation that may hold vectors too.
 
     Args:
         space: of one observation.
@@ -274,7 +283,7 @@ def put_image_first(
 def box_leaves(
     space: spaces.Space, path: tuple[str, ...], env_id: str, images: bool = False
 ) -> list[tuple[tuple[str, ...], spaces.Box]]:
-    """The Boxes of a space with the keys that lead to them, in the order of a flat observation.
+    """Return the Boxes of a space with the keys that lead to them, in the order of a flat observation.
 
     Args:
         space: a Box or a Dict of Boxes.
@@ -305,7 +314,7 @@ def box_leaves(
 def make_action_map(
     space: spaces.Space, envs: int, unwrapped: Any, env_id: str, index_actions: bool = False
 ) -> tuple[int, np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
-    """The action size, the action table, and the map from the agent's actions to the environment's.
+    """Return the action size, the action table, and the map from the agent's actions to the environment's.
 
     Args:
         space: of one environment's action.
@@ -371,7 +380,9 @@ def make_action_map(
 
 
 def fingerprint(table: np.ndarray | None) -> list[float]:
-    """d numbers that identify an action table [N, d] up to rounding: Σ_n cos(n) R_n / √N; [] for None."""
+    """Return d numbers that identify an action table [N, d] up to rounding: Σ_n cos(n) R_n / √N;
+    [] for None.
+    """
     if table is None:
         return []
     return (np.cos(np.arange(1, len(table) + 1)) @ table / len(table) ** 0.5).tolist()
@@ -389,7 +400,7 @@ def refuse_other_table(env_id: str, known: Sequence[float] | None, table: np.nda
 
 
 def describe_other_table(env_id: str) -> str:
-    """The error for an environment whose copies have different action tables."""
+    """Return the error for an environment whose copies have different action tables."""
     return (
         f"{env_id}: action_table differs between copies of the environment (training, evaluation, the run "
         "that was saved), and an action would mean two things; draw it from a fixed seed"
@@ -399,7 +410,9 @@ def describe_other_table(env_id: str) -> str:
 def _make_table_map(
     space: spaces.Discrete, table: np.ndarray, env_id: str
 ) -> tuple[int, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """d, the table scaled to [-1, 1] per dimension, and the map from rows to the index of the nearest row."""
+    """Return d, the table scaled to [-1, 1] per dimension, and the map from rows to the index of the nearest
+    row.
+    """
     if table.ndim != 2 or len(table) != space.n or not table.size:
         raise WrongEnv(f"{env_id}: action_table is {table.shape}, it has to be [{space.n}, d]")
     if not np.isfinite(table).all():
@@ -426,6 +439,6 @@ def _make_table_map(
 
 
 def _hash_rows(rows: np.ndarray) -> np.ndarray:
-    """A hash of the bits of each float32 row."""
+    """Return a hash of the bits of each float32 row."""
     weights = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], np.uint64)
     return (np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64) * weights).sum(1)

@@ -47,11 +47,11 @@ class EpisodeEnds(NamedTuple):
     success: Bool[Array, "*T E"]
 
     def num_episodes(self) -> Int[Array, ""]:
-        """The number of episodes that ended."""
+        """Return the number of episodes that ended."""
         return self.done.sum()
 
     def mean_return(self) -> Scalar:
-        """Mean return of the episodes that ended; NaN if none did."""
+        """Return mean return of the episodes that ended; NaN if none did."""
         return jnp.where(self.done, self.ret, 0.0).sum() / self.num_episodes()
 
 

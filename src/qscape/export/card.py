@@ -115,12 +115,12 @@ def describe_evaluation(source: PolicySource) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text of a record in Markdown: one line, whose markup is shown and not obeyed."""
+    """Return text of a record in Markdown: one line, whose markup is shown and not obeyed."""
     return re.sub(r"([\\`*<>]|\](?=\())", r"\\\1", one_line(str(value)))
 
 
 def _code(value: Any) -> str:
-    """Text of a record as code in Markdown."""
+    """Return text of a record as code in Markdown."""
     return "`" + one_line(str(value)).replace("`", "'") + "`"
 
 
@@ -148,7 +148,7 @@ def _hub_header(source: PolicySource, about: dict[str, Any]) -> list[str]:
 
 
 def _describe_smoothness(source: PolicySource) -> list[str]:
-    """The result of `qscape smoothness`, if the run folder holds one of this policy."""
+    """Return the result of `qscape smoothness`, if the run folder holds one of this policy."""
     folder, loaded = source.folder, source.loaded
     file = folder / "inspect" / "smoothness.json"
     if not file.exists():

@@ -21,12 +21,12 @@ class GraphArray(NamedTuple):
 
 
 def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Whether two shapes are equal, symbolic dimensions included."""
+    """Return whether two shapes are equal, symbolic dimensions included."""
     return len(a) == len(b) and all(str(x) == str(y) for x, y in zip(a, b, strict=True))
 
 
 def element_type(dtype: Any) -> int:
-    """ONNX's number for a dtype."""
+    """Return ONNX's number for a dtype."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 

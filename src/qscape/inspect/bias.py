@@ -33,14 +33,14 @@ class BiasProbe:
     columns = ("q_bias", "q_bias_std", "q_bias_share")
 
     def __init__(self, agent: Any) -> None:
-        """Raises UsageError: the agent learns no Q."""
+        """Raise UsageError: the agent learns no Q."""
         if not isinstance(agent, Agent):
             raise UnfitAgent(f"{agent.recipe} has no Q(s, a), which the bias of Q needs.")
         self.agent = agent
         self.program = jax.jit(partial(_mean_value, agent))
 
     def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
-        """Raises UsageError: the agent has no Q."""
+        """Raise UsageError: the agent has no Q."""
         if not has_q(evaluation.acting):
             raise UnfitAgent(
                 "--probe bias needs a Q(s, a), which this agent does not have; leave it out.", field="probe"

@@ -49,7 +49,7 @@ class CollapseProbe:
     columns = (*Collapse._fields, "bound_share")
 
     def __init__(self, agent: Any) -> None:
-        """Raises UsageError: the agent has no action layer over discrete actions."""
+        """Raise UsageError: the agent has no action layer over discrete actions."""
         require_action_layer(agent)
         self.agent = agent
         self.look = jax.jit(agent.get_distribution)
@@ -62,7 +62,9 @@ class CollapseProbe:
 
 
 def share_at_bound(features: Float[np.ndarray, "N d"], energy: float | None) -> float:
-    """The share of features whose length is √`energy`, up to a thousandth; NaN if they have no bound."""
+    """Return the share of features whose length is √`energy`, up to a thousandth;
+    NaN if they have no bound.
+    """
     if energy is None:
         return float("nan")
     return float((np.linalg.norm(features, axis=1) > (1 - AT_BOUND) * energy**0.5).mean())

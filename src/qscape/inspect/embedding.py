@@ -207,7 +207,7 @@ def summarise_state(seen: Any, n: int) -> dict[str, Any]:
 
 
 def describe_run(trained: TrainedAgent) -> dict[str, Any]:
-    """Name, label, environment and step of the run."""
+    """Return name, label, environment and step of the run."""
     record = trained.record
     return {"name": trained.name, "label": record["label"], "env": record["env"], "step": trained.step}
 

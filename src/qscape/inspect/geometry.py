@@ -58,7 +58,7 @@ class GeometryProbe:
     columns = ("mixed_norm_sup", "negative_definite", "gradient_flips")
 
     def __init__(self, agent: Any) -> None:
-        """Raises UsageError: the agent learns no Q, or the actions are indices of a discrete set."""
+        """Raise UsageError: the agent learns no Q, or the actions are indices of a discrete set."""
         if not isinstance(agent, Agent):
             raise UnfitAgent(f"{agent.recipe} has no Q(s, a), which the geometry along rollouts needs.")
         require_distances(agent)
@@ -141,12 +141,14 @@ def measure_geometry(
 
 
 def is_piecewise_linear(values: dict[str, float]) -> bool:
-    """Whether every second derivative is exactly zero, as with ReLU critics."""
+    """Return whether every second derivative is exactly zero, as with ReLU critics."""
     return values["mixed_norm_sup"] == 0.0 and values["trace_abs_mean"] == 0.0
 
 
 def _cosines(g: Float[np.ndarray, "n A"]) -> Float[np.ndarray, " m"]:
-    """cos(g_t, g_{t+1}) inside one episode; pairs with a zero gradient have no angle and are dropped."""
+    """Return cos(g_t, g_{t+1}) inside one episode; pairs with a zero gradient have no angle and
+    are dropped.
+    """
     norms = np.linalg.norm(g, axis=1)
     both = norms[:-1] * norms[1:]
     moved = both > 0

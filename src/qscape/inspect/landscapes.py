@@ -113,7 +113,7 @@ def require_same_task(first: TrainedAgent, other: TrainedAgent) -> None:
 
 
 def _environment_label(trained: TrainedAgent) -> str:
-    """The environment's id with its arguments; "" if the record has none."""
+    """Return the environment's id with its arguments; "" if the record has none."""
     return environment_label(trained.record) if "env" in trained.record else ""
 
 

@@ -30,7 +30,7 @@ class SmoothnessProbe:
     columns = ("sm", "action_change", "oscillation")
 
     def __init__(self, agent: Any) -> None:
-        """Raises UsageError: the actions are indices of a discrete set."""
+        """Raise UsageError: the actions are indices of a discrete set."""
         require_distances(agent)
         self.agent = agent
 
@@ -139,7 +139,7 @@ def measure_robustness(
 
 
 def _describe_run(trained: TrainedAgent) -> dict[str, Any]:
-    """Which agent was measured."""
+    """Return which agent was measured."""
     record, task = trained.record, trained.agent.task
     return {
         "name": trained.name,

@@ -26,7 +26,8 @@ def write_findings(folder: Path | str, name: str, findings: Mapping[str, Any]) -
 def keep_findings(
     folder: Path, name: str, findings: Mapping[str, Any], needed: bool = False
 ) -> tuple[list[Path], list[str]]:
-    """Like `write_findings`, but a folder that cannot be written, such as somebody else's run, is no error.
+    """Do what `write_findings` does, but a folder that cannot be written, such as somebody else's run, is no
+    error.
 
     Args:
         needed: it is an error all the same, since further files go to that folder.

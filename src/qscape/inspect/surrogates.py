@@ -39,7 +39,7 @@ class Surrogate(NamedTuple):
 
 
 def count_surrogates(agent: Agent) -> int:
-    """The number of surrogates of an agent: L - 1 with SAVO, else 0."""
+    """Return the number of surrogates of an agent: L - 1 with SAVO, else 0."""
     selector: Any = agent.selector
     return selector.length() - 1 if selector.climbs_surrogates else 0
 

@@ -102,7 +102,7 @@ class Survey(NamedTuple):
         return np.where(span > 0, gap / np.where(span > 0, span, 1), 0.0)
 
     def true_span(self) -> Float[np.ndarray, " n"]:
-        """The range of Q at each state; 0 where it is no more than rounding."""
+        """Return the range of Q at each state; 0 where it is no more than rounding."""
         ends = zip(self.best_q - self.span, self.best_q, strict=True)
         return np.where(self.span > [ops.prominence_threshold(*of) for of in ends], self.span, 0.0)
 
@@ -197,7 +197,7 @@ class Surveyor:
         return combine_heads(self.base, critic_values(self.agent, acting, obs, action))
 
     def _only_valid(self, obs: Array, values: Float[Array, " N"]) -> Float[Array, " N"]:
-        """Values of a table's entries, NaN for those that are not valid at an observation."""
+        """Return values of a table's entries, NaN for those that are not valid at an observation."""
         valid = self.agent.task.valid_actions(obs)
         return values if valid is None else jnp.where(valid, values, jnp.nan)
 
@@ -358,7 +358,7 @@ def _find_saddles(
 
 
 def _search_points(task: Spec) -> tuple[np.ndarray, np.ndarray | None]:
-    """The actions at which Q is evaluated in every state, and their neighbour pairs (None: no graph).
+    """Return the actions at which Q is evaluated in every state, and their neighbour pairs (None: no graph).
 
     Actions that are indices have no neighbours.
     """
@@ -471,7 +471,7 @@ class LandscapeProbe:
         self.surveyor = Surveyor(agent, with_surrogates=False)
 
     def __call__(self, evaluation: PolicyEvaluation) -> Mapping[str, float]:
-        """Raises UsageError: the agent has no Q."""
+        """Raise UsageError: the agent has no Q."""
         if not has_q(evaluation.acting):
             raise UnfitAgent(
                 "--probe landscape needs a Q(s, a), which this agent does not have; leave it out.",

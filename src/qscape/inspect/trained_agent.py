@@ -239,7 +239,7 @@ def make_trained_agent(
 
 
 def has_q(acting: Any) -> bool:
-    """Whether an acting state holds critics of observation and action."""
+    """Return whether an acting state holds critics of observation and action."""
     return bool(getattr(acting, "critics", None))
 
 

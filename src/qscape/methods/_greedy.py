@@ -55,7 +55,7 @@ class BestDraws(PolicyLoss):
     def best_draws(
         self, proposer: Dist, q: QFn, context: Context, obs: Float[Array, "B S"], key: Key
     ) -> Float[Array, "k B A"]:
-        """Returns the samples of greatest Q_1, best first; unsnapped actions if actions are discrete."""
+        """Return the samples of greatest Q_1, best first; unsnapped actions if actions are discrete."""
         draw = unsnap(proposer)
         drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
         drawn = jax.lax.stop_gradient(drawn)
@@ -64,7 +64,7 @@ class BestDraws(PolicyLoss):
         return jnp.take_along_axis(drawn, order[..., None], 0)
 
     def proposal_loss(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
-        """Returns −mean log π̃(a*|s) − α H(π̃); the entropy's gradient is one sample's score function."""
+        """Return −mean log π̃(a*|s) − α H(π̃); the entropy's gradient is one sample's score function."""
         policy = unsnap(proposer)
         log_prob = policy.log_prob(jax.lax.stop_gradient(policy.sample(key)[0]))
         entropy = -(log_prob * jax.lax.stop_gradient(log_prob)).mean()

@@ -63,7 +63,7 @@ class LSTM(eqx.Module):
 
 
 def _run_lstm(cell: eqx.nn.LSTMCell, places: list[Array]) -> list[Array]:
-    """Returns the hidden states [n, w] of one direction; unrolled, as lists are short."""
+    """Return the hidden states [n, w] of one direction; unrolled, as lists are short."""
     blank = jnp.zeros((places[0].shape[0], cell.hidden_size))
     carry, hidden_states = (blank, blank), []
     for x in places:
@@ -135,7 +135,7 @@ class Conditioned(eqx.Module):
         width: int = 64,
         film_start: float = 0.1,
     ) -> None:
-        """Makes the network and its list encoder.
+        """Make the network and its list encoder.
 
         Args:
             build: `build(key, conditioning=n)` makes the actor or critic, with n further inputs.
@@ -162,7 +162,7 @@ class Conditioned(eqx.Module):
     def conditioning(
         self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"], shared: Summariser | None = None
     ) -> Conditioning | None:
-        """Encodes the earlier proposals as the conditioning of `net`; None without conditioning.
+        """Encode the earlier proposals as the conditioning of `net`; None without conditioning.
 
         Args:
             shared: the list encoder of a network that has none of its own.
@@ -179,13 +179,13 @@ class Conditioned(eqx.Module):
 
 
 def _split_scales_and_shifts(x: Float[Array, "*b n"]) -> tuple[Array, Array]:
-    """Splits a FiLM layer's output into scales and shifts."""
+    """Split a FiLM layer's output into scales and shifts."""
     scales, shifts = jnp.split(x, 2, -1)
     return scales, shifts
 
 
 def _make_film(key: Key, width: int, hidden: int, start: float) -> eqx.nn.Linear:
-    """Makes the layer from a summary to scales and shifts, with zero bias and weights `start` times as large
+    """Make the layer from a summary to scales and shifts, with zero bias and weights `start` times as large
     as usual, so that it starts near the identity."""
     layer = eqx.nn.Linear(width, 2 * hidden, key=key)
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (start * layer.weight, jnp.zeros(2 * hidden)))

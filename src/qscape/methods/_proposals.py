@@ -22,14 +22,21 @@ from qscape.offpolicy.exploration import (
     sample_noise,
     sample_uniform_action,
 )
-from qscape.offpolicy.sockets import ActingStep, ActionSelector, Composition, Context, Networks, PartState
+from qscape.offpolicy.sockets import (
+    ActingStep,
+    ActionSelector,
+    BoundNetworks,
+    Composition,
+    Context,
+    PartState,
+)
 from qscape.types import Dist, Key, Policy, Spec
 
 FIXED = 0  # seed of the key for policies that sample proposals, where the caller has no key
 
 
 def take_candidate(many: Float[Array, "L *b A"], index: Int[Array, "*b"]) -> Float[Array, "*b A"]:
-    """Returns, for every row, the candidate that `index` names."""
+    """Return, for every row, the candidate that `index` names."""
     index = index.reshape(1, *index.shape, *[1] * (many.ndim - 1 - index.ndim))
     return jnp.take_along_axis(many, index, 0)[0]
 
@@ -66,7 +73,7 @@ class BestProposal(eqx.Module):
 
 
 def bind_target_actors(actor: PyTree, actor_target: PyTree, context: Context) -> tuple[PyTree, Context]:
-    """Returns the actors that propose at the next state, the online ones without target actors, and the
+    """Return the actors that propose at the next state, the online ones without target actors, and the
     context that binds them."""
     if actor_target is None:
         return actor, context
@@ -86,20 +93,22 @@ class ProposalSelector(ActionSelector):
     select_q: ClassVar[str] = "q1"
     adds_noise_to_each: ClassVar[bool] = True
 
-    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
-        """Returns L distributions at `obs` [*b, S]; their modes are the proposals."""
+    def propose(self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key) -> list[Dist]:
+        """Return L distributions at `obs` [*b, S]; their modes are the proposals."""
         raise NotImplementedError
 
     def length(self) -> int:
-        """Returns L, the number of proposals."""
+        """Return L, the number of proposals."""
         raise NotImplementedError
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Sets Ornstein-Uhlenbeck noise, except for a stochastic policy, which explores by itself."""
+        """Set Ornstein-Uhlenbeck noise, except for a stochastic policy, which explores by itself."""
         return {} if agent.policy_loss.maximises_entropy else OU_NOISE
 
-    def choose(self, context: Networks, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
-        """Returns the index of the proposal with the greatest value; the first one of equals."""
+    def choose(
+        self, context: BoundNetworks, obs: Array, proposals: Float[Array, "L *b A"]
+    ) -> Int[Array, "*b"]:
+        """Return the index of the proposal with the greatest value; the first one of equals."""
         proposals = jax.lax.stop_gradient(proposals)
 
         def value(action: Array) -> Array:
@@ -109,12 +118,12 @@ class ProposalSelector(ActionSelector):
         # Under vmap, what depends on the observation alone is computed once for all proposals.
         return jax.lax.stop_gradient(jax.vmap(value)(proposals)).argmax(0)
 
-    def best_proposal(self, context: Networks, obs: Array, options: list[Dist]) -> BestProposal:
-        """Returns the option with the greatest value."""
+    def best_proposal(self, context: BoundNetworks, obs: Array, options: list[Dist]) -> BestProposal:
+        """Return the option with the greatest value."""
         proposals = jnp.stack([option.mode() for option in options])
         return BestProposal(options, proposals, self.choose(context, obs, proposals))
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         return lambda obs: self.best_proposal(
             context, obs, self.propose(actor, context, obs, jax.random.key(FIXED))
         )
@@ -130,7 +139,7 @@ class ProposalSelector(ActionSelector):
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Adds noise to every proposal, lets Q_1 choose, and adds noise to the choice (Algorithm 1)."""
+        """Add noise to every proposal, let Q_1 choose, and add noise to the choice (Algorithm 1)."""
         obs = step.observation
         length, columns = self.length(), self.columns(context.spec)
         if step.mode == "warm_up":

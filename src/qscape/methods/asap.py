@@ -54,14 +54,14 @@ class ASAP(ThreeInARow):
     rate: float = setting(0.01, "Rate at which the slow copy follows actor and head.", within="[0, 1]")
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the head, which the actor's loss trains, and a slow copy of actor and head."""
+        """Make the head, which the actor's loss trains, and a slow copy of actor and head."""
         head = eqx.nn.Linear(base.actor_hidden[-1], spec.action_size, key=key)
         return PartState(actor_params=head, extra=SlowCopy(actor, head))
 
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """λT · second difference + λS ½ mse(m(s'), sg p_slow(s)) + λP ½ mse(p(s), sg m(s'))."""
+        """Return λT · second difference + λS ½ mse(m(s'), sg p_slow(s)) + λP ½ mse(p(s), sg m(s'))."""
         stop, obs = jax.lax.stop_gradient, batch.observation
         now, after = context.policy(obs), context.policy(batch.extra["successor"]).mode()
         total, metrics = jnp.zeros(()), {}
@@ -84,7 +84,7 @@ class ASAP(ThreeInARow):
         return total, metrics
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """Moves the slow copy at every update, also if the actor does not move."""
+        """Move the slow copy at every update, also if the actor does not move."""
         online: Any = SlowCopy(actor, state.actor_params)
         online, statistics = split_statistics(online)
         moved = optax.incremental_update(online, split_statistics(state.extra)[0], self.rate)
@@ -92,6 +92,6 @@ class ASAP(ThreeInARow):
 
 
 def predict_next_action(head: eqx.nn.Linear, features: Array, base: Base) -> Array:
-    """Returns p(s) [B, A]: with tanh on TD3; on SAC it is linear, although its target is a tanh's output."""
+    """Return p(s) [B, A]: with tanh on TD3; on SAC it is linear, although its target is a tanh's output."""
     raw = dense(head, features)
     return jnp.tanh(raw) if base.head == "deterministic" else raw

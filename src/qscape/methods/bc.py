@@ -18,7 +18,7 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 
 def clone_distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
-    """Returns π(s) [B, A], not snapped to a table, and the mean of (π(s) − a)² over batch and dimensions."""
+    """Return π(s) [B, A], not snapped to a table, and the mean of (π(s) − a)² over batch and dimensions."""
     action = unsnap(policy(batch.observation)).mode()
     return action, jnp.square(action - batch.action).mean()
 
@@ -46,7 +46,7 @@ class BC(PolicyLoss):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """Returns −λ Q(s, π(s)) + (π(s) − a)² with λ = α / mean|Q(s, π(s))|, without gradient (Eq. 5 and
+        """Return −λ Q(s, π(s)) + (π(s) − a)² with λ = α / mean|Q(s, π(s))|, without gradient (Eq. 5 and
         6)."""
         action, clone = clone_distance(policy, batch)
         if not self.alpha:
@@ -69,7 +69,7 @@ class Clone(Regulariser):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics]:
-        """Returns λ · mean|Q(s, π(s))| · (π(s) − a)²; the mean, over the heads that the actor climbs, is
+        """Return λ · mean|Q(s, π(s))| · (π(s) − a)²; the mean, over the heads that the actor climbs, is
         constant."""
         action, clone = clone_distance(context.policy, batch)
         heads = context.q(batch.observation, context.snap(action, batch.observation))

@@ -44,7 +44,7 @@ class CAPS(Regulariser):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Returns λT ½ mse(m(s), m(s')) + λS ½ mse(m(s), m(s + N(0, σ²))), with m the deterministic
+        """Return λT ½ mse(m(s), m(s')) + λS ½ mse(m(s), m(s + N(0, σ²))), with m the deterministic
         action."""
         if not (self.temporal or self.spatial):
             return None

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.errors import OutOfRange
 from qscape.methods._proposals import ProposalSelector, take_candidate
 from qscape.nets.heads import Point
-from qscape.offpolicy.sockets import Composition, Context, Networks, PartState
+from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, PartState
 from qscape.types import Dist, Key, Policy, setting
 
 
@@ -58,11 +58,11 @@ class CEM(ProposalSelector):
             return "cem does not smooth its target, the search at s': base.target_noise = 0 with cem."
         return None
 
-    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
+    def propose(self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key) -> list[Dist]:
         return [Point(obs, self.search(context, obs, key))]
 
-    def search(self, context: Networks, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
-        """Returns the best action of all rounds by Q_1, without gradient."""
+    def search(self, context: BoundNetworks, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
+        """Return the best action of all rounds by Q_1, without gradient."""
         size = (*obs.shape[:-1], context.spec.action_size)
         mean, std = jnp.zeros(size), jnp.full(size, self.spread)
         candidates: list[tuple[Array, Array]] = []
@@ -86,5 +86,5 @@ class CEM(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Searches at s' with the online Q_1; the target critics value the result."""
+        """Search at s' with the online Q_1; the target critics value the result."""
         return lambda obs: self.propose(None, context, obs, key)[0]

@@ -77,7 +77,7 @@ class Checkpoints(Schedule):
     def _start_burst(
         self, state: dict[str, Any], event: EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int]:
-        """Returns the counters after a burst and its number of updates; applies the switch if it is passed.
+        """Return the counters after a burst and its number of updates; applies the switch if it is passed.
 
         Steps that do not make a whole update wait for the next burst; 1e-9 is for ratios such as 0.1.
         """

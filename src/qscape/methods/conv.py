@@ -77,7 +77,7 @@ class Conv(Representation):
         return PartState(params=Convolutions(key, spec.frame, (), self.layers, offset=-0.5))
 
     def encoder_params(self, state: PartState, which: Version) -> Convolutions:
-        """The encoder that learns, for the target networks too."""
+        """Return the encoder that learns, for the target networks too."""
         return state.params
 
     def actor_embeddings(self, encoder: Convolutions, obs: Array) -> list[Array]:
@@ -87,7 +87,7 @@ class Conv(Representation):
         return self.actor_embeddings(encoder, obs)
 
     def augment(self, batch: Batch, spec: Spec, key: Key) -> Batch:
-        """Shifts the image of every observation of the batch, each by its own number of pixels."""
+        """Shift the image of every observation of the batch, each by its own number of pixels."""
         if not self.shift:
             return batch
         frame = spec.frame
@@ -109,7 +109,7 @@ class Conv(Representation):
     def learn(
         self, params: Convolutions, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, None]:
-        """Returns 0: the encoder has no loss of its own beside that of the critics."""
+        """Return 0: the encoder has no loss of its own beside that of the critics."""
         return jnp.zeros(()), {}, None
 
     def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
@@ -123,7 +123,7 @@ class Conv(Representation):
         return architecture.critic(stage, size + spec.action_size + conditioning, k_body)
 
     def _make_stage(self, key: Key, spec: Spec) -> tuple[ImageStage, int]:
-        """Makes the trunk of a network, and returns how many numbers of the observation come out of it."""
+        """Make the trunk of a network, and return how many numbers of the observation come out of it."""
         assert spec.frame is not None
         height, width = Convolutions.output_size(spec.frame, self.layers)
         stage = ImageStage(key, height * width * self.channels, self.width, spec.pixels)

@@ -55,6 +55,6 @@ class Cosine(DiscreteHead):
         return Categorical(h, scale * cosines), penalty
 
     def action_layer(self, params: HeadParams, fixed_layer: PyTree) -> Array:
-        """The rows' directions: no policy depends on their lengths."""
+        """Return the rows' directions: no policy depends on their lengths."""
         rows = jax.lax.stop_gradient(params.layer.rows)
         return rows / safe_norm(rows, 1e-6)

@@ -23,9 +23,9 @@ from qscape.offpolicy.sockets import (
     ActingStep,
     ActionSelector,
     Architecture,
+    BoundNetworks,
     Composition,
     Context,
-    Networks,
     PartState,
     combine_heads,
 )
@@ -120,7 +120,7 @@ class Argmax(ActionSelector):
             )
         return "argmax values each of N discrete actions, and actions are continuous here; take td3 or sac."
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         return greedy_policy(context, context.q)
 
     def target_policy(
@@ -132,7 +132,7 @@ class Argmax(ActionSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Returns the policy that is greedy by the target critics, or with `double` by the online critics."""
+        """Return the policy that is greedy by the target critics, or with `double` by the online critics."""
         return greedy_policy(context, context.q if self.double else context.q_target)
 
     def act(
@@ -146,8 +146,8 @@ class Argmax(ActionSelector):
         return action, {}, step.noise_state
 
 
-def greedy_policy(context: Networks, q: QFn) -> Policy:
-    """Returns the policy whose action [*b, 1] is the index of the greatest value, the first one of equals.
+def greedy_policy(context: BoundNetworks, q: QFn) -> Policy:
+    """Return the policy whose action [*b, 1] is the index of the greatest value, the first one of equals.
 
     With several critics the value is the one that `base.actor_objective` names.
     """

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from qscape.methods._proposals import ProposalSelector, bind_target_actors
 from qscape.nets import Actor
 from qscape.offpolicy.plain import smooth_dist
-from qscape.offpolicy.sockets import Context, Nets, Networks, PartState
+from qscape.offpolicy.sockets import BoundNetworks, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -27,7 +27,7 @@ class Ensemble(ProposalSelector):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> list[Actor]:
         return [nets.actor(k) for k in jax.random.split(key, self.members)]
 
-    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
+    def propose(self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key) -> list[Dist]:
         return [context.bind(member)(obs) for member in actor]
 
     def actor_objectives(
@@ -44,7 +44,7 @@ class Ensemble(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Smooths each target actor's action; the online critics choose among them."""
+        """Smooth each target actor's action; the online critics choose among them."""
         members, slow = bind_target_actors(actor, actor_target, context)
 
         def best(obs: Array) -> Dist:

@@ -24,7 +24,7 @@ class FixedOrthogonal(FixedHead):
     centred: bool = setting(False, "E_W is the squared length of the rows less their mean, as that of etf.")
 
     def row_energy(self, actions: int) -> float:
-        """The squared length of the rows of the action layer."""
+        """Return the squared length of the rows of the action layer."""
         return self.energy * actions / (actions - 1) if self.centred else self.energy
 
     def draw_layer(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:

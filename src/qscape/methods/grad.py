@@ -26,7 +26,7 @@ class GRAD(ThreeInARow):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Returns λT times the weighted second difference of m(s⁻), m(s), m(s'), with m the deterministic
+        """Return λT times the weighted second difference of m(s⁻), m(s), m(s'), with m the deterministic
         action."""
         if not self.temporal:
             return None

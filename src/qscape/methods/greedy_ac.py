@@ -43,7 +43,7 @@ class GreedyAC(BestDraws):
         return explain_second_policy(self.name, agent.network)
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Starts the proposal policy as a copy of the policy."""
+        """Start the proposal policy as a copy of the policy."""
         return PartState(actor_params=actor)
 
     def loss(
@@ -56,7 +56,7 @@ class GreedyAC(BestDraws):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """Returns −mean log π(a*|s) plus the loss of the proposal policy."""
+        """Return −mean log π(a*|s) plus the loss of the proposal policy."""
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
         proposer = context.bind(actor_params)(obs)
         best = self.best_draws(proposer, q, context, obs, k_draw)
@@ -67,5 +67,5 @@ class GreedyAC(BestDraws):
     def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[Array, None]:
-        """Returns an action sampled from the policy."""
+        """Return an action sampled from the policy."""
         return policy(next_obs).sample(key)[0], None

@@ -34,7 +34,7 @@ class GreedyTD3(BestDraws):
         return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the proposal policy, an actor with a Gaussian head."""
+        """Make the proposal policy, an actor with a Gaussian head."""
         k_net, k_head = jax.random.split(key)
         gaussian = make_mlp_architecture(dataclasses.replace(base, head="gaussian")).head(k_head, spec)
         return PartState(actor_params=eqx.tree_at(lambda net: net.head, nets.actor(k_net, 0), gaussian))
@@ -49,7 +49,7 @@ class GreedyTD3(BestDraws):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """Returns mean |μ(s) − a*|² plus the loss of the proposal policy."""
+        """Return mean |μ(s) − a*|² plus the loss of the proposal policy."""
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
         proposer, action = context.bind(actor_params)(obs), unsnap(policy(obs)).mode()
         best = self.best_draws(proposer, q, context, obs, k_draw)

@@ -18,7 +18,7 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
 def expectile_loss(difference: Float[Array, "*b"], expectile: float) -> Float[Array, "*b"]:
-    """Returns |τ − 1(u < 0)| u² (Eq. 3). With u = x − v its minimiser v is the τ-expectile of x."""
+    """Return |τ − 1(u < 0)| u² (Eq. 3). With u = x − v its minimiser v is the τ-expectile of x."""
     weight = jnp.where(difference < 0, 1.0 - expectile, expectile)
     return weight * jnp.square(difference)
 
@@ -50,26 +50,26 @@ class IQL(PolicyLoss):
     max_weight: float = setting(100.0, "Upper bound of the advantage weights.", within="> 0")
 
     def notes(self, agent: Composition) -> list[str]:
-        """Says that V takes the place of the part that values the next state by target critics."""
+        """Say that V takes the place of the part that values the next state by target critics."""
         if agent.bootstrap.takes_minimum:
             return []
         return [f"iql values the next state by V: {agent.bootstrap.name} is not used"]
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes V, an MLP of the observation with the critics' widths."""
+        """Make V, an MLP of the observation with the critics' widths."""
         sizes = (spec.observation_size, *base.critic_hidden, 1)
         return PartState(params=MLP(key, sizes, base.critic_activation))
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, None]:
-        """Returns L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
+        """Return L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
         value = params(context.spec.visible(batch.observation))[..., 0]
         loss = expectile_loss(_min_target_q(context, batch) - value, self.expectile).mean()
         return loss, {"v": value.mean()}, None
 
     def next_value(self, state: PartState, next_obs: Array) -> Array:
-        """Returns V(s'), so that Q regresses to r + γ V(s') (Eq. 6)."""
+        """Return V(s'), so that Q regresses to r + γ V(s') (Eq. 6)."""
         return state.params(next_obs)[..., 0]
 
     def loss(
@@ -82,7 +82,7 @@ class IQL(PolicyLoss):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """Returns −exp(β (min Q̄(s, a) − V(s))) log π(a | s), with a bounded weight (Eq. 7)."""
+        """Return −exp(β (min Q̄(s, a) − V(s))) log π(a | s), with a bounded weight (Eq. 7)."""
         value = state.params(context.spec.visible(batch.observation))[..., 0]
         advantage = _min_target_q(context, batch) - value
         weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
@@ -96,5 +96,5 @@ class IQL(PolicyLoss):
 
 
 def _min_target_q(context: Context, batch: Batch) -> Float[Array, " B"]:
-    """Returns the minimum of the target critics at the data's actions [B], without gradient."""
+    """Return the minimum of the target critics at the data's actions [B], without gradient."""
     return jax.lax.stop_gradient(jnp.stack(context.q_target(batch.observation, batch.action), -1).min(-1))

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Deterministic, Projected
 from qscape.nets.heads import Point, unsnap
-from qscape.offpolicy.sockets import Composition, Context, Nets, Networks, PartState
+from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -43,7 +43,7 @@ class Joint(ProposalSelector):
         return None
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
-        """Makes an actor whose last layer outputs L actions."""
+        """Make an actor whose last layer outputs L actions."""
         # Every action's rows begin as those of an actor of its own, as the agent's settings initialise them.
         actors = [nets.actor(k) for k in jax.random.split(key, self.list_length)]
         outs = [_output_layer(actor) for actor in actors]
@@ -52,7 +52,9 @@ class Joint(ProposalSelector):
         wide = eqx.tree_at(lambda layer: (layer.weight, layer.bias), wide, rows)
         return eqx.tree_at(_output_layer, actors[0], wide)
 
-    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key | None = None) -> list[Dist]:
+    def propose(
+        self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key | None = None
+    ) -> list[Dist]:
         dist = context.bind(actor)(obs)
         actions = jnp.split(unsnap(dist).mode(), self.list_length, -1)
         return [Point(dist.features, context.snap(action, obs)) for action in actions]
@@ -84,7 +86,7 @@ class Joint(ProposalSelector):
 
 
 def _output_layer(actor: Actor) -> eqx.nn.Linear:
-    """Returns the linear layer below the tanh."""
+    """Return the linear layer below the tanh."""
     head = actor.head.head if isinstance(actor.head, Projected) else actor.head
     assert isinstance(head, Deterministic)
     assert isinstance(head.out, eqx.nn.Linear)

@@ -79,7 +79,7 @@ class LAP(Replay):
     def update_priorities(
         self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
     ) -> ReplayState:
-        """Sets the priorities of the rows i by their TD errors; of a row drawn twice the later entry
+        """Set the priorities of the rows i by their TD errors; of a row drawn twice the later entry
         counts."""
         if replay_state.priorities is None:
             return replay_state
@@ -90,7 +90,7 @@ class LAP(Replay):
         return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
 
     def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
-        """At a sync, sets the priority of new rows to the largest stored priority."""
+        """Set, at a sync, the priority of new rows to the largest stored priority."""
         if replay_state.priorities is None or not self.reset_highest:
             return replay_state
         tree, max_priority = replay_state.priorities

@@ -59,7 +59,7 @@ class PAVE(Regulariser):
     fraction: float = setting(1.0, "Fraction of the batch that the terms are evaluated on.", within="(0, 1]")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Sets SiLU, which has second derivatives, and on SAC the paper's factor ½ of the TD loss, which the
+        """Set SiLU, which has second derivatives, and on SAC the paper's factor ½ of the TD loss, which the
         weights are relative to. A representation with smooth critics keeps its networks and losses."""
         if agent.representation.has_smooth_critics:
             return {}
@@ -94,7 +94,7 @@ class PAVE(Regulariser):
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Returns λ1 MPR + λ2 VFC + λ3 Curv, which is added to the critics' loss; a term of weight 0 is left
+        """Return λ1 MPR + λ2 VFC + λ3 Curv, which is added to the critics' loss; a term of weight 0 is left
         out.
 
         Each term is summed over the critics. MPR and VFC are means over batch and action dimensions, Curv is
@@ -134,7 +134,7 @@ TERMS = ("mixed_partial", "vector_field", "curvature")
 def action_gradients(
     q: QFn, obs: Float[Array, "B S"], action: Float[Array, "B A"]
 ) -> list[Float[Array, "B A"]]:
-    """Returns g_j(s, a) = ∂Q_j/∂a of every critic j, as the gradient of the sum over independent rows."""
+    """Return g_j(s, a) = ∂Q_j/∂a of every critic j, as the gradient of the sum over independent rows."""
     heads = len(jax.eval_shape(q, obs, action))
     return [jax.grad(lambda a, j=j: q(obs, a)[j].sum())(action) for j in range(heads)]
 
@@ -142,16 +142,16 @@ def action_gradients(
 def gradients_and_curvature(
     field: Callable[[Array], list[Array]], action: Float[Array, "B A"], direction: Float[Array, "B A"]
 ) -> tuple[list[Float[Array, "B A"]], list[Float[Array, " B"]]]:
-    """Returns g_j at the action and vᵀ H_aa,j v along the direction v, by one Hessian-vector product each."""
+    """Return g_j at the action and vᵀ H_aa,j v along the direction v, by one Hessian-vector product each."""
     here, products = jax.jvp(field, (action,), (direction,))
     return here, [(hv * direction).sum(-1) for hv in products]
 
 
 def mean_squared_difference(here: list[Float[Array, "B A"]], there: list[Float[Array, "B A"]]) -> Scalar:
-    """Returns Σ_j of the mean squared difference of two fields; both carry gradient."""
+    """Return Σ_j of the mean squared difference of two fields; both carry gradient."""
     return sum_arrays([jnp.square(x - y).mean() for x, y in zip(here, there, strict=True)])
 
 
 def sum_arrays(values: list[Array]) -> Array:
-    """Returns the sum of at least one array."""
+    """Return the sum of at least one array."""
     return sum(values[1:], values[0])

@@ -60,7 +60,7 @@ class Quantile(Value):
         return raw.mean(-1)
 
     def levels(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-        """Returns the quantiles."""
+        """Return the quantiles."""
         return raw
 
     def target(
@@ -70,7 +70,7 @@ class Quantile(Value):
         bonus: Float[Array, " B"] | None,
         batch: Batch,
     ) -> Float[Array, "B K m"]:
-        """Returns the m quantiles that critics learn from."""
+        """Return the m quantiles that critics learn from."""
         if self.drop is None:
             quantiles = jnp.einsum("bkj,bjn->bkn", rule.weights(self.read(raw)), raw)
             quantiles = rule.move(quantiles, self.read(quantiles))
@@ -89,7 +89,7 @@ class Quantile(Value):
     def loss(
         self, raw: Float[Array, "B J n"], target: Float[Array, "B K m"], base: Base
     ) -> tuple[Scalar, Metrics]:
-        """Returns the quantile Huber loss of every own quantile and target quantile.
+        """Return the quantile Huber loss of every own quantile and target quantile.
 
         It is averaged over rows and target quantiles. Over critics it is averaged with `loss_sum` mean, as in
         TQC, and summed with sum, as in BRO.

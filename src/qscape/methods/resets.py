@@ -47,7 +47,7 @@ class Resets(Reset):
     )
 
     def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
-        """Re-initialises networks in the first update after every period, or after the given steps.
+        """Re-initialise networks in the first update after every period, or after the given steps.
 
         What is evaluated and saved at such a step has learned, then; a run that ends there, too.
         """
@@ -78,7 +78,7 @@ class Resets(Reset):
 
 
 def _replace_last_layer(old: Any, initial: Any) -> Any:
-    """Returns an actor or critic with the last layer of `initial`; anything else unchanged."""
+    """Return an actor or critic with the last layer of `initial`; anything else unchanged."""
     if not isinstance(old, Actor | Critic):
         return old
     last = (lambda net: net.head) if isinstance(old, Actor) else (lambda net: net.body.out)

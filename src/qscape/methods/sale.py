@@ -182,16 +182,16 @@ class SALE(Representation):
         return fixed if which == "fixed" else fixed_target
 
     def embed_state(self, encoder: Encoder, obs: Array) -> Array:
-        """Returns z_s = AvgL1Norm(f(s)) [..., width]."""
+        """Return z_s = AvgL1Norm(f(s)) [..., width]."""
         return _normalise(self.state_norm, encoder.f(obs), encoder.seen and encoder.seen.state)
 
     def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
-        """Returns z_sa = g(z_s, a) [..., width]; not normalised by default, as its target is."""
+        """Return z_sa = g(z_s, a) [..., width]; not normalised by default, as its target is."""
         z_sa = encoder.g(concatenate_inputs([z_s, action]))
         return _normalise(self.pair_norm, z_sa, encoder.seen and encoder.seen.pair)
 
     def adapt_network(self, encoder: Encoder, net: Net) -> Net:
-        """Puts batch normalisation into φ, which is linear in (s, a), by their mean and covariance."""
+        """Put batch normalisation into φ, which is linear in (s, a), by their mean and covariance."""
         if self.input_norm != "batch" or net.stage.linear is None:
             return net
         assert encoder.seen is not None
@@ -210,7 +210,7 @@ class SALE(Representation):
     def learn(
         self, params: Encoder, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, Frozen]:
-        """Returns (g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
+        """Return (g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
         seen = context.spec.visible(batch.observation)
         pair = self.embed_pair(params, self.embed_state(params, seen), batch.action)
         target = jax.lax.stop_gradient(self._prediction_target(params, state, context, batch))
@@ -236,7 +236,7 @@ class SALE(Representation):
         return z_s2
 
     def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
-        """At a sync, f_{t-1} <- f_t and then f_t <- f."""
+        """Move the frozen encoders at a sync: f_{t-1} <- f_t and then f_t <- f."""
         fixed, fixed_target, statistics = state.extra
         if statistics is not None:
             now = self._statistics(state.params, batch)
@@ -267,14 +267,14 @@ class SALE(Representation):
         return architecture.critic(stage, width, k_body)
 
     def _make_stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[InputStage, int]:
-        """Makes φ(x) = AvgL1Norm(Linear x), and returns its width, which is 0 if an ablation leaves x out."""
+        """Make φ(x) = AvgL1Norm(Linear x), and return its width, which is 0 if an ablation leaves x out."""
         # `adapt_network` puts batch normalisation into the linear layer.
         norm = "none" if self.input_norm == "batch" else self.input_norm
         return (InputStage(key, size, width, norm), width) if keep else (InputStage(keep=False), 0)
 
 
 def _normalise(norm: Norm, x: Array, seen: tuple[Array, Array] | None) -> Array:
-    """Normalises x; batch normalisation uses `seen`, or the mean and variance of x [B, n] if it is None."""
+    """Normalise x; batch normalisation uses `seen`, or the mean and variance of x [B, n] if it is None."""
     if norm != "batch":
         return NORMS[norm](x)
     return batch_norm(x, *((x.mean(0), x.var(0)) if seen is None else seen))

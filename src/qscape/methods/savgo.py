@@ -142,7 +142,7 @@ class SAVGO(Entropic):
             )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Sets the actor and the optimisers of the released code."""
+        """Set the actor and the optimisers of the released code."""
         return {
             "actor_projection": True,
             "log_std_bound": "tanh",
@@ -194,11 +194,11 @@ class SAVGO(Entropic):
     # --- the encoder --------------------------------------------------------------------------------
 
     def embed(self, encoder: MLP, obs: Array, action: Array) -> Array:
-        """Returns z = f(s, a) / ‖f(s, a)‖ [..., H]."""
+        """Return z = f(s, a) / ‖f(s, a)‖ [..., H]."""
         return unit(encoder(concatenate_inputs([obs, action])))
 
     def sample_candidates(self, dist: Dist, key: Key, spec: Spec) -> Array:
-        """Samples an action and adds jitter: clip(a + σ_c N(0, I), -1, 1)."""
+        """Sample an action and add jitter: clip(a + σ_c N(0, I), -1, 1)."""
         k_policy, k_jitter = jax.random.split(key)
         action = dist.sample(k_policy)[0]
         action = jnp.clip(action + self.jitter * jax.random.normal(k_jitter, action.shape), -1.0, 1.0)
@@ -207,7 +207,7 @@ class SAVGO(Entropic):
         return action
 
     def compared_values(self, context: Context, batch: Batch) -> Float[Array, " B"]:
-        """Returns u [B], by which pairs are compared. v2 adds the reward to the value at (s, a), not at
+        """Return u [B], by which pairs are compared. v2 adds the reward to the value at (s, a), not at
         s'."""
         q = jnp.stack(context.q_target(batch.observation, batch.action)).min(0)
         return q if self.variant == "v1" else batch.reward + batch.discount * (1.0 - batch.terminated) * q
@@ -215,7 +215,7 @@ class SAVGO(Entropic):
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, SlowEncoder]:
-        """Regresses cosines z_i · z_j to Y_ij, the similarity of the values and of the next pairs."""
+        """Regress cosines z_i · z_j to Y_ij, the similarity of the values and of the next pairs."""
         next_obs = batch.next_observation
         next_action = self.sample_candidates(context.policy(next_obs), key, context.spec)
         z_next = self.embed(state.extra.encoder, next_obs, next_action)
@@ -238,7 +238,7 @@ class SAVGO(Entropic):
         return loss, metrics, state.extra._replace(scale=stop(scale))
 
     def scale(self, running: Array, gaps: Array) -> Array:
-        """Returns β after this batch."""
+        """Return β after this batch."""
         if self.gap_scale is not None:
             return jnp.full((), self.gap_scale)
         return geometry.update_scale(running, geometry.gap_scale(gaps), self.gap_rate)
@@ -255,7 +255,7 @@ class SAVGO(Entropic):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """Returns mean(α log π) - mean Q̂, or with `policy_gradient` w: - (1 - w) mean Q̂ - w mean Q(s,
+        """Return mean(α log π) - mean Q̂, or with `policy_gradient` w: - (1 - w) mean Q̂ - w mean Q(s,
         π(s))."""
         obs, w = batch.observation, self.policy_gradient
         k_own, k_candidates = jax.random.split(key)
@@ -274,7 +274,7 @@ class SAVGO(Entropic):
     def kernel(
         self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
     ) -> tuple[Scalar, Metrics]:
-        """Returns the mean of Q̂ = Σ_k W_k q_k over states; its gradient reaches the policy's action [B,
+        """Return the mean of Q̂ = Σ_k W_k q_k over states; its gradient reaches the policy's action [B,
         A]."""
         rows = self.kernel_batch or len(obs)
         dist, obs, action = jax.tree.map(lambda x: x[:rows], (dist, obs, action))
@@ -290,7 +290,7 @@ class SAVGO(Entropic):
     def kernel_weights(
         self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
     ) -> WeightedCandidates:
-        """Samples candidates for states [n, S] and weighs them by their cosine with the action [n, A]."""
+        """Sample candidates for states [n, S] and weigh them by their cosine with the action [n, A]."""
         rows, k = len(obs), self.candidates
         many = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (rows, k, *x.shape[1:])), dist)
         drawn = self.sample_candidates(many, key, context.spec)
@@ -303,13 +303,13 @@ class SAVGO(Entropic):
         return WeightedCandidates(drawn, value, near, geometry.kernel_weights(near, tau, self.uniform))
 
     def kernel_temperature(self, context: Context) -> Array:
-        """Returns τ at this environment step, without the term that `adaptive` adds."""
+        """Return τ at this environment step, without the term that `adaptive` adds."""
         return geometry.anneal_temperature(context.event.env_steps, self.tau, self.tau_end, self.tau_horizon)
 
     def embed_candidates(
         self, state: PartState, context: Context, obs: Float[Array, "n S"], drawn: Float[Array, "n K A"]
     ) -> tuple[Float[Array, "n K H"], Float[Array, "n K"]]:
-        """Embeds and values candidates with the slow networks, as constants; up to `ROWS` at a time."""
+        """Embed and value candidates with the slow networks, as constants; up to `ROWS` at a time."""
 
         def at(observation: Array, actions: Array) -> tuple[Array, Array]:
             states = observation[
@@ -325,7 +325,7 @@ class SAVGO(Entropic):
         return jax.lax.map(lambda x: at(*x), (obs, drawn), batch_size=at_a_time)
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """Moves the slow encoder: ψ̄ <- ρ ψ + (1 - ρ) ψ̄."""
+        """Move the slow encoder: ψ̄ <- ρ ψ + (1 - ρ) ψ̄."""
         if state.params is None:
             return state
         encoder: Any = optax.incremental_update(state.params, state.extra.encoder, self.encoder_rate)

@@ -26,7 +26,7 @@ from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_target_policy
-from qscape.offpolicy.sockets import Composition, Context, Nets, Networks, PartState, combine_heads
+from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, Nets, PartState, combine_heads
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -111,7 +111,7 @@ class SAVO(ProposalSelector):
         return [nets.actor(first), *self._make_conditioned(later, nets.actor, spec)]
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q itself."""
+        """Make the surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q itself."""
         if self.list_length == 1 or self.surrogate == "exact":
             return PartState()
         return PartState(
@@ -120,8 +120,10 @@ class SAVO(ProposalSelector):
 
     # --- proposals --------------------------------------------------------------------------------
 
-    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key | None = None) -> list[Dist]:
-        """Returns ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), …; later actors see modes without noise or
+    def propose(
+        self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key | None = None
+    ) -> list[Dist]:
+        """Return ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), …; later actors see modes without noise or
         gradient."""
         options: list[Dist] = [context.bind(actor[0])(obs)]
         earlier = []
@@ -141,7 +143,7 @@ class SAVO(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Returns the chosen action of the online actors and critics, smoothed after the choice if at all."""
+        """Return the chosen action of the online actors and critics, smoothed after the choice if at all."""
         return smooth_target_policy(context, key)
 
     # --- learning ---------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class SAVO(ProposalSelector):
     def learn(
         self, params: list[Conditioned], state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, None]:
-        """Returns the loss of the regression of Ψ̂_i(s, x; a_{<i}) to max{q(s, x), τ_i} at x = a and x = a_i,
+        """Return the loss of the regression of Ψ̂_i(s, x; a_{<i}) to max{q(s, x), τ_i} at x = a and x = a_i,
         with q = min(Q_1, Q_2).
 
         Summed over i and the two points, averaged over the batch (paper, Eq. 9).
@@ -176,7 +178,9 @@ class SAVO(ProposalSelector):
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """Pairs ν_0 with Q and every later ν_i with its surrogate; earlier proposals carry no gradient."""
+        """Return pairs ν_0 with Q and every later ν_i with its surrogate; earlier proposals carry no
+        gradient.
+        """
         return [
             (
                 self.policy_at(actor, i, context, batch),
@@ -186,7 +190,7 @@ class SAVO(ProposalSelector):
         ]
 
     def policy_at(self, actor: PyTree, i: int, context: Context, batch: Batch) -> Policy:
-        """Returns the policy of actor i, given the earlier proposals that `actor_list` names."""
+        """Return the policy of actor i, given the earlier proposals that `actor_list` names."""
         context = context.settled if i else context  # earlier proposals are those that it sees when it acts
 
         def policy(obs: Array) -> Dist:
@@ -202,7 +206,7 @@ class SAVO(ProposalSelector):
         return policy
 
     def objective_at(self, actor: PyTree, i: int, state: PartState, context: Context, batch: Batch) -> QFn:
-        """Returns what actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
+        """Return what actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
         if i == 0:
             return context.q
 
@@ -230,11 +234,11 @@ class SAVO(ProposalSelector):
         obs: Array,
         earlier: Float[Array, "i B A"],
     ) -> QFn:
-        """Returns Ψ̂_i(·, ·; a_{<i}) as a function; the list is encoded once."""
+        """Return Ψ̂_i(·, ·; a_{<i}) as a function; the list is encoded once."""
         surrogate = params[i - 1]
         conditioning = surrogate.conditioning(context.spec.visible(obs), earlier, params[0].summary)
         return lambda obs, action: [context.bind(surrogate.net)(obs, action, conditioning)]
 
     def _stored_proposals(self, batch: Batch) -> Float[Array, "L B A"]:
-        """Returns the stored proposals of a batch."""
+        """Return the stored proposals of a batch."""
         return jnp.moveaxis(batch.extra["proposals"], 1, 0)

@@ -16,7 +16,7 @@ from qscape.nets import Actor
 from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_action
-from qscape.offpolicy.sockets import Composition, Context, Nets, Networks, PartState
+from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -56,14 +56,14 @@ class Wolpertinger(ProposalSelector):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key)
 
-    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
+    def propose(self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key) -> list[Dist]:
         dist = context.bind(actor)(obs)
         return self.candidates_around(dist.features, obs, unsnap(dist).mode(), context, key)
 
     def candidates_around(
-        self, features: Array, obs: Array, action: Array, context: Networks, key: Key
+        self, features: Array, obs: Array, action: Array, context: BoundNetworks, key: Key
     ) -> list[Dist]:
-        """Returns the candidates at an action [*b, A]: the nearest valid rows, or itself and samples.
+        """Return the candidates at an action [*b, A]: the nearest valid rows, or itself and samples.
 
         The nearest row stands for those that are missing if fewer are valid.
         """
@@ -81,7 +81,7 @@ class Wolpertinger(ProposalSelector):
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """Lets the actor climb Q at its own action, like TD3's."""
+        """Let the actor climb Q at its own action, like TD3's."""
         policy = context.bind(actor)
         return [(policy if self.straight_through else lambda obs: unsnap(policy(obs)), context.q)]
 
@@ -94,7 +94,7 @@ class Wolpertinger(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Makes candidates around the target actor's smoothed action; the online critics choose."""
+        """Make candidates around the target actor's smoothed action; the online critics choose."""
         k_smooth, k_draw = jax.random.split(key)
         chosen, slow = bind_target_actors(actor, actor_target, context)
 

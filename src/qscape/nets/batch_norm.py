@@ -57,11 +57,11 @@ class BatchNorm(eqx.Module):
         self.epsilon, self.momentum, self.renorm_after = epsilon, momentum, renorm_after
 
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-        """Normalises by the running statistics."""
+        """Normalise by the running statistics."""
         return self._normalise(x, self.statistics.mean, self.statistics.variance)
 
     def train(self, x: Float[Array, "*b n"]) -> tuple[Float[Array, "*b n"], "BatchNorm"]:
-        """Normalises by the statistics of all rows of x; also returns the layer with new running ones."""
+        """Normalise by the statistics of all rows of x; also return the layer with new running ones."""
         axes = tuple(range(x.ndim - 1))
         mean = x.mean(axes)
         variance = jnp.maximum(0.0, jnp.square(x).mean(axes) - jnp.square(mean))
@@ -81,7 +81,7 @@ class BatchNorm(eqx.Module):
         return self._normalise(x, *used), eqx.tree_at(lambda m: m.statistics, self, statistics)
 
     def _renormalise(self, mean: Array, variance: Array) -> tuple[Array, Array]:
-        """Returns the batch's mean and variance, corrected towards the running ones within bounds."""
+        """Return the batch's mean and variance, corrected towards the running ones within bounds."""
         old, epsilon = self.statistics, self.epsilon
         ratio, distance = jax.lax.stop_gradient(
             (
@@ -98,12 +98,12 @@ class BatchNorm(eqx.Module):
 
 
 def is_statistics(node: Any) -> bool:
-    """Says whether a node of a tree of networks is one layer's running statistics."""
+    """Say whether a node of a tree of networks is one layer's running statistics."""
     return isinstance(node, Statistics)
 
 
 def split_statistics(tree: Tree) -> tuple[Tree, Tree]:
-    """Splits networks into what a gradient trains and the running statistics.
+    """Split networks into what a gradient trains and the running statistics.
 
     Each half has None where the other has arrays; `equinox.combine` joins them again.
     """
@@ -112,10 +112,10 @@ def split_statistics(tree: Tree) -> tuple[Tree, Tree]:
 
 
 def with_statistics(tree: Tree, source: PyTree) -> Tree:
-    """Returns networks with the running statistics of others of the same structure."""
+    """Return networks with the running statistics of others of the same structure."""
     return eqx.combine(split_statistics(tree)[0], split_statistics(source)[1])
 
 
 def has_statistics(tree: PyTree) -> bool:
-    """Says whether some layer of the networks has running statistics."""
+    """Say whether some layer of the networks has running statistics."""
     return any(map(is_statistics, jax.tree.leaves(tree, is_leaf=is_statistics)))

@@ -76,14 +76,14 @@ class Convolutions(eqx.Module):
 
     @staticmethod
     def output_size(shape: Sequence[int], layers: Sequence[Layer]) -> tuple[int, int]:
-        """Height and width of the last convolution's outputs at an image of this shape."""
+        """Return height and width of the last convolution's outputs at an image of this shape."""
         height, width = image_layout(shape)[1][:2]
         for _, kernel, stride in layers:
             height, width = ((n - kernel) // stride + 1 for n in (height, width))
         return height, width
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
-        """Features at images `[*b, S]`, rows of bytes; images take no conditioning."""
+        """Return features at images `[*b, S]`, rows of bytes; images take no conditioning."""
         assert not isinstance(x, tuple)
         assert conditioning is None
         height, width, channels = self.frame
@@ -122,7 +122,8 @@ class ImageStage(InputStage):
         self.scaled, self.pixels = LayerNorm(width), pixels
 
     def __call__(self, x: Inputs, *others: Array | None) -> Inputs:
-        """The torso's input at x `[*b, i]`, which begins with an observation, and at the image's features.
+        """Return the torso's input at x `[*b, i]`, which begins with an observation, and at the image's
+        features.
 
         Args:
             others: the features, then further inputs (None: left out).
@@ -137,7 +138,7 @@ class ImageStage(InputStage):
 
 
 def patches(x: Float[Array, "b H W c"], kernel: int, stride: int) -> Float[Array, "b h w p"]:
-    """The pixels under a square kernel at each of its positions; p = kernel² · c.
+    """Return the pixels under a square kernel at each of its positions; p = kernel² · c.
 
     If the stride divides the kernel size, the pixels are in the order of blocks of stride × stride, else of
     rows.
@@ -160,7 +161,9 @@ def patches(x: Float[Array, "b H W c"], kernel: int, stride: int) -> Float[Array
 
 
 def image_layout(shape: Sequence[int]) -> tuple[bool, tuple[int, int, int]]:
-    """Is the channel axis first?, and (height, width, channels). The smaller outer axis is the channels."""
+    """Return whether the channel axis is first, and (height, width, channels). The smaller outer axis is the
+    channels.
+    """
     if len(shape) == 2:
         return False, (shape[0], shape[1], 1)
     first = height_axis(shape) == 1
@@ -168,7 +171,7 @@ def image_layout(shape: Sequence[int]) -> tuple[bool, tuple[int, int, int]]:
 
 
 def describe_small_image(shape: Sequence[int]) -> str | None:
-    """Why the convolutions of the Nature DQN cannot see an image of this shape; None if they can."""
+    """Return why the convolutions of the Nature DQN cannot see an image of this shape; None if they can."""
     if len(shape) > 3:
         return f"its convolutions take one axis of channels, and images are {tuple(shape)}: stack grey ones."
     if min(image_layout(shape)[1][:2]) >= min_image_size():
@@ -178,7 +181,7 @@ def describe_small_image(shape: Sequence[int]) -> str | None:
 
 
 def min_image_size(layers: Sequence[Layer] = NATURE) -> int:
-    """The least height and width of an image for which the last convolution has an output."""
+    """Return the least height and width of an image for which the last convolution has an output."""
     size = 1
     for _, kernel, stride in reversed(layers):
         size = (size - 1) * stride + kernel

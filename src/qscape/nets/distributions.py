@@ -25,7 +25,7 @@ class Categorical(eqx.Module):
     logits: Float[Array, "*b K"]
 
     def masked(self, valid: Bool[Array, "*b K"]) -> "Categorical":
-        """The distribution given that the action is a valid one; the others have probability 0."""
+        """Return the distribution given that the action is a valid one; the others have probability 0."""
         return Categorical(self.features, categorical.mask(self.logits, valid))
 
     def mode(self) -> Float[Array, "*b 1"]:
@@ -42,7 +42,7 @@ class Categorical(eqx.Module):
         return categorical.entropy(self.logits)
 
     def kl(self, new: "Categorical") -> Float[Array, "*b"]:
-        """KL(self ‖ new)."""
+        """Return KL(self ‖ new)."""
         return categorical.kl(self.logits, new.logits)
 
 
@@ -61,13 +61,13 @@ class FactoredCategorical(eqx.Module):
 
     @classmethod
     def from_factors(cls, factors: Sequence[Categorical]) -> "FactoredCategorical":
-        """The product of K categorical distributions."""
+        """Return the product of K categorical distributions."""
         widest = max(factor.logits.shape[-1] for factor in factors)
         rows = [_pad(factor.logits, widest) for factor in factors]
         return cls(jnp.stack([factor.features for factor in factors], -2), jnp.stack(rows, -2))
 
     def masked(self, valid: Bool[Array, "*b K C"]) -> "FactoredCategorical":
-        """The distribution given that the value of every factor is a valid one."""
+        """Return the distribution given that the value of every factor is a valid one."""
         return FactoredCategorical(self.features, categorical.mask(self.logits, valid))
 
     def mode(self) -> Float[Array, "*b K"]:
@@ -84,12 +84,12 @@ class FactoredCategorical(eqx.Module):
         return categorical.entropy(self.logits).sum(-1)
 
     def kl(self, new: "FactoredCategorical") -> Float[Array, "*b"]:
-        """KL(self ‖ new), the sum over the factors."""
+        """Return KL(self ‖ new), the sum over the factors."""
         return categorical.kl(self.logits, new.logits).sum(-1)
 
 
 def _pad(logits: Float[Array, "*b N"], width: int) -> Float[Array, "*b width"]:
-    """Logits with `LEAST` for the values that a factor does not have."""
+    """Return logits with `LEAST` for the values that a factor does not have."""
     missing = width - logits.shape[-1]
     if not missing:
         return logits
@@ -121,7 +121,7 @@ class Normal(eqx.Module):
         return normal_entropy(self.log_std)
 
     def kl(self, new: "Normal") -> Float[Array, "*b"]:
-        """KL(self ‖ new)."""
+        """Return KL(self ‖ new)."""
         return normal_kl(self.mean, self.log_std, new.mean, new.log_std)
 
 
@@ -132,5 +132,5 @@ class TanhNormal(SquashedNormal):
         return squashed_entropy(self.mean, self.log_std)
 
     def kl(self, new: "TanhNormal") -> Float[Array, "*b"]:
-        """KL(self ‖ new), which is that of the normal distributions: tanh is one-to-one."""
+        """Return KL(self ‖ new), which is that of the normal distributions: tanh is one-to-one."""
         return normal_kl(self.mean, self.log_std, new.mean, new.log_std)

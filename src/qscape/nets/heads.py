@@ -85,7 +85,8 @@ class Snapped(eqx.Module):
 
 
 def with_density(dist: Dist, density: Literal["exact", "released"]) -> Dist:
-    """The distribution with log-densities as `squashed_log_prob` computes them; others stay as they are.
+    """Return the distribution with log-densities as `squashed_log_prob` computes them; others stay as they
+    are.
 
     Those inside it have them as well: the proposals that are snapped, and those among which one is chosen.
     """
@@ -100,7 +101,9 @@ def with_density(dist: Dist, density: Literal["exact", "released"]) -> Dist:
 
 
 def unsnap(dist: Dist) -> Dist:
-    """The distribution of proposals, before actions are snapped to rows of an action table (if they are)."""
+    """Return the distribution of proposals, before actions are snapped to rows of an action table (if they
+    are).
+    """
     return dist.raw if isinstance(dist, Snapped) else dist
 
 

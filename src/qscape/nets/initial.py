@@ -8,22 +8,24 @@ from qscape.types import Key
 
 
 def he_linear(key: Key, size: int, outputs: int) -> eqx.nn.Linear:
-    """A linear layer with weights from a truncated normal of variance 2 / size, and bias 0."""
+    """Return a linear layer with weights from a truncated normal of variance 2 / size, and bias 0."""
     return _drawn(jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2), key, size, outputs)
 
 
 def lecun_linear(key: Key, size: int, outputs: int) -> eqx.nn.Linear:
-    """A linear layer with weights from a truncated normal of variance 1 / size and bias 0, Flax's default."""
+    """Return a linear layer with weights from a truncated normal of variance 1 / size and bias 0, Flax's
+    default.
+    """
     return _drawn(jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2), key, size, outputs)
 
 
 def xavier_linear(key: Key, size: int, outputs: int) -> eqx.nn.Linear:
-    """A linear layer with weights uniform in ±√(6 / (size + outputs)) and bias 0."""
+    """Return a linear layer with weights uniform in ±√(6 / (size + outputs)) and bias 0."""
     return _drawn(jax.nn.initializers.xavier_uniform(in_axis=-1, out_axis=-2), key, size, outputs)
 
 
 def normal_linear(key: Key, size: int, outputs: int, std: float) -> eqx.nn.Linear:
-    """A linear layer with weights from N(0, std²) and bias 0."""
+    """Return a linear layer with weights from N(0, std²) and bias 0."""
     return _drawn(jax.nn.initializers.normal(std), key, size, outputs)
 
 

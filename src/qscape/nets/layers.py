@@ -129,7 +129,8 @@ def join_inputs(x: Inputs) -> Array:
 def fold_batch_norm(
     layer: eqx.nn.Linear, mean: Float[Array, " i"], covariance: Float[Array, "i i"], epsilon: float = 1e-5
 ) -> eqx.nn.Linear:
-    """A linear layer that computes the batch normalisation of W x + b, without trained scale and shift.
+    """Return a linear layer that computes the batch normalisation of W x + b, without trained scale and
+    shift.
 
     `mean` and `covariance` are those of the inputs x; the outputs then have mean 0 and variance 1.
     """

@@ -64,7 +64,7 @@ class Torso(eqx.Module):
         normalise: bool = False,
         linear: Callable[..., eqx.nn.Linear] = eqx.nn.Linear,
     ) -> None:
-        """Makes the layers.
+        """Make the layers.
 
         Args:
             sizes: the input size and the widths of the layers.
@@ -77,7 +77,7 @@ class Torso(eqx.Module):
         self.activation = activation
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
-        """Features of the last layer at inputs `[*b, i]`."""
+        """Return features of the last layer at inputs `[*b, i]`."""
         act = ACTIVATIONS[self.activation]
         film = None if conditioning is None else conditioning.film
         for j, layer in enumerate(self.layers):
@@ -109,13 +109,15 @@ class Body(eqx.Module):
     def __call__(
         self, x: Inputs, conditioning: Conditioning | None = None, key: Key | None = None
     ) -> Float[Array, "*b o"]:
-        """Outputs at inputs `[*b, i]`; `key` draws masks of dropout, which only some hidden layers have."""
+        """Return outputs at inputs `[*b, i]`; `key` draws masks of dropout, which only some hidden layers
+        have.
+        """
         torso: Any = self.torso
         features = torso(x, conditioning) if key is None else torso(x, conditioning, key)
         return dense(self.out, features)
 
     def train(self, x: Inputs) -> tuple[Float[Array, "*b o"], "Body"]:
-        """Outputs, normalised by the batch; and the body with new running statistics."""
+        """Return outputs, normalised by the batch; and the body with new running statistics."""
         features, torso = train_features(self.torso, x)
         return dense(self.out, features), eqx.tree_at(lambda m: m.torso, self, torso)
 
@@ -133,12 +135,12 @@ class MLP(eqx.Module):
         self.out = eqx.nn.Linear(sizes[-2], sizes[-1], key=k_out)
 
     def __call__(self, x: Inputs) -> Float[Array, "*b o"]:
-        """Outputs at inputs `[*b, i]`."""
+        """Return outputs at inputs `[*b, i]`."""
         return dense(self.out, self.torso(x))
 
 
 def train_features(torso: Any, x: Inputs) -> tuple[Float[Array, "*b h"], Any]:
-    """Features of hidden layers in training, and the hidden layers with new running statistics.
+    """Return features of hidden layers in training, and the hidden layers with new running statistics.
 
     Hidden layers without batch normalisation compute what they compute in evaluation, and do not change.
     """
@@ -167,7 +169,7 @@ class InputStage(eqx.Module):
         self.keep = keep
 
     def __call__(self, x: Inputs, *others: Array | None) -> Inputs:
-        """The torso's input at x `[*b, i]` and embeddings `others` (None: left out)."""
+        """Return the torso's input at x `[*b, i]` and embeddings `others` (None: left out)."""
         parts: list[Inputs] = [o for o in others if o is not None]
         if self.keep:
             parts.insert(0, x if self.linear is None else NORMS[self.norm](dense(self.linear, x)))
@@ -184,12 +186,12 @@ class Actor(eqx.Module):
     def __call__(
         self, obs: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
     ) -> Dist:
-        """The policy's distribution at observations `[*b, S]`."""
+        """Return the policy's distribution at observations `[*b, S]`."""
         extra = None if conditioning is None else conditioning.concat
         return self.head(self.torso(self.stage(obs, *embeddings, extra), conditioning))
 
     def train(self, obs: Array, embeddings: Sequence[Array]) -> tuple[Dist, "Actor"]:
-        """The distribution, normalised by the batch; and the actor with new running statistics."""
+        """Return the distribution, normalised by the batch; and the actor with new running statistics."""
         features, torso = train_features(self.torso, self.stage(obs, *embeddings))
         return self.head(features), eqx.tree_at(lambda m: m.torso, self, torso)
 
@@ -223,7 +225,7 @@ class Critic(eqx.Module):
         conditioning: Conditioning | None = None,
         key: Key | None = None,
     ) -> Float[Array, "*b"]:
-        """Q(s, a) at observations `[*b, S]` and actions `[*b, A]`; see `outputs`."""
+        """Return Q(s, a) at observations `[*b, S]` and actions `[*b, A]`; see `outputs`."""
         return self.readout.read(self.outputs(obs, action, embeddings, conditioning, key))
 
     def outputs(
@@ -234,7 +236,7 @@ class Critic(eqx.Module):
         conditioning: Conditioning | None = None,
         key: Key | None = None,
     ) -> Float[Array, "*b n"]:
-        """The n outputs, e.g. the logits of a distribution, that `readout` makes the value of.
+        """Return the n outputs, e.g. the logits of a distribution, that `readout` makes the value of.
 
         Args:
             key: draws the masks of dropout; None: nothing is dropped.
@@ -246,6 +248,6 @@ class Critic(eqx.Module):
     def train(
         self, obs: Array, action: Array, embeddings: Sequence[Array]
     ) -> tuple[Float[Array, "*b n"], "Critic"]:
-        """The n outputs, normalised by the batch; and the critic with new running statistics."""
+        """Return the n outputs, normalised by the batch; and the critic with new running statistics."""
         raw, body = self.body.train(self.stage(concatenate_inputs([obs, action]), *embeddings))
         return raw, eqx.tree_at(lambda m: m.body, self, body)

@@ -12,7 +12,7 @@ from qscape.types import Key
 
 
 def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.nn.Linear:
-    """A linear layer whose weight has orthonormal rows or columns, times `gain`; the bias is 0."""
+    """Return a linear layer whose weight has orthonormal rows or columns, times `gain`; the bias is 0."""
 
     # Sequential under vmap: jaxlib distributes a batch of decompositions over XLA's threads and waits on one
     # of them. On a CPU, as many batches as there are threads then deadlock.
@@ -25,5 +25,5 @@ def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.n
 
 
 def orthogonal_torso(key: Key, sizes: Sequence[int], activation: str, normalise: bool = False) -> Torso:
-    """A torso with orthogonal weights of gain √2 and biases 0; arguments as in `Torso`."""
+    """Return a torso with orthogonal weights of gain √2 and biases 0; arguments as in `Torso`."""
     return Torso(key, sizes, activation, normalise, lambda i, o, key: orthogonal_linear(key, i, o, 2.0**0.5))

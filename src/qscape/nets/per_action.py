@@ -73,7 +73,7 @@ class Dueling(eqx.Module):
         self.actions = actions
 
     def __call__(self, x: Inputs) -> Float[Array, "*b Nn"]:
-        """The outputs of all actions, one action after the other."""
+        """Return the outputs of all actions, one action after the other."""
         raw = self.advantage(x)
         advantage = raw.reshape(*raw.shape[:-1], self.actions, -1)
         outputs = self.value(x)[..., None, :] + advantage - advantage.mean(-2, keepdims=True)

@@ -322,11 +322,11 @@ class Base:
         return self.epsilon_start != self.epsilon_end
 
     def find_learning_start(self) -> tuple[str, int]:
-        """Returns the name and the value of the field that says when the first update is made, in steps."""
+        """Return the name and the value of the field that says when the first update is made, in steps."""
         return "warmup", self.warmup
 
     def shorten_for_run(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
-        """Returns fields for a run of `steps` that is too short for the default warm-up: a fifth of it.
+        """Return fields for a run of `steps` that is too short for the default warm-up: a fifth of it.
 
         Args:
             asked: fields that the user has set.
@@ -334,14 +334,14 @@ class Base:
         return {"warmup": steps // 5}
 
     def scale_to_envs(self, envs: int) -> Mapping[str, Any]:
-        """Returns the fields that count steps of E environments at once, converted to environment steps."""
+        """Return the fields that count steps of E environments at once, converted to environment steps."""
         if self.counts == "steps":
             return {}
         per_step = self.updates_per_step / envs
         return {"counts": "steps", "warmup": self.warmup * envs, "updates_per_step": per_step}
 
     def scale_to_run(self, steps: int) -> Mapping[str, Any]:
-        """Returns the fields that follow from the length of a run of `steps`.
+        """Return the fields that follow from the length of a run of `steps`.
 
         These are fields that are a fraction of the run, converted to steps, and the updates of a schedule.
         """
@@ -353,7 +353,7 @@ class Base:
         return fields
 
     def with_time_limit(self, time_limit: int | None) -> "Base":
-        """Returns the settings for a task with a time limit in steps (None: no limit is known)."""
+        """Return the settings for a task with a time limit in steps (None: no limit is known)."""
         if self.discount_rule == "fixed" or time_limit is None:
             return self
         discount = min(max(1 - 5 / time_limit, 0.95), 0.995)  # TD-MPC2's rule
@@ -369,7 +369,7 @@ class Base:
         gradient_clip: float | None = None,
         delayed: bool = False,
     ) -> optax.GradientTransformation:
-        """Makes an optimiser: gradient clipping, Adam with ε 1e-8, weight decay, the scheduled learning rate.
+        """Make an optimiser: gradient clipping, Adam with ε 1e-8, weight decay, the scheduled learning rate.
 
         Args:
             learning_rate: at the start of the run.
@@ -392,7 +392,7 @@ class Base:
         return optax.chain(*clip, *before, optax.chain(scale_by_adam(b1, b2), *after, rate))
 
     def _scheduled(self, start: float, delayed: bool) -> float | optax.Schedule:
-        """Returns a learning rate: a number, or a function of the steps that its optimiser made."""
+        """Return a learning rate: a number, or a function of the steps that its optimiser made."""
         if self.schedule == "constant":
             return start
         if self.schedule_updates is None:

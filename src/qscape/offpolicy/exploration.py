@@ -23,7 +23,7 @@ OU_NOISE: Mapping[str, Any] = {"exploration": "ou", "exploration_noise": 0.2, "e
 
 
 def epsilon(base: Base, env_steps: Int[Array, ""] | int) -> Scalar:
-    """Returns ε at an environment step; it decays linearly from the end of the random phase on."""
+    """Return ε at an environment step; it decays linearly from the end of the random phase on."""
     share = base.epsilon_decay
     length = share * PAPER_STEPS if share <= 1 else share
     passed = jnp.clip((env_steps - base.warmup) / length, 0.0, 1.0)
@@ -31,7 +31,7 @@ def epsilon(base: Base, env_steps: Int[Array, ""] | int) -> Scalar:
 
 
 def init_noise(base: Base | None, *shape: int) -> Float[Array, "..."] | None:
-    """Returns the state of the noise at its start; None for noise without a state.
+    """Return the state of the noise at its start; None for noise without a state.
 
     Ornstein-Uhlenbeck processes start at 0. The standard deviation of an environment is 0 until it is drawn.
 
@@ -51,7 +51,7 @@ def sample_noise(
     shape: tuple[int, ...],
     key: Key,
 ) -> tuple[Float[Array, "E *n A"] | None, Float[Array, "E ..."] | None]:
-    """Samples exploration noise. An OU process x ← (1 − θ) x + σ N(0, I) starts at 0 with each episode.
+    """Sample exploration noise. An OU process x ← (1 − θ) x + σ N(0, I) starts at 0 with each episode.
 
     Args:
         noise_state: what `init_noise` or an earlier call returned: the processes' values [E, ..., A], the
@@ -86,7 +86,7 @@ def sample_noise(
 def add_noise(
     context: Context, obs: Array, action: Float[Array, "*b A"], noise: Float[Array, "*b A"] | None
 ) -> Float[Array, "*b A"]:
-    """Returns the action plus noise, clipped to [-1, 1] and snapped to the action table; None: no noise."""
+    """Return the action plus noise, clipped to [-1, 1] and snapped to the action table; None: no noise."""
     return action if noise is None else context.snap(jnp.clip(action + noise, -1.0, 1.0), obs)
 
 
@@ -98,7 +98,7 @@ def explore(
     first: Array,
     key: Key,
 ) -> tuple[Float[Array, "E A"], Float[Array, "E ..."] | None]:
-    """Adds exploration to a selected action; returns the action to execute and the next noise state."""
+    """Add exploration to a selected action; return the action to execute and the next noise state."""
     greedy = context.base.epsilon_mode == "greedy"
     key, k_uniform = jax.random.split(key) if greedy else (key, key)
     noise, noise_state = sample_noise(context, noise_state, first, action.shape, key)
@@ -109,14 +109,14 @@ def explore(
 def apply_epsilon_greedy(
     context: Context, obs: Float[Array, "E S"], action: Float[Array, "E A"], key: Key
 ) -> Float[Array, "E A"]:
-    """Replaces each environment's action by a uniformly random one with probability ε."""
+    """Replace each environment's action by a uniformly random one with probability ε."""
     k_when, k_what = jax.random.split(key)
     is_uniform = jax.random.uniform(k_when, action.shape[:1]) < epsilon(context.base, context.event.env_steps)
     return jnp.where(is_uniform[:, None], sample_uniform_action(context.spec, obs, k_what), action)
 
 
 def sample_uniform_action(spec: Spec, obs: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
-    """Samples a uniform action per observation: in [-1, 1]^A, a valid row of the table, or a valid index."""
+    """Sample a uniform action per observation: in [-1, 1]^A, a valid row of the table, or a valid index."""
     if spec.choices is not None:
         return spec.draw_indices(obs, key).astype(jnp.float32)
     if spec.table is None:

@@ -23,12 +23,12 @@ from qscape.offpolicy.sockets import (
     ActionSelector,
     Architecture,
     BootstrapValue,
+    BoundNetworks,
     Composition,
     Context,
     EpisodeEnd,
     Nets,
     Network,
-    Networks,
     Normaliser,
     Output,
     PartState,
@@ -121,7 +121,7 @@ class ScalarValue(Value):
 
 
 def make_mlp_architecture(base: Base) -> Architecture:
-    """Returns the architecture of a part's own networks: multilayer perceptrons with one output."""
+    """Return the architecture of a part's own networks: multilayer perceptrons with one output."""
     return Architecture(base, MLPNetwork(), ScalarValue())
 
 
@@ -169,7 +169,7 @@ class Polyak(TargetUpdate):
 
 
 def explain_untrained_spread(name: str, base_recipe: str, base: Base) -> str | None:
-    """Returns why a loss of the mode alone cannot train a gaussian policy; None for a deterministic one."""
+    """Return why a loss of the mode alone cannot train a gaussian policy; None for a deterministic one."""
     if base.head == "deterministic":
         return None
     return (
@@ -179,7 +179,7 @@ def explain_untrained_spread(name: str, base_recipe: str, base: Base) -> str | N
 
 
 def explain_second_policy(name: str, network: Network) -> str | None:
-    """Returns why a part cannot train a second policy beside a network; None: it can."""
+    """Return why a part cannot train a second policy beside a network; None: it can."""
     if not network.trains_on_joint_batch:
         return None
     return (
@@ -282,11 +282,11 @@ class Entropic(PolicyLoss):
         return {"b1": self.adam_b1}
 
     def sample(self, dist: Dist, key: Key) -> tuple[Array, Array]:
-        """Draws actions [B, A] and computes log π [B] as `density` says."""
+        """Draw actions [B, A] and compute log π [B] as `density` says."""
         return with_density(dist, self.density).sample(key)
 
     def alpha(self, actor_params: PyTree) -> Array:
-        """Returns α without gradient; `actor_params` is log α, or None if α is fixed."""
+        """Return α without gradient; `actor_params` is log α, or None if α is fixed."""
         return (
             jnp.asarray(self.temperature)
             if actor_params is None
@@ -294,7 +294,7 @@ class Entropic(PolicyLoss):
         )
 
     def tuning(self, actor_params: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
-        """Computes the loss of α, −log α · (log π + target entropy) or with α, and metrics of the entropy.
+        """Compute the loss of α, −log α · (log π + target entropy) or with α, and metrics of the entropy.
 
         Args:
             actor_params: log α, or None if α is fixed; then the loss is 0.
@@ -349,7 +349,7 @@ class Single(ActionSelector):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key)
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         return context.bind(actor)
 
     def actor_objectives(
@@ -369,7 +369,7 @@ class Single(ActionSelector):
         return smooth_target_policy(context, key)
 
     def behaviour_policy(self, params: PyTree, context: Context) -> Policy:
-        """Returns the policy that explores, before noise; `params` are the part's own."""
+        """Return the policy that explores, before noise; `params` are the part's own."""
         return context.policy
 
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
@@ -392,19 +392,19 @@ class Single(ActionSelector):
 
 
 def smooth_action(base: Base, action: Array, key: Key) -> Array:
-    """Adds clipped Gaussian noise to an action and clips the sum to [-1, 1] (TD3, Eq. 14)."""
+    """Add clipped Gaussian noise to an action and clip the sum to [-1, 1] (TD3, Eq. 14)."""
     noise = base.target_noise * jax.random.normal(key, action.shape)
     noise = jnp.clip(noise, -base.target_noise_clip, base.target_noise_clip)
     return jnp.clip(action + noise, -1.0, 1.0)
 
 
 def smooth_dist(context: Context, obs: Array, dist: Dist, key: Key) -> Dist:
-    """Returns a point distribution at the smoothed mode, snapped to the action table if there is one."""
+    """Return a point distribution at the smoothed mode, snapped to the action table if there is one."""
     return Point(dist.features, context.snap(smooth_action(context.base, unsnap(dist).mode(), key), obs))
 
 
 def smooth_target_policy(context: Context, key: Key) -> Policy:
-    """Returns the target policy, smoothed if `base.target_noise` is above 0."""
+    """Return the target policy, smoothed if `base.target_noise` is above 0."""
     if not context.base.target_noise:
         return context.policy_target
     return lambda obs: smooth_dist(context, obs, context.policy_target(obs), key)

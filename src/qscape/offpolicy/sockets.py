@@ -50,7 +50,7 @@ class Nets(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Networks:
+class BoundNetworks:
     """The agent's networks as functions, and its settings: what a policy is made of.
 
     Representations keep up to three versions of their encoder. "fixed" feeds the online networks and "target"
@@ -82,7 +82,7 @@ class Networks:
     table: ActionTable | None
 
     def _replace(self, **changes: Any) -> Self:
-        """Returns the same with other fields, as a NamedTuple does."""
+        """Return the same with other fields, as a NamedTuple does."""
         return dataclasses.replace(self, **changes)
 
     @property
@@ -91,7 +91,7 @@ class Networks:
         return self._replace(bind=partial(self.bind, settled=True))
 
     def snap(self, action: Array, obs: Array) -> Array:
-        """Returns the nearest valid row of the action table, with the gradient passed straight through.
+        """Return the nearest valid row of the action table, with the gradient passed straight through.
 
         Without a table it returns the action itself.
 
@@ -103,7 +103,7 @@ class Networks:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Context(Networks):
+class Context(BoundNetworks):
     """The agent at one stage of an update, or while it acts: its networks, and the policies made of them.
 
     Attributes:
@@ -170,7 +170,7 @@ class StatefulPart(Part):
     needs_actor: ClassVar[bool] = False
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Makes the part's arrays. Called when a state is made, and again when networks are reset.
+        """Make the part's arrays. Called when a state is made, and again when networks are reset.
 
         Args:
             actor: the new actor, to start slow copies from; None for the representation and the selector,
@@ -181,7 +181,7 @@ class StatefulPart(Part):
     def learn(
         self, params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, PyTree]:
-        """Computes the loss of the part's own networks.
+        """Compute the loss of the part's own networks.
 
         Called once per update, only if `init` returned `params`, and only for the representation, the policy
         loss (both before the critics' step) and the selector (after it).
@@ -199,15 +199,15 @@ class StatefulPart(Part):
         raise NotImplementedError(f"{self.name} has `params` but defines no loss for them")
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
-        """Returns Adam's learning rates of `params` and of `actor_params`."""
+        """Return Adam's learning rates of `params` and of `actor_params`."""
         return base.critic_learning_rate, base.actor_learning_rate
 
     def optimiser_options(self, base: Base) -> Mapping[str, Any]:
-        """Returns further arguments of `Base.optimiser` for `params`, such as `b1` or `gradient_clip`."""
+        """Return further arguments of `Base.optimiser` for `params`, such as `b1` or `gradient_clip`."""
         return {}
 
     def actor_optimiser_options(self, base: Base) -> Mapping[str, Any]:
-        """Returns further arguments of `Base.optimiser` for `actor_params`."""
+        """Return further arguments of `Base.optimiser` for `actor_params`."""
         return {}
 
 
@@ -240,7 +240,7 @@ class Network(StatefulPart):
         return True
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
-        """Makes the hidden layers.
+        """Make the hidden layers.
 
         Args:
             size: length of their input.
@@ -252,13 +252,13 @@ class Network(StatefulPart):
         raise NotImplementedError
 
     def notes(self, agent: Composition) -> list[str]:
-        """Says which layer options that the user set are for plain layers only."""
+        """Say which layer options that the user set are for plain layers only."""
         options, usual = ("actor_norm", "critic_norm", "init", "actor_output_std"), Base()
         moved = [name for name in options if getattr(agent.base, name) != getattr(usual, name)]
         return [f"{self.name} makes layers of its own, without base.{name}" for name in moved]
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
-        """Makes an output layer on `size` features: of a critic, or for "mean" or "log_std" of an actor."""
+        """Make an output layer on `size` features: of a critic, or for "mean" or "log_std" of an actor."""
         return eqx.nn.Linear(size, outputs, key=key)
 
 
@@ -290,11 +290,11 @@ class Value(StatefulPart):
         return 1
 
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
-        """Returns Q of the n outputs."""
+        """Return Q of the n outputs."""
         raise NotImplementedError
 
     def levels(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b m"]:
-        """Returns m numbers whose mean is Q, to compare critics level by level; by default Q alone."""
+        """Return m numbers whose mean is Q, to compare critics level by level; by default Q alone."""
         return self.read(raw)[..., None]
 
     def target(
@@ -304,7 +304,7 @@ class Value(StatefulPart):
         bonus: Float[Array, " B"] | None,
         batch: Batch,
     ) -> PyTree:
-        """Computes what the critics learn from the next state. Its gradient is stopped by the caller.
+        """Compute what the critics learn from the next state. Its gradient is stopped by the caller.
 
         Args:
             raw: outputs of the J target critics at the next state and action.
@@ -324,11 +324,11 @@ class Value(StatefulPart):
         return td_target(reward, terminated, discount, value)
 
     def target_mean(self, target: PyTree) -> Float[Array, "B K"]:
-        """Returns the number that a target stands for."""
+        """Return the number that a target stands for."""
         return target
 
     def loss(self, raw: Float[Array, "B J n"], target: PyTree, base: Base) -> tuple[Scalar, Metrics]:
-        """Computes the critics' loss, summed over critics, and metrics of it.
+        """Compute the critics' loss, summed over critics, and metrics of it.
 
         Args:
             raw: outputs of the critics at the batch; the gradient reaches them.
@@ -351,7 +351,7 @@ class Architecture(NamedTuple):
     value: Value
 
     def head(self, key: Key, spec: Spec) -> Head:
-        """Makes the action head that `base.head` names, behind a linear projection if the base has one."""
+        """Make the action head that `base.head` names, behind a linear projection if the base has one."""
         base, width = self.base, self.base.actor_hidden[-1]
         projection = None
         if base.actor_projection:
@@ -370,11 +370,11 @@ class Architecture(NamedTuple):
         return head if projection is None else Projected(projection, head)
 
     def actor(self, stage: InputStage, size: int, k_torso: Key, k_head: Key, spec: Spec) -> Actor:
-        """Makes an actor behind a stage that computes `size` numbers."""
+        """Make an actor behind a stage that computes `size` numbers."""
         return Actor(stage, self.network.torso(k_torso, size, "actor", self.base), self.head(k_head, spec))
 
     def critic(self, stage: InputStage, size: int, key: Key) -> Critic:
-        """Makes a critic behind a stage that computes `size` numbers."""
+        """Make a critic behind a stage that computes `size` numbers."""
         k_torso, k_out = jax.random.split(key)
         base, outputs = self.base, self.value.outputs
         torso = self.network.torso(k_torso, size, "critic", base)
@@ -402,7 +402,7 @@ class Representation(StatefulPart):
     indexes_actions: ClassVar[bool] = False
 
     def encoder_params(self, state: PartState, which: Version) -> PyTree:
-        """Returns the encoder that embeddings are computed with.
+        """Return the encoder that embeddings are computed with.
 
         Args:
             which: "online", the encoder that learns; "fixed", the one that feeds the online actor and
@@ -411,15 +411,15 @@ class Representation(StatefulPart):
         raise NotImplementedError
 
     def actor_embeddings(self, encoder: PyTree, obs: Array) -> list[Array]:
-        """Embeds observations [..., S] for the actor; it sees these beside the observation."""
+        """Embed observations [..., S] for the actor; it sees these beside the observation."""
         raise NotImplementedError
 
     def critic_embeddings(self, encoder: PyTree, obs: Array, action: Array) -> list[Array]:
-        """Embeds observations [..., S] and actions [..., A] for critics, which see these beside both."""
+        """Embed observations [..., S] and actions [..., A] for critics, which see these beside both."""
         raise NotImplementedError
 
     def augment(self, batch: Batch, spec: Spec, key: Key) -> Batch:
-        """Returns the batch of an update with its observations changed at random.
+        """Return the batch of an update with its observations changed at random.
 
         Every loss sees this one, but the newest transitions that a regulariser asks for stay as they are.
 
@@ -430,21 +430,21 @@ class Representation(StatefulPart):
         return batch
 
     def adapt_network(self, encoder: PyTree, net: Net) -> Net:
-        """Returns the network with layers adapted to the encoder, if some layer depends on it."""
+        """Return the network with layers adapted to the encoder, if some layer depends on it."""
         return net
 
     def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
-        """Makes a new actor; `conditioning` is the width of a vector that joins the input of its torso."""
+        """Make a new actor; `conditioning` is the width of a vector that joins the input of its torso."""
         raise NotImplementedError
 
     def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
-        """Makes a new critic; `conditioning` is as for the actor."""
+        """Make a new critic; `conditioning` is as for the actor."""
         raise NotImplementedError
 
     def penalty(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Computes a term of the actor's loss that depends on the actor's own layers.
+        """Compute a term of the actor's loss that depends on the actor's own layers.
 
         Args:
             actor: one actor, or a list of actors.
@@ -455,7 +455,7 @@ class Representation(StatefulPart):
         return None
 
     def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
-        """Returns the part's state after an update of all networks, e.g. with copies made at a sync.
+        """Return the part's state after an update of all networks, e.g. with copies made at a sync.
 
         Args:
             batch: the B normalised transitions of this update.
@@ -474,7 +474,7 @@ class BootstrapValue(StatefulPart):
     takes_minimum: ClassVar[bool] = False
 
     def weights(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B K J"]:
-        """Weighs the target critics.
+        """Weigh the target critics.
 
         Args:
             qs: the values of the J target critics at the next state and action.
@@ -486,15 +486,15 @@ class BootstrapValue(StatefulPart):
         raise NotImplementedError
 
     def bound(self, state: PartState, value: Array) -> Array:
-        """Returns values of the next state within bounds; without an entropy bonus."""
+        """Return values of the next state within bounds; without an entropy bonus."""
         return value
 
     def value(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B K"]:
-        """Returns the bounded value of the next state, for critics that learn from numbers."""
+        """Return the bounded value of the next state, for critics that learn from numbers."""
         return self.bound(state, (self.weights(state, qs, key) * qs[:, None]).sum(-1))
 
     def post_update(self, state: PartState, target_values: Float[Array, "B K"], event: Event) -> PartState:
-        """Returns the part's state after an update; `target_values` are the targets y of the critics."""
+        """Return the part's state after an update; `target_values` are the targets y of the critics."""
         return state
 
 
@@ -512,7 +512,7 @@ class BootstrapRule(NamedTuple):
     value: Callable[[Array], Array]
 
     def move(self, outcomes: Float[Array, "*#b n"], mean: Float[Array, "*#b"]) -> Float[Array, "*#b n"]:
-        """Returns the outcomes of a distribution, moved together until its mean is within the bounds.
+        """Return the outcomes of a distribution, moved together until its mean is within the bounds.
 
         The mean is a value; single outcomes may lie beyond the bounds of values.
         """
@@ -536,7 +536,7 @@ class TargetUpdate(StatefulPart):
     }
 
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
-        """Returns the target networks after this update.
+        """Return the target networks after this update.
 
         Args:
             online: the tuple (actor, critics) after their steps; the actor is None without a target actor.
@@ -577,7 +577,7 @@ class PolicyLoss(StatefulPart):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """Computes the loss of one actor. Called at every actor update, once per objective of the selector.
+        """Compute the loss of one actor. Called at every actor update, once per objective of the selector.
 
         Args:
             policy: the policy to improve; the gradient reaches its actor.
@@ -593,7 +593,7 @@ class PolicyLoss(StatefulPart):
     def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[Array, Array | None]:
-        """Selects the action of the next state that the critics' target values.
+        """Select the action of the next state that the critics' target values.
 
         Args:
             policy: the selector's target policy.
@@ -606,15 +606,15 @@ class PolicyLoss(StatefulPart):
         return policy(next_obs).mode(), None
 
     def next_value(self, state: PartState, next_obs: Array) -> Array | None:
-        """Returns values V [B] of the next state that take the place of the target critics'; None: theirs."""
+        """Return values V [B] of the next state that take the place of the target critics'; None: theirs."""
         return None
 
     def critics_learn(self, event: Event) -> Array | None:
-        """Returns whether the critics step in this update; None: they step in every update."""
+        """Return whether the critics step in this update; None: they step in every update."""
         return None
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """Returns the part's state after an update of all networks; `actor` is the actor after its step."""
+        """Return the part's state after an update of all networks; `actor` is the actor after its step."""
         return state
 
 
@@ -637,22 +637,22 @@ class ActionSelector(StatefulPart):
     values_next_state: ClassVar[bool] = False
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
-        """Makes what the actor step moves: one actor, a list of actors, or None without `has_actor`."""
+        """Make what the actor step moves: one actor, a list of actors, or None without `has_actor`."""
         if self.has_actor:
             raise NotImplementedError
 
-    def policy(self, actor: PyTree, state: PartState, context: Networks) -> Policy:
-        """Returns the one policy of these actors that all other parts see as `context.policy`."""
+    def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
+        """Return the one policy of these actors that all other parts see as `context.policy`."""
         raise NotImplementedError
 
     def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
-        """Returns the L actions [B, L, A] to choose from at `obs` [B, S], without noise, for landscapes."""
+        """Return the L actions [B, L, A] to choose from at `obs` [B, S], without noise, for landscapes."""
         return self.policy(actor, state, context)(obs).mode()[..., None, :]
 
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """Returns every actor's policy and the value function that `PolicyLoss.loss` improves it by.
+        """Return every actor's policy and the value function that `PolicyLoss.loss` improves it by.
 
         Called at every actor update, only if `actors` made some.
         """
@@ -667,7 +667,7 @@ class ActionSelector(StatefulPart):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Returns the policy whose action at the next state the critics' target values.
+        """Return the policy whose action at the next state the critics' target values.
 
         Target smoothing is applied here if the base asks for it.
 
@@ -678,7 +678,7 @@ class ActionSelector(StatefulPart):
         raise NotImplementedError
 
     def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array | None:
-        """Returns values [B] of the next state that take the place of `target_policy`; None: there are none.
+        """Return values [B] of the next state that take the place of `target_policy`; None: there are none.
 
         Args:
             state: the part's state.
@@ -687,13 +687,13 @@ class ActionSelector(StatefulPart):
         return None
 
     def training_batch(self, batch: Batch) -> Batch:
-        """Returns the batch that everything learns from, e.g. with another action of each transition."""
+        """Return the batch that everything learns from, e.g. with another action of each transition."""
         return batch
 
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Selects the actions of E parallel environments at one step.
+        """Select the actions of E parallel environments at one step.
 
         Returns:
             Actions [E, A] in [-1, 1], further replay columns by name [E, ...], and the next noise state.
@@ -703,7 +703,7 @@ class ActionSelector(StatefulPart):
     def measure(
         self, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[PartState, Metrics]:
-        """Called at every update after the critics' step, only if `init` returned a state.
+        """Measure the critics. Called at every update after their step, only if `init` returned a state.
 
         For moving averages of what the critics say; no gradient is taken.
 
@@ -713,7 +713,7 @@ class ActionSelector(StatefulPart):
         return state, {}
 
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
-        """Returns the initial state of the exploration noise of E environments, or None if it has no state.
+        """Return the initial state of the exploration noise of E environments, or None if it has no state.
 
         Args:
             base: the agent's settings; None for an agent that only evaluates, whose noise has no state.
@@ -721,7 +721,7 @@ class ActionSelector(StatefulPart):
         return None
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """Returns the part's state after an update of all networks; `actor`: the actors after their step."""
+        """Return the part's state after an update of all networks; `actor`: the actors after their step."""
         return state
 
 
@@ -748,7 +748,7 @@ class Regulariser(StatefulPart):
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Computes a term of the critics' loss. Called at every update.
+        """Compute a term of the critics' loss. Called at every update.
 
         Args:
             context: its `q` are the critics that are being trained; the gradient reaches only them.
@@ -761,7 +761,7 @@ class Regulariser(StatefulPart):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """Computes a term of the actor's loss. Called at every actor update.
+        """Compute a term of the actor's loss. Called at every actor update.
 
         Args:
             actor_params: the part's `actor_params`; the gradient moves them together with the actor.
@@ -772,7 +772,7 @@ class Regulariser(StatefulPart):
         return None
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """Returns the part's state after an update of all networks; `actor` is the actor after its step."""
+        """Return the part's state after an update of all networks; `actor` is the actor after its step."""
         return state
 
 
@@ -818,13 +818,13 @@ class Schedule(StatefulPart):
             cls.learns_by_steps = False  # what holds for the method that it replaces may not hold for its own
 
     def start(self) -> dict[str, Any]:
-        """Returns the schedule's counters at the start of a run. They must be JSON-able: saves hold them."""
+        """Return the schedule's counters at the start of a run. They must be JSON-able: saves hold them."""
         raise NotImplementedError
 
     def updates_due(
         self, state: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
-        """Called after every step and at the end of every episode.
+        """Return the number of updates due. Called after every step and at the end of every episode.
 
         Returns:
             The next counters, the number of updates to run now, and whether to keep the acting state before
@@ -839,7 +839,7 @@ class Reset(StatefulPart):
     socket: ClassVar[str] = "reset"
 
     def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
-        """Returns the state that an update begins with, with networks re-initialised if a reset is due.
+        """Return the state that an update begins with, with networks re-initialised if a reset is due.
 
         Args:
             make_initial_state: makes a state with new networks and optimisers; counters and the normaliser's
@@ -859,7 +859,7 @@ class Normaliser(StatefulPart):
     changes_observations: ClassVar[bool] = True
 
     def update_statistics(self, state: PartState, obs: Array, weight: Array | None = None) -> PartState:
-        """Folds in raw observations [E, S] before the agent acts on them, or those of a whole rollout.
+        """Fold in raw observations [E, S] before the agent acts on them, or those of a whole rollout.
 
         Args:
             weight: 0 for rows that are not acted on, since the next step only resets their environment, else
@@ -868,7 +868,7 @@ class Normaliser(StatefulPart):
         return state
 
     def apply(self, state: PartState, obs: Array) -> Array:
-        """Returns normalised observations [..., S]."""
+        """Return normalised observations [..., S]."""
         return obs
 
 
@@ -883,7 +883,7 @@ class Scaling(Part):
     changes_rewards: ClassVar[bool] = True
 
     def init_state(self, envs: int) -> PyTree:
-        """Returns what the part keeps before the first step of E environments; None: nothing."""
+        """Return what the part keeps before the first step of E environments; None: nothing."""
         return None
 
     def observe(
@@ -894,7 +894,7 @@ class Scaling(Part):
         valid: Bool[Array, " E"],
         base: Base,
     ) -> PyTree:
-        """Returns the state after a step of E environments. Called once per step, when replay stores it.
+        """Return the state after a step of E environments. Called once per step, when replay stores it.
 
         Args:
             reward: in the environment's units.
@@ -904,14 +904,14 @@ class Scaling(Part):
         return state
 
     def divisor(self, state: PyTree) -> Scalar | None:
-        """Returns the number that all rewards of a batch are divided by; None: they stay as they are."""
+        """Return the number that all rewards of a batch are divided by; None: they stay as they are."""
         return None
 
 
 def bind_network(
     representation: Representation, encoder: PyTree, module: Actor | Critic, trains_actors: bool = False
 ) -> Callable:
-    """Returns an actor or critic module as a function of normalised observations and actions.
+    """Return an actor or critic module as a function of normalised observations and actions.
 
     Args:
         trains_actors: an actor with batch normalisation normalises by the batch.
@@ -945,7 +945,7 @@ def bind_critics(
     key: Key | None = None,
     read: Callable[[Array], Array] | None = None,
 ) -> QFn:
-    """Returns critics as one function; all of them share embeddings that are computed once.
+    """Return critics as one function; all of them share embeddings that are computed once.
 
     Args:
         key: draws the masks of dropout, the same at every call; None: nothing is dropped.
@@ -965,7 +965,7 @@ def bind_critics(
 
 
 def combine_heads(base: Base, heads: list[Array]) -> Array:
-    """Returns the value [...] that the actor climbs: the first head, the minimum or the mean of all heads."""
+    """Return the value [...] that the actor climbs: the first head, the minimum or the mean of all heads."""
     if base.actor_objective == "first" or len(heads) == 1:
         return heads[0]
     stacked = jnp.stack(heads, -1)

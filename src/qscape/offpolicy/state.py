@@ -50,11 +50,11 @@ class State(NamedTuple):
     env_steps: Int[Array, ""]
 
     def part(self, part: Part) -> PartState:
-        """Returns the state of a part; an empty `PartState` if the part has none."""
+        """Return the state of a part; an empty `PartState` if the part has none."""
         return self.part_states.get(part.name, PartState())
 
     def with_part(self, name: str, part_state: PartState) -> "State":
-        """Returns the state with another state of the part `name`."""
+        """Return the state with another state of the part `name`."""
         return self._replace(part_states=self.part_states | {name: part_state})
 
 
@@ -76,5 +76,5 @@ class ActingState(NamedTuple):
     part_states: dict[str, PartState]
 
     def part(self, part: Part) -> PartState:
-        """Returns the state of a part; an empty `PartState` if the part has none."""
+        """Return the state of a part; an empty `PartState` if the part has none."""
         return self.part_states.get(part.name, PartState())

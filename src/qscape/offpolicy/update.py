@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import Actor, Critic
 from qscape.nets.batch_norm import has_statistics, split_statistics, with_statistics
 from qscape.nets.layers import project
-from qscape.offpolicy.assembly import Assembly, hide_mask
+from qscape.offpolicy.agent import Agent, hide_mask
 from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics
 from qscape.offpolicy.state import State
 from qscape.ops.devices import split_batch
@@ -24,7 +24,7 @@ from qscape.types import Batch, Event, Key, Metrics, Part, split_key, stream
 
 
 def update(
-    agent: Assembly,
+    agent: Agent,
     layout: Layout,
     state: State,
     storage: Array,
@@ -121,7 +121,7 @@ class Stage(NamedTuple):
         key: the key of this update.
     """
 
-    agent: Assembly
+    agent: Agent
     batch: Batch
     event: Event
     key: Key
@@ -136,11 +136,11 @@ class Stage(NamedTuple):
         return self.stream(network, f"dropout.{which}") if network.drops_units else None
 
     def context(self, state: State, trains_actors: bool = False) -> Context:
-        """Return the networks of a state as functions; see `Assembly.functions`."""
+        """Return the networks of a state as functions; see `Agent.functions`."""
         return self.agent.functions(state, self.event, trains_actors)
 
 
-def _normalise_batch(agent: Assembly, state: State, batch: Batch) -> Batch:
+def _normalise_batch(agent: Agent, state: State, batch: Batch) -> Batch:
     """Normalise every observation of a batch; replay stores raw observations."""
     if not agent.normalises:
         return batch
@@ -504,7 +504,7 @@ def _post_update(stage: Stage, state: State, y: Float[Array, "B K"]) -> State:
     return state._replace(part_states=part_states)
 
 
-def _reset_networks(agent: Assembly, state: State, event: Event, key: Key) -> State:
+def _reset_networks(agent: Agent, state: State, event: Event, key: Key) -> State:
     """Re-initialise networks if the agent's `reset` part requires it before this update learns."""
     restart = stream(key, f"{agent.reset.name}.restart")
     return agent.reset.reset(state, lambda: agent.reinitialise(state, restart), event, agent.base)

@@ -107,7 +107,7 @@ class Base:
             )
 
     def find_learning_start(self) -> tuple[str, int]:
-        """The name of the field that sets when the first update is made, and the steps made before it.
+        """Return the name of the field that sets when the first update is made, and the steps made before it.
 
         The number is 0 if it is not known before the run, as with whole episodes. Called when a run is
         planned.
@@ -115,7 +115,7 @@ class Base:
         return ("episodes", 0) if self.episodes else ("rollout", self.rollout)
 
     def shorten_for_run(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
-        """New values of fields for a run of only `steps` environment steps.
+        """Return new values of fields for a run of only `steps` environment steps.
 
         The rollout becomes a fifth of the run, and a minibatch at most a rollout.
 
@@ -131,15 +131,17 @@ class Base:
         return {"rollout": rollout} | ({"batch_size": size} if self.batch_size > rollout else {})
 
     def scale_to_envs(self, envs: int) -> Mapping[str, Any]:
-        """New values of fields that count steps of E environments at once; here there are none."""
+        """Return new values of fields that count steps of E environments at once; here there are none."""
         return {}
 
     def scale_to_run(self, steps: int) -> Mapping[str, Any]:
-        """New values, in steps, of fields that were given as a share of the run; here there are none."""
+        """Return new values, in steps, of fields that were given as a share of the run;
+        here there are none.
+        """
         return {}
 
     def make_optimiser(self) -> optax.GradientTransformation:
-        """Gradient clipping, then Adam or RMSprop; `descent.apply_step` applies the learning rate."""
+        """Make gradient clipping, then Adam or RMSprop; `descent.apply_step` applies the learning rate."""
         steps = []
         if self.gradient_clip is not None:
             steps.append(optax.clip_by_global_norm(self.gradient_clip))

@@ -34,7 +34,7 @@ class _MinibatchDescent(PolicyUpdate):
         return None
 
     def losses(self, outputs: NetworkOutputs, batch: RolloutSamples) -> tuple[Array, Array | None, Metrics]:
-        """The policy's loss [B], the critic's loss [B] (None without a critic), and metrics."""
+        """Return the policy's loss [B], the critic's loss [B] (None without a critic), and metrics."""
         raise NotImplementedError
 
     def optimised_params(self, networks: Networks) -> dict[str, PyTree]:
@@ -77,7 +77,7 @@ class _MinibatchDescent(PolicyUpdate):
 
 
 def apply_step(params: PyTree, direction: PyTree, rate: Scalar) -> PyTree:
-    """One step of gradient descent: p ← p - rate · direction."""
+    """Make one step of gradient descent: p ← p - rate · direction."""
     return jax.tree.map(lambda p, d: p + -rate * d, params, direction)
 
 
@@ -149,7 +149,7 @@ class Minibatches(NamedTuple):
         return params, moments, jax.tree.map(lambda x: x / jnp.maximum(taken, 1.0), sums)
 
     def _shuffle(self, key: Key) -> Int[Array, " N"]:
-        """A random order of the samples; those of weight 0 come last."""
+        """Return a random order of the samples; those of weight 0 come last."""
         if not self.size and self.weight is None:
             return jnp.arange(self.samples)
         draws = jax.random.uniform(key, (self.samples,))
@@ -158,7 +158,7 @@ class Minibatches(NamedTuple):
         return jnp.argsort(jnp.where(self.weight > 0, draws, 2.0))
 
     def _run_pass(self, step: Callable, carry: tuple, samples: RolloutSamples, order: Array) -> tuple:
-        """One pass over the samples in the given order, a step for each minibatch."""
+        """Make one pass over the samples in the given order, a step for each minibatch."""
         if not self.size:
             return step(carry, samples)
         size, rest = self.size, self.samples % self.size
@@ -178,17 +178,19 @@ class Minibatches(NamedTuple):
         return step(carry, last._replace(weight=(jnp.arange(wide) < used - whole * size).astype(jnp.float32)))
 
     def _example_batch(self, samples: RolloutSamples) -> RolloutSamples:
-        """A minibatch of the right shape, to find the names and shapes of the metrics."""
+        """Return a minibatch of the right shape, to find the names and shapes of the metrics."""
         return samples if not self.size else take_samples(samples, jnp.zeros(self.size, jnp.int32))
 
 
 def take_samples(samples: RolloutSamples, i: Int[Array, " B"]) -> RolloutSamples:
-    """The samples at indices [B]; several devices take a share each."""
+    """Return the samples at indices [B]; several devices take a share each."""
     return split_batch(jax.tree.map(lambda x: x[i], samples))
 
 
 def _add_metrics(after: tuple, sums: Metrics, taken: Array) -> tuple:
-    """Params, optimiser state, sums with the metrics of a step added, and the number of steps taken."""
+    """Return params, optimiser state, sums with the metrics of a step added,
+    and the number of steps taken.
+    """
     params, moments, step_metrics = after
     return params, moments, jax.tree.map(jnp.add, sums, step_metrics), taken + 1.0
 

@@ -21,13 +21,15 @@ T = TypeVar("T")
 
 
 def find_misfit(head: ActionHead, spec: Spec, base: Base) -> str | None:
-    """One sentence that says why a head cannot work on a task or one of its factors; None if it works."""
+    """Return one sentence that says why a head cannot work on a task or one of its factors;
+    None if it works.
+    """
     specs = [spec] if spec.factors is None else [spec.of_factor(size) for size in _groups(spec.factors)]
     return next((why for each in specs if (why := head.fits(each, base))), None)
 
 
 def init_heads(head: ActionHead, key: Key, spec: Spec, base: Base, width: int) -> tuple[PyTree, PyTree]:
-    """The trained parameters and the fixed layers of one head, or of one head for each factor.
+    """Return the trained parameters and the fixed layers of one head, or of one head for each factor.
 
     Arguments, results and errors as in `ActionHead.init`; the fixed layers are None if all are trained.
     """
@@ -45,7 +47,7 @@ def init_heads(head: ActionHead, key: Key, spec: Spec, base: Base, width: int) -
 def apply_heads(
     head: ActionHead, spec: Spec, params: PyTree, fixed: PyTree, features: Array
 ) -> tuple[Distribution, Array | None]:
-    """The distribution at features [*b, F], and a penalty [*b] that is added to the loss, or None.
+    """Return the distribution at features [*b, F], and a penalty [*b] that is added to the loss, or None.
 
     `params` and `fixed` are those of `init_heads`. The penalty of a product is the sum over its factors.
     """
@@ -65,18 +67,18 @@ def apply_heads(
 
 
 def explain_damage(head: ActionHead, spec: Spec, fixed: PyTree) -> str | None:
-    """What is wrong with fixed layers that were read from a save; None if nothing is."""
+    """Return what is wrong with fixed layers that were read from a save; None if nothing is."""
     layers = [fixed] if spec.factors is None else _split(spec.factors, fixed)
     return next((why for layer in layers if (why := head.explain_damage(layer))), None)
 
 
 def _groups(factors: tuple[int, ...]) -> dict[int, list[int]]:
-    """The factors of each size, by size in ascending order."""
+    """Return the factors of each size, by size in ascending order."""
     return {size: [k for k, n in enumerate(factors) if n == size] for size in sorted(set(factors))}
 
 
 def _split(factors: tuple[int, ...], stacks: tuple[T, ...]) -> list[T]:
-    """The entry of each factor, in order, of stacks by size."""
+    """Return the entry of each factor, in order, of stacks by size."""
     found = {
         factor: jax.tree.map(lambda x, i=i: x[i], stack)
         for where, stack in zip(_groups(factors).values(), stacks, strict=True)

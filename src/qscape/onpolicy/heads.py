@@ -82,15 +82,17 @@ class FeatureHead(ActionHead):
         return self.feature_energy if self.bound in ("ball", "sphere") else None
 
     def feature_width(self, width: int) -> int:
-        """d, the width of the action layer's input, if the torso has `width` features."""
+        """Return d, the width of the action layer's input, if the torso has `width` features."""
         return width if self.projector == "none" else self.width
 
     def init_projector(self, key: Key, width: int) -> eqx.nn.Linear | None:
-        """A new projector for a torso of `width` features; None if there is none."""
+        """Return a new projector for a torso of `width` features; None if there is none."""
         return None if self.projector == "none" else orthogonal_linear(key, width, self.width, GAIN)
 
     def project_features(self, projector: eqx.nn.Linear | None, x: Array) -> tuple[Array, Array | None]:
-        """The bounded features h [*b, d] of torso features [*b, F], and the loss's L2 term [*b] or None."""
+        """Return the bounded features h [*b, d] of torso features [*b, F], and the loss's L2 term [*b] or
+        None.
+        """
         g = x if projector is None else dense(projector, x)
         penalty = self.l2 * jnp.square(g).sum(-1) if self.bound == "l2" else None
         return BOUNDS[self.bound](g, self.feature_energy), penalty
@@ -175,11 +177,13 @@ class FixedHead(DiscreteHead):
     )
 
     def draw_layer(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
-        """A random action layer, a row for each action, in float64. Called once, when the agent is made."""
+        """Return a random action layer, a row for each action, in float64. Called once, when the agent is
+        made.
+        """
         raise NotImplementedError
 
     def min_features(self, actions: int) -> int:
-        """The least d on which the layer can be built."""
+        """Return the least d on which the layer can be built."""
         return 1
 
     def fits(self, spec: Spec, base: Base) -> str | None:
@@ -194,7 +198,7 @@ class FixedHead(DiscreteHead):
         return self.explain_too_few(spec, self.feature_width(base.actor_hidden[-1]))
 
     def explain_too_few(self, spec: Spec, d: int) -> str | None:
-        """One sentence if d features are not enough, else None."""
+        """Return one sentence if d features are not enough, else None."""
         if d >= self.min_features(spec.choices or 0):
             return None
         torso_field = "base.actor_hidden"
@@ -231,7 +235,7 @@ class FixedHead(DiscreteHead):
 
 
 def _draw_on_host(draw: Callable[..., np.ndarray], key: Key, actions: int, width: int) -> Array:
-    """`draw` with a numpy generator seeded by the key, as a host callback for `vmap` and `jit`."""
+    """Return `draw` with a numpy generator seeded by the key, as a host callback for `vmap` and `jit`."""
 
     def host(data: np.ndarray) -> np.ndarray:
         seeds = np.asarray(data).reshape(-1, np.shape(data)[-1])

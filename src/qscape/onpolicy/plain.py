@@ -131,11 +131,11 @@ class Raw(Part):
     changes_observations: ClassVar[bool] = False
 
     def init(self, key: Key, nets: Any, spec: Spec, base: Base, actor: Any) -> None:
-        """Returns None: there are no statistics."""
+        """Return None: there are no statistics."""
 
     def update_statistics(self, state: None, obs: Array, weight: Array | None) -> None:
-        """Returns None: there are no statistics."""
+        """Return None: there are no statistics."""
 
     def apply(self, state: None, obs: Array) -> Array:
-        """Returns the observations as they are."""
+        """Return the observations as they are."""
         return obs

@@ -27,23 +27,23 @@ class Distribution(Protocol):
         ...
 
     def mode(self) -> Array:
-        """The most likely action, `[*b, A]`; evaluations execute it."""
+        """Return the most likely action, `[*b, A]`; evaluations execute it."""
         ...
 
     def sample(self, key: Key) -> tuple[Array, Array]:
-        """A random action `[*b, A]` and its log-probability `[*b]`."""
+        """Return a random action `[*b, A]` and its log-probability `[*b]`."""
         ...
 
     def log_prob(self, action: Array) -> Array:
-        """log π(a | s) `[*b]` of actions `[*b, A]`, in nats."""
+        """Return log π(a | s) `[*b]` of actions `[*b, A]`, in nats."""
         ...
 
     def entropy(self) -> Array:
-        """H(π(· | s)) `[*b]`, in nats."""
+        """Return H(π(· | s)) `[*b]`, in nats."""
         ...
 
     def kl(self, new: Any) -> Array:
-        """KL(self ‖ new) `[*b]`, in nats; `new` is a distribution of the same class."""
+        """Return KL(self ‖ new) `[*b]`, in nats; `new` is a distribution of the same class."""
         ...
 
 
@@ -52,7 +52,7 @@ class Maskable(Distribution, Protocol):
     """A distribution over discrete actions of which some may be invalid."""
 
     def masked(self, valid: Array) -> Distribution:
-        """The distribution given that the action is valid; a bool for each logit `[*b, K]`."""
+        """Return the distribution given that the action is valid; a bool for each logit `[*b, K]`."""
         ...
 
 
@@ -147,7 +147,7 @@ class StatefulPart(Part):
     """A part that may keep arrays in `State.part_states`."""
 
     def init_state(self, spec: Spec, envs: int) -> PyTree:
-        """The part's initial state for `envs` environments, or None if it keeps no state.
+        """Return the part's initial state for `envs` environments, or None if it keeps no state.
 
         Called once, when the agent's state is made. No gradient moves it.
         """
@@ -160,7 +160,7 @@ class FeatureExtractor(StatefulPart):
     socket: ClassVar[str] = "extractor"
 
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
-        """A new network that maps observations [*b, S] to features [*b, F].
+        """Return a new network that maps observations [*b, S] to features [*b, F].
 
         Args:
             widths: of the hidden layers; `base.actor_hidden` or `base.critic_hidden`.
@@ -168,7 +168,7 @@ class FeatureExtractor(StatefulPart):
         raise NotImplementedError
 
     def width(self, spec: Spec, base: Base, widths: tuple[int, ...]) -> int:
-        """F, the number of features that a network of `init` returns."""
+        """Return F, the number of features that a network of `init` returns."""
         raise NotImplementedError
 
 
@@ -178,7 +178,7 @@ class ActionHead(StatefulPart):
     socket: ClassVar[str] = "head"
 
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[PyTree, PyTree]:
-        """The trained parameters, and the fixed action layer (None if the action layer is trained).
+        """Return the trained parameters, and the fixed action layer (None if the action layer is trained).
 
         Args:
             width: F, the number of features of the torso.
@@ -191,7 +191,9 @@ class ActionHead(StatefulPart):
     def distribution(
         self, params: PyTree, fixed_layer: PyTree, features: Array
     ) -> tuple[Distribution, Array | None]:
-        """The distribution at features [*b, F], and a penalty [*b] that is added to the loss, or None."""
+        """Return the distribution at features [*b, F], and a penalty [*b] that is added to the loss,
+        or None.
+        """
         raise NotImplementedError
 
     @property
@@ -200,11 +202,13 @@ class ActionHead(StatefulPart):
         return None
 
     def action_layer(self, params: PyTree, fixed_layer: PyTree) -> Float[Array, "K d"] | None:
-        """The weight W of the action layer, a row for each discrete action; None for continuous actions."""
+        """Return the weight W of the action layer, a row for each discrete action; None for continuous
+        actions.
+        """
         return None
 
     def explain_damage(self, fixed_layer: PyTree) -> str | None:
-        """What is wrong with a fixed layer that was read from a save; None if nothing is."""
+        """Return what is wrong with a fixed layer that was read from a save; None if nothing is."""
         return None
 
 
@@ -215,7 +219,7 @@ class Estimator(StatefulPart):
     needs_critic: ClassVar[bool] = True  # without it the agent has no critic, and values are None
 
     def estimate(self, state: PyTree, base: Base, trajectory: Trajectory) -> tuple[Array, Array, PyTree]:
-        """Advantages [T, E], targets [T, E] and the part's new state. Called once per update."""
+        """Return advantages [T, E], targets [T, E] and the part's new state. Called once per update."""
         raise NotImplementedError
 
 
@@ -234,21 +238,21 @@ class PolicyUpdate(StatefulPart):
         return False
 
     def init_critic(self, key: Key, spec: Spec, base: Base) -> tuple[PyTree, PyTree]:
-        """The critic's parameters and the part's initial state. Called only if `has_own_critic`."""
+        """Return the critic's parameters and the part's initial state. Called only if `has_own_critic`."""
         raise NotImplementedError
 
     def values(self, context: UpdateContext, networks: PyTree, obs: Array, key: Key) -> Float[Array, " N"]:
-        """v(s) of observations [N, S] under the current policy. Called only if `has_own_critic`."""
+        """Return v(s) of observations [N, S] under the current policy. Called only if `has_own_critic`."""
         raise NotImplementedError
 
     def optimised_params(self, networks: PyTree) -> dict[str, PyTree]:
-        """The parameters that each optimiser moves, by the optimiser's name in `State.optimisers`."""
+        """Return the parameters that each optimiser moves, by the optimiser's name in `State.optimisers`."""
         raise NotImplementedError
 
     def improve(
         self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transition
     ) -> tuple[State, Metrics]:
-        """The state after training on the samples, and metrics. Called once per update.
+        """Return the state after training on the samples, and metrics. Called once per update.
 
         `transitions`: the rollout's steps in the same order, neither normalised nor scaled, with flags as
         floats; for critics that learn from what followed.
@@ -262,19 +266,21 @@ class Scaling(StatefulPart):
     socket: ClassVar[str] = "scaling"
 
     def scale_rewards(self, state: PyTree, base: Base, trajectory: Trajectory) -> tuple[Array, PyTree]:
-        """The rewards [T, E] that the estimator sees, and the part's new state."""
+        """Return the rewards [T, E] that the estimator sees, and the part's new state."""
         return trajectory.reward, state
 
     def apply(self, state: PyTree, reward: Array) -> Array:
-        """Rewards as the estimator sees them, by the statistics in `state`."""
+        """Return rewards as the estimator sees them, by the statistics in `state`."""
         return reward
 
     def value_scale(self, state: PyTree) -> Array | None:
-        """The factor from the critic's unit to returns; None: 1. The critic's targets are divided by it."""
+        """Return the factor from the critic's unit to returns; None: 1. The critic's targets are divided by
+        it.
+        """
         return None
 
     def update(self, state: PyTree, returns: Array, weight: Array | None) -> PyTree:
-        """The part's state after the returns [T, E] of a rollout; `weight` as in `Trajectory`."""
+        """Return the part's state after the returns [T, E] of a rollout; `weight` as in `Trajectory`."""
         return state
 
 
@@ -291,17 +297,21 @@ class ActionRefiner(StatefulPart):
     has_critics: ClassVar[bool] = True
 
     def init(self, key: Key, spec: Spec, base: Base) -> PyTree:
-        """The part's initial state, with networks and optimiser states of its own; None: it keeps none."""
+        """Return the part's initial state, with networks and optimiser states of its own; None: it keeps
+        none.
+        """
         return None
 
     def refine(self, state: PyTree, obs: Array, action: Array) -> Array:
-        """The actions [E, A] to execute at normalised observations in place of those that were drawn."""
+        """Return the actions [E, A] to execute at normalised observations in place of those that
+        were drawn.
+        """
         return action
 
     def learn(
         self, state: PyTree, base: Base, rate: Scalar, samples: RolloutSamples, key: Key
     ) -> tuple[PyTree, Metrics]:
-        """The part's state after training on one rollout, and metrics. Called once per update.
+        """Return the part's state after training on one rollout, and metrics. Called once per update.
 
         Args:
             rate: learning rate of this update, after annealing.
@@ -322,13 +332,13 @@ class Normaliser(Protocol):
         ...
 
     def init(self, key: Key, nets: Any, spec: Spec, base: Base | Any, actor: Any) -> PyTree:
-        """The initial statistics; on-policy agents pass None for `nets` and `actor`."""
+        """Return the initial statistics; on-policy agents pass None for `nets` and `actor`."""
         ...
 
     def update_statistics(self, state: Any, obs: Array, weight: Array | None) -> PyTree:
-        """The statistics after observations [N, S]; rows of weight 0 do not count."""
+        """Return the statistics after observations [N, S]; rows of weight 0 do not count."""
         ...
 
     def apply(self, state: Any, obs: Array) -> Array:
-        """Normalised observations [*b, S]."""
+        """Return normalised observations [*b, S]."""
         ...

@@ -92,7 +92,7 @@ class TrustRegion(PolicyUpdate):
     def _update_actor(
         self, context: UpdateContext, networks: Networks, samples: RolloutSamples
     ) -> tuple[Networks, Metrics]:
-        """The networks after the actor's step, and metrics. A fixed action layer does not move."""
+        """Return the networks after the actor's step, and metrics. A fixed action layer does not move."""
         weight = samples.weight
         advantage = standardise_advantages(samples.advantage, weight, epsilon=1e-8)
         start, unravel = ravel_pytree((networks.torso, networks.head))
@@ -127,7 +127,7 @@ class TrustRegion(PolicyUpdate):
         before: Scalar,
         gradient: Float[Array, " n"],
     ) -> tuple[Float[Array, " n"], LineSearch]:
-        """The full step β s, and the result of the line search along it.
+        """Return the full step β s, and the result of the line search along it.
 
         s = -F⁻¹ q with q the gradient, β = √(2 δ / sᵀ F s), F v = ∇(∇KL · v) + damping v. The search accepts
         the first step β backtrack^i s with KL < δ and a lower loss.
@@ -164,7 +164,7 @@ class TrustRegion(PolicyUpdate):
     def _update_critic(
         self, context: UpdateContext, critic: PyTree, moments: PyTree, samples: RolloutSamples
     ) -> tuple[PyTree, PyTree]:
-        """The critic and its optimiser state after `critic_steps` steps on the squared error."""
+        """Return the critic and its optimiser state after `critic_steps` steps on the squared error."""
         optimiser = context.base.make_optimiser()
 
         def loss(critic: PyTree) -> Scalar:

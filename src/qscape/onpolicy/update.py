@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.onpolicy.assembly import Assembly
+from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import RolloutSamples, Trajectory
 from qscape.onpolicy.state import State
 from qscape.ops.devices import replicate, split_batch
@@ -16,7 +16,7 @@ from qscape.types import Key, Metrics, Scalar, Transition, stream
 
 
 def update(
-    agent: Assembly, state: State, rollout: Transition, progress: Scalar | float, key: Key
+    agent: Agent, state: State, rollout: Transition, progress: Scalar | float, key: Key
 ) -> tuple[State, Metrics]:
     """Train the agent on one rollout of its current policy.
 
@@ -96,7 +96,7 @@ def update(
 
 
 def _find_episode_ends(rollout: Transition) -> Float[Array, "T E"]:
-    """1 where the next row belongs to another episode or is no environment step, else 0."""
+    """Return 1 where the next row belongs to another episode or is no environment step, else 0."""
     done = rollout.terminated | rollout.truncated
     if rollout.valid is not None:
         done = done.at[:-1].set(done[:-1] | ~rollout.valid[1:])
@@ -104,9 +104,10 @@ def _find_episode_ends(rollout: Transition) -> Float[Array, "T E"]:
 
 
 def _estimate_advantages(
-    agent: Assembly, state: State, trajectory: Trajectory
+    agent: Agent, state: State, trajectory: Trajectory
 ) -> tuple[State, Array, Array, Callable[[Array], Array]]:
-    """The state with the new states of scaling and estimator; advantages and critic targets [T, E]; `scale`.
+    """Return the state with the new states of scaling and estimator; advantages and critic targets [T, E];
+    `scale`.
 
     Targets are in the critic's unit, and `scale` brings rewards into it (`UpdateContext.scale`).
     """

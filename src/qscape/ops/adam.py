@@ -11,7 +11,7 @@ from qscape.ops.in_place import zero_after
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam's step before the learning rate (Kingma and Ba 2015, Algorithm 1); the state is Optax's.
+    """Return Adam's step before the learning rate (Kingma and Ba 2015, Algorithm 1); the state is Optax's.
 
     Optax computes the correction 1 − b^t as written. In float32 that of b2 = 0.999 is 1.3e-5 off at the first
     step; `-expm1(t log b)` is exact to rounding.
@@ -36,5 +36,5 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
 def make_adam(
     learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999
 ) -> optax.GradientTransformation:
-    """Adam."""
+    """Make Adam."""
     return optax.chain(scale_by_adam(b1, b2), optax.scale_by_learning_rate(learning_rate))

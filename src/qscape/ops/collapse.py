@@ -92,7 +92,7 @@ def action_collapse(
 
 
 def cosines(x: Float[np.ndarray, "K d"]) -> Float[np.ndarray, " pairs"]:
-    """Cosines of all pairs k < k'; NaN if one of the two vectors has length 0."""
+    """Return cosines of all pairs k < k'; NaN if one of the two vectors has length 0."""
     lengths = np.linalg.norm(x, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = np.where(lengths[:, None] < ZERO, np.nan, x / lengths[:, None])
@@ -100,25 +100,29 @@ def cosines(x: Float[np.ndarray, "K d"]) -> Float[np.ndarray, " pairs"]:
 
 
 def equinorm(x: Float[np.ndarray, "K d"]) -> float:
-    """1: Std_k ‖x_k‖ / Avg_k ‖x_k‖."""
+    """Return measure 1: Std_k ‖x_k‖ / Avg_k ‖x_k‖."""
     lengths = np.linalg.norm(x, axis=1)
     return float(lengths.std() / lengths.mean()) if lengths.mean() > ZERO else float("nan")
 
 
 def equiangularity(angles: Float[np.ndarray, " pairs"]) -> float:
-    """2: standard deviation of the cosines over pairs."""
+    """Return measure 2: standard deviation of the cosines over pairs."""
     return float(np.nanstd(angles)) if np.isfinite(angles).any() else float("nan")
 
 
 def max_angle(angles: Float[np.ndarray, " pairs"], count: int) -> float:
-    """3: Avg over pairs of |cos + 1 / (K* - 1)|, the distance from the angle of a simplex of K* = `count`."""
+    """Return measure 3: Avg over pairs of |cos + 1 / (K* - 1)|, the distance from the angle of a simplex of
+    K* = `count`.
+    """
     if not np.isfinite(angles).any():  # also of a single vector, which has no simplex
         return float("nan")
     return float(np.nanmean(np.abs(angles + 1.0 / (count - 1.0))))
 
 
 def within_variation(residual: Float[np.ndarray, "N d"], m: Float[np.ndarray, "K d"]) -> float:
-    """4: Tr(Σ_W Σ_B†) / K' = (1/N) Σ_i ‖(M†)ᵀ (h_i - h̄_{y_i})‖², computed without a d × d matrix."""
+    """Return measure 4: Tr(Σ_W Σ_B†) / K' = (1/N) Σ_i ‖(M†)ᵀ (h_i - h̄_{y_i})‖², computed without a d × d
+    matrix.
+    """
     _, s, vt = np.linalg.svd(m, full_matrices=False)
     keep = s > RANK_FLOOR * s.max() if s.max() > ZERO else np.zeros(len(s), bool)
     if not keep.any():
@@ -127,7 +131,7 @@ def within_variation(residual: Float[np.ndarray, "N d"], m: Float[np.ndarray, "K
 
 
 def self_duality(w: Float[np.ndarray, "K d"], m: Float[np.ndarray, "K d"]) -> float:
-    """5: ‖ W̃ / ‖W̃‖_F - M / ‖M‖_F ‖_F², where W̃ are the rows of W minus their mean."""
+    """Return measure 5: ‖ W̃ / ‖W̃‖_F - M / ‖M‖_F ‖_F², where W̃ are the rows of W minus their mean."""
     w = w - w.mean(0)
     sizes = np.linalg.norm(w), np.linalg.norm(m)
     return float(np.square(w / sizes[0] - m / sizes[1]).sum()) if min(sizes) > ZERO else float("nan")
@@ -140,7 +144,9 @@ def nearest_mean_agreement(
     present: Int[np.ndarray, " S"],
     valid: Bool[np.ndarray, "N K"] | None = None,
 ) -> float:
-    """6: share of states where the valid argmax_k ⟨w_k, h⟩ is the action of the nearest class mean."""
+    """Return measure 6: share of states where the valid argmax_k ⟨w_k, h⟩ is the action of the nearest class
+    mean.
+    """
     distance = np.square(means).sum(-1) - 2.0 * h @ means.T  # minus ‖h‖², which does not depend on k
     logits = h @ w.T
     if valid is not None:
@@ -150,7 +156,7 @@ def nearest_mean_agreement(
 
 
 def alignment(h: Float[np.ndarray, "N d"], w: Float[np.ndarray, "N d"]) -> float:
-    """7: mean of cos(h_i, w_{y_i}) over features of positive length."""
+    """Return measure 7: mean of cos(h_i, w_{y_i}) over features of positive length."""
     lengths = np.linalg.norm(h, axis=1) * np.linalg.norm(w, axis=1)
     seen = np.linalg.norm(h, axis=1) >= ZERO
     return float(((h * w).sum(-1)[seen] / lengths[seen]).mean()) if seen.any() else float("nan")

@@ -15,7 +15,7 @@ def project_onto_atoms(
     low: float,
     high: float,
 ) -> Float[Array, "*b n"]:
-    """Moves probability at any positions onto n equally spaced atoms from `low` to `high`.
+    """Move probability at any positions onto n equally spaced atoms from `low` to `high`.
 
     A position beyond the ends counts as the end. Probability between two atoms is split between them in
     inverse proportion to the distances, so that the mean stays (C51; Bellemare et al. 2017, arXiv 1707.06887,
@@ -33,7 +33,8 @@ def project_onto_atoms(
 def gaussian_histogram(
     y: Float[Array, "*b"], low: float, high: float, bins: int, sigma: float
 ) -> Float[Array, "*b n"]:
-    """The probability that N(y, sigma²), cut off at `low` and `high`, gives to equal bins between them.
+    """Return the probability that N(y, sigma²), cut off at `low` and `high`, gives to equal bins between
+    them.
 
     `y` is clipped to the ends first. (HL-Gauss; Farebrother et al. 2024, arXiv 2403.03950, Eq. 4.)
     """
@@ -43,17 +44,17 @@ def gaussian_histogram(
 
 
 def cross_entropy(logits: Float[Array, "*#b n"], probabilities: Float[Array, "*#b n"]) -> Float[Array, "*#b"]:
-    """-Σ p log softmax(logits); leading axes are broadcast."""
+    """Return -Σ p log softmax(logits); leading axes are broadcast."""
     return -(probabilities * jax.nn.log_softmax(logits)).sum(-1)
 
 
 def quantile_levels(n: int) -> Float[Array, " n"]:
-    """The levels τ_i = (i + 1/2) / n that n quantiles stand for."""
+    """Return the levels τ_i = (i + 1/2) / n that n quantiles stand for."""
     return (jnp.arange(n) + 0.5) / n
 
 
 def quantile_huber_loss(quantiles: Float[Array, "B J n"], y: Float[Array, "B #J m"]) -> Float[Array, "J n"]:
-    """|τ_i − 1{y_k < θ_i}| · Huber(y_k − θ_i) of every quantile θ_i, averaged over rows and targets k.
+    """Return |τ_i − 1{y_k < θ_i}| · Huber(y_k − θ_i) of every quantile θ_i, averaged over rows and targets k.
 
     The threshold of Huber's loss is 1. No gradient reaches y. (QR-DQN; Dabney et al. 2018, arXiv 1710.10044,
     Eq. 10.)

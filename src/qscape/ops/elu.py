@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 @jax.custom_jvp
 def elu(x: Array) -> Array:
-    """x above 0, else exp(x) - 1, elementwise; exp(x) - 1 = 2 t / (1 - t) with t = tanh(x / 2)."""
+    """Return x above 0, else exp(x) - 1, elementwise; exp(x) - 1 = 2 t / (1 - t) with t = tanh(x / 2)."""
     t = jnp.tanh(0.5 * jnp.minimum(x, 0.0))
     return jnp.where(x > 0, x, 2.0 * t / (1.0 - t))
 

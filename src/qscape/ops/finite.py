@@ -41,7 +41,9 @@ def watch(
 
 
 def _is_finite(optimiser: PyTree) -> Bool[Array, ""]:
-    """Whether an optimiser's second moments are finite; without such moments, whether its arrays are."""
+    """Return whether an optimiser's second moments are finite; without such moments,
+    whether its arrays are.
+    """
     leaves = [
         (path, leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(optimiser)

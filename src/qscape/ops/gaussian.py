@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 def log_std_tanh(raw: Float[Array, "*b A"], low: float, high: float) -> Float[Array, "*b A"]:
-    """log σ = low + (high - low) (tanh(raw) + 1) / 2."""
+    """Return log σ = low + (high - low) (tanh(raw) + 1) / 2."""
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
@@ -23,7 +23,8 @@ def squashed_log_prob(
     log_std: Float[Array, "*#b A"],
     density: Literal["exact", "released"] = "exact",
 ) -> Float[Array, "*b"]:
-    """Log-density of a = tanh(u), u ~ N(mean, std²), summed over the action's dimensions (SAC, App. C).
+    """Return log-density of a = tanh(u), u ~ N(mean, std²), summed over the action's dimensions (SAC, App.
+    C).
 
     Args:
         pre_tanh: u.
@@ -38,12 +39,12 @@ def squashed_log_prob(
 
 
 def _log_jacobian(u: Array) -> Array:
-    """log(1 - tanh²u), by a form that neither overflows nor loses digits in the tails."""
+    """Return log(1 - tanh²u), by a form that neither overflows nor loses digits in the tails."""
     return 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
 
 
 def squashed_entropy(mean: Float[Array, "*b A"], log_std: Float[Array, "*b A"]) -> Float[Array, "*b"]:
-    """Entropy of a = tanh(u), u ~ N(mean, std²), in nats, summed over independent dimensions.
+    """Return entropy of a = tanh(u), u ~ N(mean, std²), in nats, summed over independent dimensions.
 
     H(a) = H(u) + E log(1 - tanh²u); the expectation is computed by Gauss-Hermite quadrature.
     """
@@ -55,13 +56,13 @@ def squashed_entropy(mean: Float[Array, "*b A"], log_std: Float[Array, "*b A"]) 
 def normal_log_prob(
     x: Float[Array, "*b A"], mean: Float[Array, "*b A"], log_std: Float[Array, "*b A"]
 ) -> Float[Array, "*b"]:
-    """Log-density of N(mean, std²), summed over independent dimensions."""
+    """Return log-density of N(mean, std²), summed over independent dimensions."""
     z = (x - mean) * jnp.exp(-log_std)
     return (-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
 def normal_entropy(log_std: Float[Array, "*b A"]) -> Float[Array, "*b"]:
-    """Entropy of N(·, std²) in nats, summed over independent dimensions."""
+    """Return entropy of N(·, std²) in nats, summed over independent dimensions."""
     return (log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1)
 
 
@@ -71,7 +72,7 @@ def normal_kl(
     other_mean: Float[Array, "*b A"],
     other_log_std: Float[Array, "*b A"],
 ) -> Float[Array, "*b"]:
-    """KL(N(mean, std²) ‖ N(other)) in nats, summed over independent dimensions."""
+    """Return KL(N(mean, std²) ‖ N(other)) in nats, summed over independent dimensions."""
     ratio = jnp.exp(2.0 * (log_std - other_log_std))
     gap = jnp.square((mean - other_mean) * jnp.exp(-other_log_std))
     return (other_log_std - log_std + 0.5 * (ratio + gap - 1.0)).sum(-1)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def zero_after(tree: PyTree) -> Int[Array, ""]:
-    """0, computed from a number of every array; what is computed with it comes after all of them.
+    """Return 0, computed from a number of every array; what is computed with it comes after all of them.
 
     1 if one of these numbers is NaN. (A plain 0 would be folded away.)
     """
@@ -25,5 +25,7 @@ def zero_after(tree: PyTree) -> Int[Array, ""]:
 
 
 def replace_if(due: Bool[Array, ""], new: Callable[[T], T], old: T) -> T:
-    """`new(old)` if that is due, else `old`; `jax.lax.cond` copies what an untaken branch passes on."""
+    """Return `new(old)` if that is due, else `old`; `jax.lax.cond` copies what an untaken branch
+    passes on.
+    """
     return jax.lax.fori_loop(0, due.astype(jnp.int32), lambda _, value: new(value), old)

@@ -19,12 +19,12 @@ PROMINENT = 0.01  # least prominence of a peak that counts, as a share of Q's ra
 
 
 def optimality_gap(best: Float[np.ndarray, "*b"], value: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    """Δ(s, a) = max_a' Q(s, a') - Q(s, a), in units of Q (Eq. 4)."""
+    """Return Δ(s, a) = max_a' Q(s, a') - Q(s, a), in units of Q (Eq. 4)."""
     return best - value
 
 
 def proposal_floors(proposals_q: Float[np.ndarray, "*b L"]) -> Float[np.ndarray, "*b L-1"]:
-    """τ_i(s) = max_{j<i} Q(s, a_j) for i = 1 .. L-1, in units of Q (Section 4.2).
+    """Return τ_i(s) = max_{j<i} Q(s, a_j) for i = 1 .. L-1, in units of Q (Section 4.2).
 
     Ψ_i = max{Q, τ_i} is flat wherever Q is below the best of the first i proposals. τ_i rises with i, so Ψ_i
     never has more local optima than Ψ_{i-1} (Theorem 4.2). `proposals_q` are the values of L proposals.
@@ -48,7 +48,7 @@ class Peaks(NamedTuple):
     prominence: Float[np.ndarray, " P"]
 
     def above(self, least: float) -> "Peaks":
-        """The peaks of prominence greater than `least`."""
+        """Return the peaks of prominence greater than `least`."""
         keep = self.prominence > least
         return Peaks(self.node[keep], self.prominence[keep])
 
@@ -95,7 +95,7 @@ def find_prominences(
     edges: Int[np.ndarray, "E 2"],
     saddles: Float[np.ndarray, " E"],
 ) -> Float[np.ndarray, " P"]:
-    """The prominence of each peak: its height above the highest pass to a higher peak.
+    """Return the prominence of each peak: its height above the highest pass to a higher peak.
 
     Args:
         heights: of the peaks.
@@ -127,7 +127,7 @@ def find_prominences(
 
 
 def prominence_threshold(low: float, high: float, share: float = 0.0) -> float:
-    """The prominence that a peak of values in [low, high] must exceed to count.
+    """Return the prominence that a peak of values in [low, high] must exceed to count.
 
     It is `share` of the range, and at least what rounding of float32 values of this size can cause.
     """
@@ -136,7 +136,7 @@ def prominence_threshold(low: float, high: float, share: float = 0.0) -> float:
 
 
 def grid_edges(shape: tuple[int, ...]) -> Int[np.ndarray, "E 2"]:
-    """All pairs of neighbours on a grid, diagonal ones included, as flat indices; each pair once."""
+    """Return all pairs of neighbours on a grid, diagonal ones included, as flat indices; each pair once."""
     index = np.arange(np.prod(shape)).reshape(shape)
     pairs = []
     for step in itertools.product((-1, 0, 1), repeat=len(shape)):
@@ -150,7 +150,7 @@ def grid_edges(shape: tuple[int, ...]) -> Int[np.ndarray, "E 2"]:
 def nearest_edges(
     points: Float[np.ndarray, "N d"], k: int = 10, among: Bool[np.ndarray, " N"] | None = None
 ) -> Int[np.ndarray, "E 2"]:
-    """Pairs that connect each point with its k nearest points (Euclidean); each pair once.
+    """Return pairs that connect each point with its k nearest points (Euclidean); each pair once.
 
     `among`: the points that count; the others are in no pair.
     """
@@ -176,7 +176,7 @@ def _find_nearest(rows: Float[Array, "N d"], counts: Bool[Array, " N"], k: int) 
 def ascend_gradient(
     q: Callable[[Array], Array], start: Float[Array, "N A"], steps: int = 100, size: float = 0.05
 ) -> tuple[Float[Array, "N A"], Float[Array, " N"]]:
-    """Gradient ascent of Q inside [-1, 1]^A from N starts at once; no value ever decreases.
+    """Ascend the gradient of Q inside [-1, 1]^A from N starts at once; no value ever decreases.
 
     Args:
         q: values [N] of actions [N, A].
@@ -226,19 +226,19 @@ class Plane(NamedTuple):
     names: tuple[str, ...]
 
     def at(self, coordinates: Float[np.ndarray, "*b d"]) -> Float[np.ndarray, "*b A"]:
-        """The actions at coordinates: origin + Σ_i c_i axis_i."""
+        """Return the actions at coordinates: origin + Σ_i c_i axis_i."""
         return self.origin + coordinates @ self.axes
 
     def coordinates(self, actions: Float[np.ndarray, "*b A"]) -> Float[np.ndarray, "*b d"]:
-        """The coordinates of the orthogonal projections of actions."""
+        """Return the coordinates of the orthogonal projections of actions."""
         return (actions - self.origin) @ self.axes.T
 
     def distance(self, actions: Float[np.ndarray, "*b A"]) -> Float[np.ndarray, "*b"]:
-        """The Euclidean distances of actions from the plane."""
+        """Return the Euclidean distances of actions from the plane."""
         return np.linalg.norm(actions - self.at(self.coordinates(actions)), axis=-1)
 
     def grid(self, n: int) -> list[Float[np.ndarray, " n"]]:
-        """n equidistant coordinates along each axis, over the part of the plane inside [-1, 1]^A."""
+        """Return n equidistant coordinates along each axis, over the part of the plane inside [-1, 1]^A."""
         d, size = self.axes.shape
         # The corners of the section lie where d of the 2A faces meet.
         normals = np.concatenate([self.axes.T, -self.axes.T])
@@ -254,7 +254,9 @@ class Plane(NamedTuple):
 def intersect_balls(
     line: Plane, centres: Float[np.ndarray, "n A"], radii: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "K 2"]:
-    """The parts of a line inside the balls: disjoint intervals (start, end) of its coordinate, in order."""
+    """Return the parts of a line inside the balls: disjoint intervals (start, end) of its coordinate, in
+    order.
+    """
     towards = centres - line.origin
     middle = towards @ line.axes[0]
     half = np.square(radii) - (np.square(towards).sum(1) - np.square(middle))  # squared
@@ -271,7 +273,7 @@ def intersect_balls(
 
 
 def span_axes(points: Float[np.ndarray, "P A"], d: int, least: float = 1e-6) -> Float[np.ndarray, "d A"]:
-    """d orthonormal axes from the first point towards the other ones, by Gram-Schmidt.
+    """Return d orthonormal axes from the first point towards the other ones, by Gram-Schmidt.
 
     A point closer than `least` to the span of earlier ones is skipped. If the points do not suffice, the
     coordinate axes follow.
@@ -288,7 +290,9 @@ def span_axes(points: Float[np.ndarray, "P A"], d: int, least: float = 1e-6) -> 
 
 
 def principal_axes(points: Float[np.ndarray, "N A"], d: int) -> Float[np.ndarray, "d A"]:
-    """The d principal directions of points, by decreasing variance; the largest entry of each is positive."""
+    """Return the d principal directions of points, by decreasing variance; the largest entry of each is
+    positive.
+    """
     centred = points - points.mean(0)
     axes = np.linalg.eigh(centred.T @ centred)[1].T[::-1][:d]
     return axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))

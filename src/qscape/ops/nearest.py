@@ -82,7 +82,8 @@ class ActionTable:
     def nearest(
         self, x: Float[Array, "*b d"], k: int = 1, words: Float[Array, "*c M"] | None = None
     ) -> Int[Array, "*b k"]:
-        """Indices of the k rows nearest to x, nearest first; exact search breaks ties by the lowest index.
+        """Return indices of the k rows nearest to x, nearest first; exact search breaks ties by the lowest
+        index.
 
         Args:
             x: vectors.
@@ -123,7 +124,7 @@ class ActionTable:
         return search(x, words)
 
     def _search_valid(self, x: Float[Array, "q d"], words: Float[Array, "q M"], k: int) -> Int[Array, "q k"]:
-        """Indices of the k nearest valid rows."""
+        """Return indices of the k nearest valid rows."""
         assert self.mask is not None
         if self.mask.candidates is not None:
             return search_candidates(self.rows, *self.mask.members(words), x, k)
@@ -133,11 +134,11 @@ class ActionTable:
         return search_clusters(self.clusters, x - self.centre, k, self.probes, allowed)
 
     def at(self, index: Int[Array, "*i"]) -> Float[Array, "*i d"]:
-        """The rows at the given indices."""
+        """Return the rows at the given indices."""
         return jnp.asarray(self.rows)[index]
 
     def index(self, rows: Float[Array, "*b d"]) -> Int[Array, " *b"]:
-        """The indices of rows that equal rows of the table bit by bit; undefined for other vectors."""
+        """Return the indices of rows that equal rows of the table bit by bit; undefined for other vectors."""
         table, order, n = jnp.asarray(self.rows), jnp.asarray(self.order), len(self.rows)
         queries = rows.reshape(-1, rows.shape[-1])
 
@@ -156,7 +157,9 @@ class ActionTable:
     def snap(
         self, x: Float[Array, "*b d"], words: Float[Array, "*c M"] | None = None
     ) -> Float[Array, "*b d"]:
-        """The nearest row, bit by bit; the gradient passes straight through. `words`: as in `nearest`."""
+        """Return the nearest row, bit by bit; the gradient passes straight through. `words`:
+        as in `nearest`.
+        """
         still = jax.lax.stop_gradient(x)
         return self.at(self.nearest(still, words=words)[..., 0]) + (x - still)
 
@@ -180,7 +183,7 @@ def search_candidates(
     x: Float[Array, "q d"],
     k: int,
 ) -> Int[Array, "q k"]:
-    """Indices of the k nearest of the valid rows `index`, which ascend; the nearest one fills up."""
+    """Return indices of the k nearest of the valid rows `index`, which ascend; the nearest one fills up."""
 
     def search_one(query: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         index, valid, x = query
@@ -194,7 +197,7 @@ def search_candidates(
 
 
 def _fill(value: Float[Array, "q k"], index: Int[Array, "q k"]) -> Int[Array, "q k"]:
-    """The indices, with the first one in place of those whose row is not valid (its value is -inf)."""
+    """Return the indices, with the first one in place of those whose row is not valid (its value is -inf)."""
     return jnp.where(value == -jnp.inf, jax.lax.slice_in_dim(index, 0, 1, axis=1), index)
 
 
@@ -205,7 +208,7 @@ def search_exactly(
     k: int,
     allowed: Allowed | None = None,
 ) -> Int[Array, "q k"]:
-    """Indices of the k nearest of all rows, or of those allowed, in chunks of at most CHUNK rows."""
+    """Return indices of the k nearest of all rows, or of those allowed, in chunks of at most CHUNK rows."""
     n = len(rows)
     count = -(-n // CHUNK)
     chunk = -(-n // count)
@@ -250,7 +253,7 @@ class Shard(NamedTuple):
 def _search_shard(
     part: Shard, centre: np.ndarray, x: Array, k: int, allowed: Allowed | None = None, first: Array | int = 0
 ) -> tuple[Array, Array]:
-    """−|R_n − x|² [q, k] of the k nearest rows of the chunk, and their indices in it.
+    """Return −|R_n − x|² [q, k] of the k nearest rows of the chunk, and their indices in it.
 
     Rows that are not allowed have the value −∞. `first`: index of the chunk's first row in the table.
     """
@@ -278,7 +281,7 @@ def _search_shard(
 
 
 def _valid_rows(part: Shard, allowed: Allowed | None, first: Array | int) -> Bool[Array, "q n"] | None:
-    """Which rows of a chunk are valid for each query; None: all."""
+    """Return which rows of a chunk are valid for each query; None: all."""
     if allowed is None:
         return None
     if len(part.rows) == allowed.mask.actions:
@@ -289,7 +292,7 @@ def _valid_rows(part: Shard, allowed: Allowed | None, first: Array | int) -> Boo
 def _search_by_products(
     part: Shard, centre: np.ndarray, x: Array, valid: Array | None, k: int
 ) -> tuple[Array, Array]:
-    """As `_search_shard`, by one matrix product; for a few queries.
+    """Search as `_search_shard`, by one matrix product; for a few queries.
 
     The product cannot distinguish rows whose distances differ by less than its rounding error. If the k-th
     and the next row are that close for any query, all rows are compared by differences.
@@ -327,7 +330,7 @@ def _search_by_products(
 
 
 def _search_by_differences(part: Shard, x: Array, valid: Array | None, k: int) -> tuple[Array, Array]:
-    """As `_search_shard`, by Σ_j (R_nj − x_j)²; exact except for the rounding of each distance."""
+    """Search as `_search_shard`, by Σ_j (R_nj − x_j)²; exact except for the rounding of each distance."""
 
     def add_column(distance: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
         of_rows, of_x = column
@@ -343,7 +346,8 @@ def _search_by_differences(part: Shard, x: Array, valid: Array | None, k: int) -
 def search_clusters(
     clusters: Clusters, x: Float[Array, "q d"], k: int, probes: int, allowed: Allowed | None = None
 ) -> Int[Array, "q k"]:
-    """Indices of the k nearest rows in the `probes` clusters with the nearest centres, one query at a time.
+    """Return indices of the k nearest rows in the `probes` clusters with the nearest centres, one query at a
+    time.
 
     Reads more clusters if that many might hold fewer than k rows together. Of `allowed` rows, only clusters
     that hold one are read; in these may be fewer than k, and then the nearest one fills up.
@@ -422,19 +426,19 @@ def build_clusters(rows: Float[np.ndarray, "N d"], rounds: int = 10, sample: int
 
 
 def _nearest_centres(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The index of the nearest centre of each row."""
+    """Return the index of the nearest centre of each row."""
     half = 0.5 * np.square(centres).sum(1)
     parts = [(x[i : i + CHUNK] @ centres.T - half).argmax(1) for i in range(0, len(x), CHUNK)]
     return np.concatenate(parts)
 
 
 def _scores(rows: np.ndarray | Array, half: np.ndarray | Array, x: Array) -> Array:
-    """x·R_n − ½|R_n|², greatest where |R_n − x| is least."""
+    """Return x·R_n − ½|R_n|², greatest where |R_n − x| is least."""
     return jnp.matmul(x, jnp.asarray(rows).T, precision=EXACT) - half
 
 
 def _top_k(value: Array, k: int) -> tuple[Array, Array]:
-    """The k greatest values along the last axis and their indices; ties by the lowest index."""
+    """Return the k greatest values along the last axis and their indices; ties by the lowest index."""
     if k == 1:  # two plain reductions: XLA's argmax takes five times as long on a CPU
         best = value.max(-1, keepdims=True)
         places = jnp.arange(value.shape[-1])

@@ -8,7 +8,7 @@ MOST = 2**14  # for more draws too few bits of each are left beside its index
 
 
 def argsort_draws(draws: Float[Array, " n"]) -> Int[Array, " n"]:
-    """`jnp.argsort` of what `jax.random.uniform` drew, to the bit; on CPUs in a third of the time.
+    """Return `jnp.argsort` of what `jax.random.uniform` drew, to the bit; on CPUs in a third of the time.
 
     XLA sorts one array of integers far faster than an array with its indices. A draw is a multiple of 2^-23,
     so its leading bits and its index fit into one integer. Where two draws agree in these bits, neighbours

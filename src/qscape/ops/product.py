@@ -18,13 +18,13 @@ ROWS = 8192  # for larger batches, materialising dyᵀ costs more than it saves
 
 @jax.custom_jvp
 def product(x: Float[Array, "*b i"], w: Float[Array, "o i"]) -> Float[Array, "*b o"]:
-    """x wᵀ. Differentiable any number of times, in forward and reverse mode."""
+    """Return x wᵀ. It is differentiable any number of times, in forward and reverse mode."""
     # Not x @ w.T: if x is one row, XLA would materialise wᵀ first.
     return dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())))
 
 
 def _jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
-    """The product and its directional derivative dx wᵀ + x dwᵀ."""
+    """Return the product and its directional derivative dx wᵀ + x dwᵀ."""
     (x, w), (dx, dw) = primals, tangents
     parts = []
     if not isinstance(dx, SymbolicZero):
@@ -39,7 +39,7 @@ product.defjvp(_jvp, symbolic_zeros=True)
 
 
 def _product_in_weight(x: Array, dw: Array) -> Array:
-    """x dwᵀ, written such that its transpose in reverse mode is (dyᵀ) x with dyᵀ materialised."""
+    """Return x dwᵀ, written such that its transpose in reverse mode is (dyᵀ) x with dyᵀ materialised."""
     rows = x.reshape(-1, x.shape[-1])
     if len(dw) == 1 or len(rows) > ROWS or jax.default_backend() != "cpu":
         return x @ dw.T

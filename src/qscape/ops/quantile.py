@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 
 def quantile(x: Float[Array, " n"], q: float) -> Float[Array, ""]:
-    """The q-quantile of non-negative numbers in float32, linearly interpolated as `jnp.quantile`.
+    """Return the q-quantile of non-negative numbers in float32, linearly interpolated as `jnp.quantile`.
 
     Sorting 256² numbers takes about 25 times as long on a CPU, as long as a whole update of SAC.
     """
@@ -22,7 +22,7 @@ def quantile(x: Float[Array, " n"], q: float) -> Float[Array, ""]:
 
 
 def _smallest(bits: Int[Array, " n"], k: int) -> Int[Array, ""]:
-    """The k-th smallest number (k from 0), by bisection over its bits."""
+    """Return the k-th smallest number (k from 0), by bisection over its bits."""
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds

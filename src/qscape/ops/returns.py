@@ -14,7 +14,7 @@ def gae(
     discount: float,
     decay: float,
 ) -> Float[Array, "T E"]:
-    """Generalised advantage estimation (Schulman et al. 2016, Eq. 16).
+    """Return advantages by generalised advantage estimation (Schulman et al. 2016, Eq. 16).
 
     δ_t = r_t + γ (1 - terminated_t) v(s_{t+1}) - v(s_t);  A_t = δ_t + (1 - segment_end_t) γ λ A_{t+1}
 
@@ -44,7 +44,8 @@ def discounted_returns(
     segment_end: Float[Array, "T E"],
     discount: float,
 ) -> Float[Array, "T E"]:
-    """G_t = r_t + γ G_{t+1} within an episode; an episode that is cut short is bootstrapped with `bootstrap`.
+    """Return G_t = r_t + γ G_{t+1} within an episode; an episode that is cut short is bootstrapped with
+    `bootstrap`.
 
     It equals GAE with λ = 1 and v = 0, except that v is `bootstrap` after the last row of a segment.
     Arguments as in `gae`.
@@ -56,7 +57,7 @@ def discounted_returns(
 def running_returns(
     reward: Float[Array, "T E"], done: Float[Array, "T E"], before: Float[Array, " E"], discount: float
 ) -> tuple[Float[Array, "T E"], Float[Array, " E"]]:
-    """Discounted sums of past rewards, R_t = γ R_{t-1} + r_t, restarted after each episode.
+    """Return discounted sums of past rewards, R_t = γ R_{t-1} + r_t, restarted after each episode.
 
     Their standard deviation is the scale of rewards. The sum is the same however an episode ends; that of
     Gymnasium's `NormalizeReward` (1.4) is not: it leaves the past out of a step that terminates.

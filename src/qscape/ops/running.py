@@ -24,7 +24,7 @@ class Moments(NamedTuple):
 
 
 def init_moments(size: int) -> Moments:
-    """Initial statistics of vectors of length `size`: mean 0, variance 1, count 1e-4."""
+    """Return initial statistics of vectors of length `size`: mean 0, variance 1, count 1e-4."""
     return Moments(jnp.zeros(size), jnp.ones(size), jnp.array(1e-4, jnp.float32))
 
 
@@ -60,6 +60,6 @@ def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | N
 def standardise(
     m: Moments, x: Float[Array, "*b S"], epsilon: float = 1e-8, under_root: bool = False
 ) -> Float[Array, "*b S"]:
-    """(x - mean) / (√var + ε), or / √(var + ε), unclipped."""
+    """Return (x - mean) / (√var + ε), or / √(var + ε), unclipped."""
     deviation = jnp.sqrt(m.var + epsilon) if under_root else jnp.sqrt(m.var) + epsilon
     return (x - m.mean) / deviation

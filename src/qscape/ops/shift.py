@@ -12,7 +12,7 @@ from qscape.types import Key
 def random_shift(
     key: Key, images: Float[Array, "B S"], shape: Sequence[int], most: int
 ) -> Float[Array, "B S"]:
-    """Shifts each image by whole pixels, drawn uniformly from -most to most along height and width.
+    """Shift each image by whole pixels, drawn uniformly from -most to most along height and width.
 
     DrQ's augmentation (arXiv 2004.13649): pad by `most` pixels, repeating the border, and crop at random. All
     channels of an image, which are the frames of a stack, move together.
@@ -35,5 +35,7 @@ def random_shift(
 
 
 def height_axis(shape: Sequence[int]) -> int:
-    """The axis of an image's height: 1 behind channels, else 0. The smaller outer axis is the channels."""
+    """Return the axis of an image's height: 1 behind channels, else 0. The smaller outer axis is the
+    channels.
+    """
     return int(len(shape) == 3 and shape[0] < shape[-1])

@@ -11,26 +11,26 @@ from jaxtyping import Array
 
 @jax.custom_jvp
 def silu(x: Array) -> Array:
-    """x σ(x), elementwise."""
+    """Return x σ(x), elementwise."""
     return x * jax.nn.sigmoid(x)
 
 
 @jax.custom_jvp
 def _first(x: Array) -> Array:
-    """The first derivative."""
+    """Return the first derivative."""
     s = jax.nn.sigmoid(x)
     return s * (1 + x * (1 - s))
 
 
 @jax.custom_jvp
 def _second(x: Array) -> Array:
-    """The second derivative."""
+    """Return the second derivative."""
     s = jax.nn.sigmoid(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
 def _third(x: Array) -> Array:
-    """The third derivative."""
+    """Return the third derivative."""
     s = jax.nn.sigmoid(x)
     return s * (1 - s) * (3 * (1 - 2 * s) + x * (1 - 6 * s * (1 - s)))
 

@@ -6,14 +6,15 @@ from jaxtyping import Array, Float
 
 
 def half_mse(x: Float[Array, "B A"], y: Float[Array, "B A"]) -> Float[Array, ""]:
-    """½ mean (x - y)² over batch and dimensions; gradients pass to x and y."""
+    """Return ½ mean (x - y)² over batch and dimensions; gradients pass to x and y."""
     return 0.5 * jnp.square(x - y).mean()
 
 
 def second_difference(
     before: Float[Array, "B A"], now: Float[Array, "B A"], after: Float[Array, "B A"]
 ) -> Float[Array, ""]:
-    """The mean squared second difference of three consecutive actions, weighted by displacement (GRAD).
+    """Return the mean squared second difference of three consecutive actions, weighted by displacement
+    (GRAD).
 
     ½ (2 now - after - before)² · tanh((after - before + 1e-4)⁻²), elementwise, then the mean. The weight
     carries no gradient; it is about 1 for displacements below ½ and decreases beyond.

@@ -12,7 +12,7 @@ SHORTEST = 4  # steps; in shorter episodes `sm` uses only the bin of frequency 0
 def amplitudes(
     signal: Float[np.ndarray, "n A"],
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "K A"]]:
-    """One-sided amplitude spectrum of each dimension: K = n // 2 + 1 frequencies from 0 to 0.5 a step.
+    """Return one-sided amplitude spectrum of each dimension: K = n // 2 + 1 frequencies from 0 to 0.5 a step.
 
     A cosine of amplitude c at one of the frequencies has amplitude c there and 0 elsewhere. The mean is at
     frequency 0.
@@ -42,7 +42,7 @@ def resample(
 
 
 def sm(actions: Float[np.ndarray, "n A"]) -> float:
-    """Smoothness `sm` of one episode's actions in the environment's units; lower is smoother.
+    """Return smoothness `sm` of one episode's actions in the environment's units; lower is smoother.
 
     sm_i = (2 / n) Σ_{k=0}^{⌊n/2⌋-1} (k / n) Y_{k,i} with Y = |DFT over time|, unnormalised, averaged over the
     dimensions i; 0 for n < 2. It is the amplitude spectrum weighted by frequency (Lee et al.,
@@ -65,7 +65,8 @@ def sm(actions: Float[np.ndarray, "n A"]) -> float:
 
 
 def action_change(actions: Float[np.ndarray, "n A"], span: Float[np.ndarray, " A"] | float = 2.0) -> float:
-    """Mean of |a_t - a_{t-1}| / span over steps and dimensions; 1 if every step goes from bound to bound.
+    """Return mean of |a_t - a_{t-1}| / span over steps and dimensions; 1 if every step goes from bound to
+    bound.
 
     `span` is high - low, 2 for actions in [-1, 1]. 0 for fewer than two steps. Unlike `sm` it counts the
     Nyquist frequency and does not depend on the length or the action box.
@@ -74,10 +75,12 @@ def action_change(actions: Float[np.ndarray, "n A"], span: Float[np.ndarray, " A
 
 
 def oscillation(actions: Float[np.ndarray, "n A"]) -> float:
-    """Mean of ‖a_t - a_{t-1}‖₂ over steps, in the environment's units; 0 for n < 2. `sm`'s authors log it."""
+    """Return mean of ‖a_t - a_{t-1}‖₂ over steps, in the environment's units; 0 for n < 2. `sm`'s authors log
+    it.
+    """
     return 0.0 if len(actions) < 2 else float(np.linalg.norm(_steps(actions), axis=1).mean())
 
 
 def _steps(actions: Float[np.ndarray, "n A"]) -> Float[np.ndarray, "n-1 A"]:
-    """a_t - a_{t-1}."""
+    """Return a_t - a_{t-1}."""
     return np.diff(np.asarray(actions, np.float64), axis=0)

@@ -17,18 +17,19 @@ SINGLE_DRAW_LEVELS = 12  # the depth to which one float32 uniform is fine enough
 
 
 def create(size: int) -> Float[Array, " nodes"]:
-    """An empty tree with at least `size` leaves."""
+    """Return an empty tree with at least `size` leaves."""
     leaves = 1 << max(size - 1, 0).bit_length()
     return jnp.zeros(2 * leaves, jnp.float32)
 
 
 def leaves(tree: Float[Array, " nodes"], i: Int[Array, " B"]) -> Float[Array, " B"]:
-    """The priorities of the leaves i."""
+    """Return the priorities of the leaves i."""
     return _at(tree, i + tree.size // 2)
 
 
 def set(tree: Float[Array, " nodes"], i: Int[Array, " B"], p: Float[Array, " B"]) -> Float[Array, " nodes"]:
-    """The tree with priorities p >= 0 written to the leaves i; of repeated indices, the last one counts.
+    """Return the tree with priorities p >= 0 written to the leaves i; of repeated indices, the last one
+    counts.
 
     Priorities below 1.2e-38 (subnormal numbers) count as 0.
     """
@@ -53,7 +54,7 @@ def set(tree: Float[Array, " nodes"], i: Int[Array, " B"], p: Float[Array, " B"]
 
 
 def find(tree: Float[Array, " nodes"], u: Float[Array, " B"]) -> Int[Array, " B"]:
-    """The smallest leaf i with `p[0] + ... + p[i] >= u * total`, for u in [0, 1].
+    """Return the smallest leaf i with `p[0] + ... + p[i] >= u * total`, for u in [0, 1].
 
     A leaf of priority zero is never returned as long as the total is positive.
     """
@@ -89,7 +90,9 @@ def _descend(tree: Array, node: Array, u: Array, levels: int) -> Array:
 
 
 def _stable_order(i: Array, leaves: int) -> Array:
-    """`argsort(i, stable=True)`; ten times faster if an index and its place fit into one 32-bit key."""
+    """Return `argsort(i, stable=True)`; ten times faster if an index and its place fit into one
+    32-bit key.
+    """
     place_bits = (i.size - 1).bit_length()
     if leaves << place_bits > 1 << 32:
         return jnp.argsort(i, stable=True)
@@ -98,10 +101,10 @@ def _stable_order(i: Array, leaves: int) -> Array:
 
 
 def _depth(tree: Array) -> int:
-    """Levels between the root and the leaves."""
+    """Return levels between the root and the leaves."""
     return (tree.size // 2).bit_length() - 1
 
 
 def _at(array: Array, i: Array) -> Array:
-    """array[i] without a bounds check."""
+    """Return array[i] without a bounds check."""
     return array.at[i].get(mode="promise_in_bounds")

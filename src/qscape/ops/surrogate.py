@@ -6,14 +6,14 @@ from jaxtyping import Array, Float
 
 
 def weighted_mean(x: Float[Array, " B"], weight: Float[Array, " B"] | None = None) -> Float[Array, ""]:
-    """Mean of x over the rows of weight 1; weights are 0 or 1, and None counts all rows."""
+    """Return mean of x over the rows of weight 1; weights are 0 or 1, and None counts all rows."""
     return x.mean() if weight is None else (x * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
 def standardise_advantages(
     x: Float[Array, " B"], weight: Float[Array, " B"] | None = None, epsilon: float = 1e-8
 ) -> Float[Array, " B"]:
-    """(x - mean) / (std + ε), with ddof 1, over the rows of weight 1; 0 for a single row."""
+    """Return (x - mean) / (std + ε), with ddof 1, over the rows of weight 1; 0 for a single row."""
     centred = x - weighted_mean(x, weight)
     rows = x.size if weight is None else weight.sum()
     squares = jnp.square(centred) if weight is None else weight * jnp.square(centred)
@@ -23,7 +23,7 @@ def standardise_advantages(
 def clipped_surrogate(
     log_ratio: Float[Array, " B"], advantage: Float[Array, " B"], bound: float
 ) -> Float[Array, " B"]:
-    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with log ρ = `log_ratio` and ε = `bound` (PPO, Eq. 7)."""
+    """Return -min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with log ρ = `log_ratio` and ε = `bound` (PPO, Eq. 7)."""
     ratio = jnp.exp(
         jnp.minimum(log_ratio, 80.0)
     )  # finite: an infinite ratio times an advantage of 0 is no number
@@ -33,20 +33,26 @@ def clipped_surrogate(
 def clipped_value_loss(
     value: Float[Array, " B"], old: Float[Array, " B"], target: Float[Array, " B"], bound: float
 ) -> Float[Array, " B"]:
-    """max((R - v)², (R - v_old - clip(v - v_old, ±ε))²): moving v by more than ε = `bound` gains nothing."""
+    """Return max((R - v)², (R - v_old - clip(v - v_old, ±ε))²): moving v by more than ε = `bound` gains
+    nothing.
+    """
     near = old + jnp.clip(value - old, -bound, bound)
     return jnp.maximum(jnp.square(target - value), jnp.square(target - near))
 
 
 def kl_estimate(log_ratio: Float[Array, " B"]) -> Float[Array, " B"]:
-    """(ρ - 1) - log ρ, an unbiased, non-negative estimate of KL(old ‖ new) on samples of the old policy."""
+    """Return (ρ - 1) - log ρ, an unbiased, non-negative estimate of KL(old ‖ new) on samples of the old
+    policy.
+    """
     return jnp.expm1(log_ratio) - log_ratio
 
 
 def explained_variance(
     value: Float[Array, " B"], target: Float[Array, " B"], weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
-    """1 - Var(R - v) / Var(R): 1 for a perfect critic, 0 for one that predicts the mean. No gradient."""
+    """Return 1 - Var(R - v) / Var(R): 1 for a perfect critic, 0 for one that predicts the mean.
+    No gradient.
+    """
 
     def variance(x: Array) -> Array:
         return weighted_mean(jnp.square(x - weighted_mean(x, weight)), weight)

@@ -7,12 +7,12 @@ from jaxtyping import Array, Float
 
 
 def mse_loss(td_error: Float[Array, "B heads"]) -> Float[Array, ""]:
-    """Mean squared TD error, summed over the critics (TD3)."""
+    """Return mean squared TD error, summed over the critics (TD3)."""
     return jnp.square(td_error).sum(-1).mean()
 
 
 def lap_huber(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x²/2 if |x| < 1, else |x| (LAP, Eq. 5). Its gradient is that of the Huber loss.
+    """Return x²/2 if |x| < 1, else |x| (LAP, Eq. 5). Its gradient is that of the Huber loss.
 
     The linear part is not shifted by -1/2, so the value jumps at 1; the gradient does not.
     """
@@ -21,12 +21,12 @@ def lap_huber(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def lap_huber_loss(td_error: Float[Array, "B heads"]) -> Float[Array, ""]:
-    """The loss for LAP's prioritised sampling: mean of `lap_huber`, summed over the critics."""
+    """Return the loss for LAP's prioritised sampling: mean of `lap_huber`, summed over the critics."""
     return lap_huber(td_error).sum(-1).mean()
 
 
 def pal_loss(td_error: Float[Array, "B heads"], alpha: float = 0.4) -> Float[Array, ""]:
-    """PAL: the loss for uniform sampling with the same expected gradient as LAP (LAP, Eq. 10).
+    """Return PAL, the loss for uniform sampling with the same expected gradient as LAP (LAP, Eq. 10).
 
     x²/2 if |x| < 1, else |x|^(1+α)/(1+α); divided by the mean priority of the batch, which carries no
     gradient.
@@ -42,12 +42,14 @@ CRITIC_LOSSES = {"mse": mse_loss, "lap_huber": lap_huber_loss, "pal": pal_loss}
 
 
 def huber_loss(td_error: Float[Array, "B heads"], threshold: float) -> Float[Array, ""]:
-    """Mean Huber loss, summed over the critics: x²/2 if |x| < δ, else δ (|x| − δ/2); δ is `threshold`."""
+    """Return mean Huber loss, summed over the critics: x²/2 if |x| < δ, else δ (|x| − δ/2);
+    δ is `threshold`.
+    """
     return optax.huber_loss(td_error, delta=threshold).sum(-1).mean()
 
 
 def lap_priority(td_error: Float[Array, "B heads"], alpha: float, min_priority: float) -> Float[Array, " B"]:
-    """Priorities max(max_i |δ_i|, p_min)^α of the sampled rows (LAP, Eq. 6; TD7, Section 4.2)."""
+    """Return priorities max(max_i |δ_i|, p_min)^α of the sampled rows (LAP, Eq. 6; TD7, Section 4.2)."""
     return jnp.maximum(jnp.abs(td_error).max(-1), min_priority) ** alpha
 
 
@@ -57,5 +59,7 @@ def td_target(
     discount: Float[Array, "*#b"] | float,
     next_value: Float[Array, "*#b"],
 ) -> Float[Array, "*#b"]:
-    """y = r + γ (1 - d) V(s'); d is 1 at a terminal state, and 0 at a time limit. Shapes are broadcast."""
+    """Return y = r + γ (1 - d) V(s'); d is 1 at a terminal state, and 0 at a time limit. Shapes are
+    broadcast.
+    """
     return reward + (1.0 - terminated) * discount * next_value

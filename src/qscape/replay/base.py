@@ -18,7 +18,7 @@ class Replay(Part):
     socket: ClassVar[str] = "replay"
 
     def init(self, layout: Layout) -> tuple[Storage, ReplayState]:
-        """Allocates an empty replay.
+        """Allocate an empty replay.
 
         Raises:
             RunError: the machine has not enough memory left.
@@ -26,27 +26,27 @@ class Replay(Part):
         return storage.create(layout), self.init_state(layout)
 
     def init_state(self, layout: Layout) -> ReplayState:
-        """The positions, sizes and priorities of an empty replay, without its storage."""
+        """Return the positions, sizes and priorities of an empty replay, without its storage."""
         return storage.create_state(layout)
 
     def insert(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Transition
     ) -> tuple[Storage, ReplayState]:
-        """Writes the valid rows of one step of each environment, over the oldest rows once a ring is full."""
+        """Write the valid rows of one step of each environment, over the oldest rows once a ring is full."""
         return storage.insert(layout, rows, replay_state, new)
 
     def sample(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int
     ) -> Int[Array, " B"]:
-        """Draws the rows of one batch; called at the beginning of every update."""
+        """Draw the rows of one batch; called at the beginning of every update."""
         raise NotImplementedError
 
     def update_priorities(
         self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
     ) -> ReplayState:
-        """Records the TD errors of the rows i of a batch, as they were before the critics' step."""
+        """Record the TD errors of the rows i of a batch, as they were before the critics' step."""
         return replay_state
 
     def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
-        """The replay's state after an update of all networks."""
+        """Return the replay's state after an update of all networks."""
         return replay_state

@@ -148,7 +148,7 @@ class Layout:
 
 
 def create(layout: Layout, *seeds: int) -> Storage:
-    """Allocates empty storage [*seeds, E * C, W]; with `seeds`, one for each of that many seeds.
+    """Allocate empty storage [*seeds, E * C, W]; with `seeds`, one for each of that many seeds.
 
     Raises:
         RunError: the machine has not enough memory left.
@@ -158,13 +158,13 @@ def create(layout: Layout, *seeds: int) -> Storage:
 
 
 def create_state(layout: Layout) -> ReplayState:
-    """Returns the positions and sizes of an empty replay."""
+    """Return the positions and sizes of an empty replay."""
     position, size = jnp.zeros((2, layout.envs), jnp.int32)
     return ReplayState(position, size)
 
 
 def pieces(layout: Layout, rows: Array, used: int, nbytes: int, first_ring: int = 0) -> Iterator[np.ndarray]:
-    """Yields the first `used` rows of every ring, one ring after the other, in arrays of at most `nbytes`.
+    """Yield the first `used` rows of every ring, one ring after the other, in arrays of at most `nbytes`.
 
     An array holds the words [n, W] of n rows of one ring. One array at a time takes memory, on the host and
     on the device. Of storage that is split over devices, each ring is read on the device that holds it.
@@ -184,7 +184,7 @@ def pieces(layout: Layout, rows: Array, used: int, nbytes: int, first_ring: int 
 
 
 def _holder(rows: Array, first: int) -> tuple[Array, int]:
-    """Returns the array of the device that holds the row `first`, and the number of that row in it."""
+    """Return the array of the device that holds the row `first`, and the number of that row in it."""
     if len(rows.sharding.device_set) == 1:
         return rows, first
     spans = _spans(rows.sharding, rows.shape)
@@ -196,7 +196,7 @@ def _holder(rows: Array, first: int) -> tuple[Array, int]:
 
 
 def _spans(sharding: Sharding, shape: tuple[int, ...]) -> dict[Any, tuple[int, int]]:
-    """Returns the first row, and the row behind the last one, that each device of this process holds."""
+    """Return the first row, and the row behind the last one, that each device of this process holds."""
     parts = sharding.addressable_devices_indices_map(shape).items()
     spans = ((device, (index or [slice(None)])[0].indices(shape[0])) for device, index in parts)
     return {device: (start, stop) for device, (start, stop, _) in spans}
@@ -205,7 +205,7 @@ def _spans(sharding: Sharding, shape: tuple[int, ...]) -> dict[Any, tuple[int, i
 def restored(
     layout: Layout, used: int, saved: Iterable[np.ndarray], split: NamedSharding | None = None
 ) -> Storage:
-    """Allocates storage that begins with the saved rows of another one.
+    """Allocate storage that begins with the saved rows of another one.
 
     Args:
         used: saved rows of every ring.
@@ -221,7 +221,7 @@ def restored(
 
 
 def restored_seeds(layout: Layout, saved: Sequence[tuple[int, Iterable[np.ndarray]]]) -> Storage:
-    """Allocates storage of several seeds [seeds, E * C, W] that begins with the saved rows of each.
+    """Allocate storage of several seeds [seeds, E * C, W] that begins with the saved rows of each.
 
     Args:
         saved: for each seed, its saved rows of every ring, and arrays from `pieces`.
@@ -261,7 +261,7 @@ def _restored_split(layout: Layout, used: int, saved: Iterator[np.ndarray], spli
 
 
 def _take_rows(saved: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Yields the next pieces that hold `count` rows together."""
+    """Yield the next pieces that hold `count` rows together."""
     while count > 0:
         piece = next(saved)
         count -= len(piece)
@@ -283,7 +283,7 @@ def _put(rows: Storage, piece: ArrayLike, at: int) -> Storage:
 def insert(
     layout: Layout, rows: Storage, replay_state: ReplayState, new: Transition
 ) -> tuple[Storage, ReplayState]:
-    """Writes the valid rows of a step of every environment, over the oldest row if its ring is full.
+    """Write the valid rows of a step of every environment, over the oldest row if its ring is full.
 
     Jit it by itself with `rows` and `replay_state` donated: in one program with sampling XLA may copy the
     storage. Rows may be invalid only between two episodes (the idle step of an environment that resets
@@ -311,19 +311,19 @@ def insert(
 
 
 def valid_rows(layout: Layout, new: Transition) -> Bool[Array, " E"]:
-    """Returns `new.valid`, or that all rows are valid."""
+    """Return `new.valid`, or that all rows are valid."""
     return jnp.ones(layout.envs, bool) if new.valid is None else jnp.asarray(new.valid)
 
 
 def _write(ring: int, rows: Storage, at: Int[Array, "rings k"], packed: Array) -> Storage:
-    """Writes the rows `packed` [rings, k, W] at the positions `at` of their rings; drops those at `ring`."""
+    """Write the rows `packed` [rings, k, W] at the positions `at` of their rings; drops those at `ring`."""
     first = jnp.arange(len(at), dtype=jnp.int32)[:, None] * ring
     i = jnp.where(at < ring, first + at, len(rows))
     return rows.at[i.reshape(-1)].set(packed.reshape(-1, packed.shape[-1]), mode="drop")
 
 
 def cut(layout: Layout, rows: Storage, replay_state: ReplayState) -> tuple[Storage, ReplayState]:
-    """Ends running episodes as a time limit does, so that the next inserted rows begin new ones."""
+    """End running episodes as a time limit does, so that the next inserted rows begin new ones."""
     newest = neighbour(layout, write_rows(layout, replay_state)[0], -1)
     outcome = slice(layout.slices["terminated"].start, layout.slices["truncated"].stop)
     under_way = (replay_state.size > 0) & (take_numbers(rows, newest, outcome).sum(-1) == 0)
@@ -343,7 +343,7 @@ def cut(layout: Layout, rows: Storage, replay_state: ReplayState) -> tuple[Stora
 
 
 def write_rows(layout: Layout, replay_state: ReplayState) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
-    """Returns the row that the next insert writes in each ring, and the row after it."""
+    """Return the row that the next insert writes in each ring, and the row after it."""
     written = jnp.arange(layout.envs, dtype=jnp.int32) * layout.ring + replay_state.position
     return written, neighbour(layout, written, 1)
 
@@ -358,7 +358,7 @@ def rows_at(
     derived_names: Collection[str] = (),
     bootstrap_at_time_limits: bool = True,
 ) -> Batch:
-    """Reads the batch of transitions that start at the rows i.
+    """Read the batch of transitions that start at the rows i.
 
     For n_step > 1 the reward is the discounted sum over up to n consecutive rows of the ring, fewer if the
     episode ends or the newest row is reached. Next observation and `terminated` are those of the last row
@@ -407,7 +407,7 @@ def rows_at(
 
 
 def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Array:
-    """Reads the words [*n, columns] of neighbouring columns of the rows i, without touching other columns."""
+    """Read the words [*n, columns] of neighbouring columns of the rows i, without touching other columns."""
     width = columns.stop - columns.start
     dimensions = jax.lax.GatherDimensionNumbers(
         offset_dims=(i.ndim,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
@@ -419,7 +419,7 @@ def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Array:
 
 
 def take_numbers(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n columns"]:
-    """Reads neighbouring columns that are not observations, as `take` does."""
+    """Read neighbouring columns that are not observations, as `take` does."""
     return _numbers(take(rows, i, columns))
 
 
@@ -483,7 +483,7 @@ def _last_observation(
 
 
 def _oldest(layout: Layout, replay_state: ReplayState, i: Array) -> Array:
-    """Returns whether the rows i are the oldest of their rings; for storage with next observations."""
+    """Return whether the rows i are the oldest of their rings; for storage with next observations."""
     oldest = jnp.where(replay_state.size == layout.ring, replay_state.position, 0)
     return i % layout.ring == oldest[i // layout.ring]
 
@@ -499,17 +499,17 @@ def _pack(layout: Layout, new: Transition) -> Storage:
 
 
 def _number_words(layout: Layout, numbers: Float[Array, "..."]) -> Array:
-    """Returns numbers as words of the storage, without a change of their bits."""
+    """Return numbers as words of the storage, without a change of their bits."""
     return numbers if layout.dtype == np.float32 else jax.lax.bitcast_convert_type(numbers, jnp.uint32)
 
 
 def _numbers(words: Array) -> Float[Array, "..."]:
-    """Returns the numbers of words; those of observations in bfloat16 mean nothing."""
+    """Return the numbers of words; those of observations in bfloat16 mean nothing."""
     return words if words.dtype == np.float32 else jax.lax.bitcast_convert_type(words, jnp.float32)
 
 
 def _observation_words(layout: Layout, observation: Float[Array, "E S"]) -> Array:
-    """Returns observations as words of the storage: pixels as bytes, other entries as the layout says.
+    """Return observations as words of the storage: pixels as bytes, other entries as the layout says.
 
     A rounding to bfloat16 is to the nearest, of two equally near ones to the even.
     """
@@ -526,7 +526,7 @@ def _observation_words(layout: Layout, observation: Float[Array, "E S"]) -> Arra
 
 
 def _observations(layout: Layout, words: Array) -> Float[Array, "B S"]:
-    """Returns the observations that `_observation_words` made words of."""
+    """Return the observations that `_observation_words` made words of."""
     image, words = jnp.split(words, [layout.image_words], axis=1)
     if layout.observations == "float32":
         vector = _numbers(words)
@@ -540,7 +540,7 @@ def _observations(layout: Layout, words: Array) -> Float[Array, "B S"]:
 
 
 def _pack_entries(entries: Array, n: int) -> UInt32[Array, "E W"]:
-    """Returns words of n unsigned integers each; zeros fill the last ones."""
+    """Return words of n unsigned integers each; zeros fill the last ones."""
     entries = jnp.pad(entries.astype(jnp.uint32), [(0, 0), (0, -entries.shape[1] % n)])
     # A word holds entries k, k + W, ..., not neighbours: reading then joins n pieces and moves no entry.
     first, *others = jnp.split(entries, n, axis=1)
@@ -548,7 +548,7 @@ def _pack_entries(entries: Array, n: int) -> UInt32[Array, "E W"]:
 
 
 def _unpack_entries(words: Array, n: int, size: int) -> UInt32[Array, "B size"]:
-    """Returns the `size` unsigned integers that `_pack_entries` made words of n of."""
+    """Return the `size` unsigned integers that `_pack_entries` made words of n of."""
     bits = 32 // n
     pieces = [words >> (bits * k) & np.uint32(2**bits - 1) for k in range(n)]
     return jnp.concatenate(pieces, axis=1)[:, :size]
@@ -559,7 +559,7 @@ def _take_observations(layout: Layout, rows: Storage, i: Array, name: str) -> Fl
 
 
 def check_memory(layout: Layout, seeds: int = 1) -> None:
-    """Checks that the storage of all seeds fits into memory.
+    """Check that the storage of all seeds fits into memory.
 
     Raises:
         RunError: the machine has not enough memory left.
@@ -579,7 +579,7 @@ def check_memory(layout: Layout, seeds: int = 1) -> None:
 
 
 def _available_bytes() -> int | None:
-    """Returns the free memory in bytes of the default device, or of as many like it as split the program.
+    """Return the free memory in bytes of the default device, or of as many like it as split the program.
 
     None if it is unknown.
     """
@@ -596,7 +596,7 @@ def _available_bytes() -> int | None:
 
 
 def _container_bytes_left(group: Path) -> list[int]:
-    """Returns the bytes that a container may still allocate, in a list; an empty list without a limit."""
+    """Return the bytes that a container may still allocate, in a list; an empty list without a limit."""
     try:
         limit, used, stat = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:

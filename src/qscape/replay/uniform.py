@@ -35,7 +35,7 @@ def sample_uniformly(
     n: int,
     newest: Int[Array, ""] | None = None,
 ) -> Int[Array, " n"]:
-    """Draws n rows with replacement, uniformly from the valid rows of all rings.
+    """Draw n rows with replacement, uniformly from the valid rows of all rings.
 
     Args:
         newest: draw from the last so many rows of every ring only, at least one; None: from all.

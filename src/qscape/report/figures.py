@@ -151,7 +151,7 @@ def set_notes(figure: "Figure", *notes: str) -> None:
 
 
 def _choose_marker(values: Any) -> str | None:
-    """A marker for a curve of a single point, which has no line; else None."""
+    """Return a marker for a curve of a single point, which has no line; else None."""
     return "o" if np.isfinite(values).sum() == 1 else None
 
 
@@ -183,7 +183,7 @@ def new_figure(size: tuple[float, float] = (6.4, 5.0)) -> "Figure":
 
 
 def _step_formatter() -> Any:
-    """Ticks as 50k and 1M."""
+    """Return ticks as 50k and 1M."""
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep="")

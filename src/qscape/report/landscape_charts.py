@@ -34,7 +34,7 @@ def landscape_chart(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Q above, its slope below: where the slope is positive, gradient ascent moves to the right."""
+    """Return Q above, its slope below: where the slope is positive, gradient ascent moves to the right."""
     (x,), (name,), (title,) = fields["grid"], _axis_names(fields), _axis_titles(fields)
     slope = np.asarray(fields["arrows"], float).reshape(-1, 2)
     hover = f"{name} %{{x:.3f}}<br>%{{meta}} %{{y:.4g}}<extra></extra>"
@@ -67,7 +67,7 @@ def _line(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, An
 
 
 def _surrogate_traces(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """SAVO's surrogates Ψ_i and the learned Ψ̂_i, hidden until one clicks on the name."""
+    """Return SAVO's surrogates Ψ_i and the learned Ψ̂_i, hidden until one clicks on the name."""
     traces = []
     for i, surrogate in enumerate(fields.get("surrogates", ()), 1):  # older files lack it
         shade = SHADES[1:][(i - 1) % len(SHADES[1:])]
@@ -84,7 +84,7 @@ def _surrogate_traces(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plane(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Q as colours and contours, its gradient as arrows."""
+    """Return Q as colours and contours, its gradient as arrows."""
     (x, y), names, titles = fields["grid"], _axis_names(fields), _axis_titles(fields)
     hover = f"{names[0]} %{{x:.3f}}<br>{names[1]} %{{y:.3f}}<br>Q %{{z:.4g}}<extra></extra>"
     surface = {
@@ -106,7 +106,8 @@ def _plane(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, A
 
 
 def _gradient_traces(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Arrows along ∇ₐQ, each centred at its point, with a length proportional to the root of the slope.
+    """Return arrows along ∇ₐQ, each centred at its point, with a length proportional to the root of the
+    slope.
 
     The root makes steep and gentle slopes visible side by side; the longest arrows nearly touch.
     """
@@ -133,7 +134,9 @@ def _gradient_traces(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The entries of a table on its principal components; high ones are drawn over low and invalid ones."""
+    """Return the entries of a table on its principal components; high ones are drawn over low and invalid
+    ones.
+    """
     q, grid = np.asarray(fields["q"], float), np.asarray(fields["grid"], float)
     order = np.argsort(np.where(np.isnan(q), -np.inf, q), kind="stable")
     order = order[np.linspace(0, len(q) - 1, min(len(q), ENTRIES)).astype(int)]
@@ -197,7 +200,7 @@ def _axis_names(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _axis_titles(fields: Mapping[str, Any]) -> list[str]:
-    """Names of the axes, in two lines."""
+    """Return names of the axes, in two lines."""
     lines = (axis_name(fields, k, "\n").splitlines() for k in range(len(_axis_names(fields))))
     return ["<br>".join(wrap_for_plotly(line, 60) for line in axis) for axis in lines]
 
@@ -213,6 +216,6 @@ def _colour_bar() -> dict[str, Any]:
 
 
 def _range_with_margin(x: Any) -> list[float]:
-    """An axis range with room for marks on the border."""
+    """Return an axis range with room for marks on the border."""
     low, high = float(np.min(x)), float(np.max(x))
     return [low - 0.03 * (high - low), high + 0.03 * (high - low)]

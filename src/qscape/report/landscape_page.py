@@ -164,7 +164,7 @@ def _columns(agents: Agents) -> str:
 
 
 def is_cut(agent: Mapping[str, Any]) -> bool:
-    """Whether the plot is a cut through more action dimensions than it shows."""
+    """Return whether the plot is a cut through more action dimensions than it shows."""
     fields = agent["landscapes"][0]
     return fields["kind"] != "table" and len(fields["plane"]["origin"]) > len(fields["grid"])
 
@@ -242,7 +242,7 @@ def _training(agents: Agents) -> str:
 
 
 def _counts_optima(agents: Agents) -> bool:
-    """Whether local optima were counted: indices have no neighbours, and a large table too many."""
+    """Return whether local optima were counted: indices have no neighbours, and a large table too many."""
     return any(agent["summary"]["optima"] for agent in agents.values())
 
 

@@ -93,7 +93,7 @@ def draw_findings(findings: Mapping[str, Any]) -> Figure:
 
 
 def _first_middle_last(moments: Sequence[Any]) -> list[Any]:
-    """The first, the middle and the last entry."""
+    """Return the first, the middle and the last entry."""
     return [moments[k] for k in sorted({0, (len(moments) - 1) // 2, len(moments) - 1})]
 
 
@@ -312,7 +312,7 @@ def _add_colour_bar(drawn: Any, ax: "Axes") -> None:
 
 
 def _mark_style(mark: Mark) -> dict[str, Any]:
-    """Marker properties of a mark."""
+    """Return marker properties of a mark."""
     edge = {"edgecolors": "black", "linewidths": 0.8}
     if mark.kind == "optima":
         return {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 3}

@@ -78,7 +78,7 @@ def axis_name(fields: Mapping[str, Any], k: int, between: str = ", ") -> str:
 
 
 def is_number(number: float | None) -> bool:
-    """Whether a value is a finite number: missing values are NaN in memory and null in JSON."""
+    """Return whether a value is a finite number: missing values are NaN in memory and null in JSON."""
     return number is not None and bool(np.isfinite(number))
 
 

@@ -2,7 +2,7 @@
 
 
 def digits_of(x: float) -> int:
-    """The number of decimals for a number of this size and for those beside it."""
+    """Return the number of decimals for a number of this size and for those beside it."""
     return 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3
 
 

@@ -180,14 +180,16 @@ def download_link(name: str) -> str:
 
 
 def _figure_json(chart: "Figure | dict[str, Any]") -> str:
-    """JSON of a chart without plotly's template; `<` is escaped, so that the data cannot end its element."""
+    """Return JSON of a chart without plotly's template; `<` is escaped, so that the data cannot end its
+    element.
+    """
     fields = json.loads(str(plotly.io.to_json(chart, validate=False)))
     fields.get("layout", {}).pop("template", None)
     return json.dumps(fields, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
 
 
 def _compress(content: str) -> str:
-    """gzip, then base64; the same bytes for the same content."""
+    """Return gzip, then base64; the same bytes for the same content."""
     return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
 
 

@@ -60,7 +60,7 @@ def _protocol(source: str) -> str:
 
 
 def _short_name(method: str) -> str:
-    """The name on the command line: `SimbaV2 (UTD 2)` is simbav2-utd2, `DR.Q` is drq."""
+    """Return the name on the command line: `SimbaV2 (UTD 2)` is simbav2-utd2, `DR.Q` is drq."""
     plain = method.lower().replace(".", "").replace("utd ", "utd")
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 

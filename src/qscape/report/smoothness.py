@@ -174,7 +174,7 @@ def _amplitude(record: Record) -> np.ndarray:
 
 
 def _most_oscillating(record: Record) -> list[int]:
-    """The action dimensions with the most high-frequency amplitude, at most `SHOWN`."""
+    """Return the action dimensions with the most high-frequency amplitude, at most `SHOWN`."""
     weighted = np.asarray(record["spectrum"]["frequency"])[:, None] * _amplitude(record)
     return sorted(np.argsort(-weighted.sum(0), kind="stable")[:SHOWN].tolist())
 
@@ -212,6 +212,6 @@ def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak:
 
 
 def _interpolate_spectrum(frequency: np.ndarray, record: Record) -> np.ndarray:
-    """A run's amplitudes [F, A] at the given frequencies, all of them above 0."""
+    """Return a run's amplitudes [F, A] at the given frequencies, all of them above 0."""
     own, amplitude = record["spectrum"]["frequency"][1:], _amplitude(record)[1:]
     return np.stack([np.interp(frequency, own, column) for column in amplitude.T], axis=1)

@@ -88,7 +88,7 @@ def smooth_returns(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
 
 
 def smoothing_note(weight: float) -> str:
-    """The note for readers of smoothed returns."""
+    """Return the note for readers of smoothed returns."""
     return f"All returns are smoothed: {weight:g} of the past plus {1 - weight:g} of each evaluation."
 
 

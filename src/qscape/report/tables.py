@@ -299,7 +299,9 @@ def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
 def _published_at(
     curves: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """For each of our environments select the published results at or before the last step of our runs."""
+    """Return for each of our environments select the published results at or before the last step of our
+    runs.
+    """
     lines, notes = [], []
     for env, ours in rows.groupby("env"):
         steps = ours["step"].max()
@@ -393,7 +395,9 @@ def _latex_estimate(value: float, low: float, high: float) -> str:
 
 
 def _latex_published(published: pd.DataFrame, envs: Sequence[str], score: str) -> list[list[str]]:
-    """One line for each published method, with its environment versions; published are final scores."""
+    """Return one line for each published method, with its environment versions;
+    published are final scores.
+    """
     lines, final = [], "" if score == "final" else ", final"
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {

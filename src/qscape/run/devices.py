@@ -63,8 +63,8 @@ def shard_run(run: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
     """Return where every array of a run lives: split over the devices by environments, or on each of them.
 
     Args:
-        run: `scan.Run`, `scan_rollouts.Run` or any tree that holds a `World` or a `Carry`; its leaves may be
-            shapes (`jax.eval_shape`). Everything outside of these two is replicated.
+        run: `scan.ReplayRun`, `scan_rollouts.RolloutRun` or any tree that holds a `World` or a `Carry`; its
+            leaves may be shapes (`jax.eval_shape`). Everything outside of these two is replicated.
         mesh: from `make_mesh`.
 
     Returns:

@@ -51,7 +51,7 @@ from qscape.errors import (
     Untrusted,
 )
 from qscape.run import saves
-from qscape.run.engines.base import Saved
+from qscape.run.engines.base import SavedSeed
 from qscape.run.files import delete, refuse_link, sync, write_whole
 from qscape.run.plan import REPLAYS, Plan, from_json, to_json
 from qscape.run.session import Session
@@ -801,7 +801,7 @@ def load_into(session: Session, *paths: Path, empty_replay: bool = False) -> lis
                 del templates["replay"]
             trees, _ = saves.read(path, templates)
         shot = snapshot.Snapshot(environment, cast(Any, meta["environment"]))
-        read.append(Saved(trees, numbers, shot))
+        read.append(SavedSeed(trees, numbers, shot))
         if meta["threads"] != os.environ.get("NPROC"):
             was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
             notes.append(f"saved with NPROC={was}, continued with NPROC={now}: the last digits may differ")

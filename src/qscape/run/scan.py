@@ -35,15 +35,14 @@ from qscape.envs.world import (
 )
 from qscape.errors import UnfitAgent
 from qscape.offpolicy import cycle
-from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.assembly import make_action_table
+from qscape.offpolicy.agent import Agent, make_action_table
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import StepEnd
 from qscape.offpolicy.state import State
 from qscape.types import Key, Metrics, Scalar, Spec, Transition, stream
 
 
-class Run(NamedTuple):
+class ReplayRun(NamedTuple):
     """A run between two steps.
 
     Attributes:
@@ -61,10 +60,10 @@ class Run(NamedTuple):
 
 
 # in_axes and out_axes of `vmap` for a run whose leaves have a leading axis of seeds.
-RUN_AXES = Run(CARRY_AXES, 0)  # type: ignore[arg-type]
+RUN_AXES = ReplayRun(CARRY_AXES, 0)  # type: ignore[arg-type]
 
 
-class History(NamedTuple):
+class StepHistory(NamedTuple):
     """Measurements after a step of the E environments; `run_steps` stacks them along a leading axis [T].
 
     Attributes:
@@ -143,7 +142,7 @@ def _count_steps(agent: Agent, envs: int) -> Agent:
     return dataclasses.replace(agent, base=dataclasses.replace(agent.base, **agent.base.scale_to_envs(envs)))
 
 
-def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
+def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> ReplayRun:
     """Return a run before its first step; `agent` is bound to its task, `agent.on(spec_of(env))`.
 
     Call it under jit: then every array of the run has a buffer of its own and may be donated to `run_steps`.
@@ -163,12 +162,12 @@ def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
         action=jnp.zeros((envs, task.action_size)),
         columns={name: jnp.zeros((envs, *shape)) for name, shape in layout.columns},
     )
-    return Run(carry, world)
+    return ReplayRun(carry, world)
 
 
 def run_steps(
-    agent: Agent, env: JaxEnv, run: Run, key: Key, counts: Int[ArrayLike, " T"]
-) -> tuple[Run, History]:
+    agent: Agent, env: JaxEnv, run: ReplayRun, key: Key, counts: Int[ArrayLike, " T"]
+) -> tuple[ReplayRun, StepHistory]:
     """Make T steps of all environments, and the updates that follow each step.
 
     Under `vmap` use `RUN_AXES` for the run and None for `counts`. If the counters differed between seeds, XLA
@@ -189,11 +188,11 @@ def run_steps(
     names = cycle.metric_names(agent, agent.layout(envs))
     warmup = jnp.int32(agent.base.warmup)
 
-    def step(run: Run, updates: Array) -> tuple[Run, History]:
+    def step(run: ReplayRun, updates: Array) -> tuple[ReplayRun, StepHistory]:
         run, _, ended = _step(agent, env, run, warmup, key)
         run = _learn(agent, run, updates, key)
         state, metrics = run.state, {name: run.carry.metrics[k] for k, name in enumerate(names)}
-        return run, History(
+        return run, StepHistory(
             metrics, ended.mean_return(), ended.num_episodes(), state.env_steps, state.updates
         )
 
@@ -203,7 +202,7 @@ def run_steps(
 def run_chunk(
     agent: Agent,
     env: JaxEnv,
-    run: Run,
+    run: ReplayRun,
     key: Key,
     counts: Int[ArrayLike, " most"],
     steps: Int[ArrayLike, ""],
@@ -211,7 +210,7 @@ def run_chunk(
     *,
     room: int,
     until_end: bool = False,
-) -> tuple[Run, Int[Array, ""], EpisodeLog]:
+) -> tuple[ReplayRun, Int[Array, ""], EpisodeLog]:
     """Make up to `steps` steps of all environments, and the updates that follow each step.
 
     A chunk of n steps equals n chunks of one step to the bit: the number of steps is an argument of one
@@ -232,14 +231,14 @@ def run_chunk(
     """
     counts, steps = jnp.asarray(counts), jnp.asarray(steps)
 
-    def further(made: Array, run: Run, log: EpisodeLog) -> tuple[Array, Run, EpisodeLog]:
+    def further(made: Array, run: ReplayRun, log: EpisodeLog) -> tuple[Array, ReplayRun, EpisodeLog]:
         begun = run.world.observation  # after a reset only this one shows that no action is valid
         run, outcome, ended = _step(agent, env, run, jnp.asarray(warmup), key)
         finite = is_finite(outcome.observation, outcome.reward) & jnp.isfinite(begun).all()
         run = _learn(agent, run, jnp.where(any_seed(~finite), 0, counts[made]), key)
         return made + 1, run, log_ends(log, made, ended, finite)
 
-    def unfinished(made: Array, run: Run, log: EpisodeLog) -> Array:
+    def unfinished(made: Array, run: ReplayRun, log: EpisodeLog) -> Array:
         more = (made < steps) & ~any_seed(~log.finite)
         return more & (log.ended == 0) if until_end else more
 
@@ -248,7 +247,9 @@ def run_chunk(
     return run, made, log
 
 
-def _step(agent: Agent, env: JaxEnv, run: Run, warmup: Array, key: Key) -> tuple[Run, Outcome, EpisodeEnds]:
+def _step(
+    agent: Agent, env: JaxEnv, run: ReplayRun, warmup: Array, key: Key
+) -> tuple[ReplayRun, Outcome, EpisodeEnds]:
     """Choose actions, step all environments and insert the transitions. `_learn` follows."""
     carry, world = run
     layout, steps = agent.layout(len(world.length)), carry.state.env_steps
@@ -263,17 +264,17 @@ def _step(agent: Agent, env: JaxEnv, run: Run, warmup: Array, key: Key) -> tuple
         outcome.observation,
         columns=carry.columns,
     )
-    return Run(cycle.insert(agent, layout, carry, transition, world.observation), world), outcome, ended
+    return ReplayRun(cycle.insert(agent, layout, carry, transition, world.observation), world), outcome, ended
 
 
-def _learn(agent: Agent, run: Run, updates: Array, key: Key) -> Run:
+def _learn(agent: Agent, run: ReplayRun, updates: Array, key: Key) -> ReplayRun:
     """Count the step and make the updates that follow it."""
     layout = agent.layout(len(run.world.length))
     steps = run.state.env_steps + layout.envs
     return run._replace(carry=cycle.learn(agent, layout, run.carry, updates, steps, key))
 
 
-def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:
+def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[ReplayRun, StepHistory]:
     """Train for `steps` environment steps, counted over all E environments.
 
     Args:

@@ -97,7 +97,7 @@ def collect(
     return world, rollout, ended
 
 
-class Run(NamedTuple):
+class RolloutRun(NamedTuple):
     """A run between two updates.
 
     Attributes:
@@ -109,7 +109,7 @@ class Run(NamedTuple):
     world: World
 
 
-class History(NamedTuple):
+class RolloutHistory(NamedTuple):
     """Measurements of an update and its rollout; `run_updates` stacks them along a leading axis.
 
     Attributes:
@@ -125,24 +125,24 @@ class History(NamedTuple):
     env_steps: Int[Array, ""]
 
 
-def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
+def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> RolloutRun:
     """Return a run before its first step; the agent is bound: `agent.on(scan.spec_of(env, True))`."""
-    return Run(agent.init(key, envs), reset_world(env, envs, stream(key, "world.begin")))
+    return RolloutRun(agent.init(key, envs), reset_world(env, envs, stream(key, "world.begin")))
 
 
 def run_updates(
-    agent: Agent, env: JaxEnv, run: Run, key: Key, *, updates: int, total: int
-) -> tuple[Run, History]:
+    agent: Agent, env: JaxEnv, run: RolloutRun, key: Key, *, updates: int, total: int
+) -> tuple[RolloutRun, RolloutHistory]:
     """Collect `updates` rollouts and make the update after each, in a run of `total` updates.
 
     Returns:
         The run after these updates, and the history with a row for each of them.
     """
 
-    def rollout_and_update(run: Run, _: None) -> tuple[Run, History]:
+    def rollout_and_update(run: RolloutRun, _: None) -> tuple[RolloutRun, RolloutHistory]:
         steps, progress = run.state.env_steps, run.state.updates / total
         run, metrics, _rollout, ended = _rollout_and_update(agent, env, run, progress, key)
-        return run, History(metrics, ended.mean_return(), ended.num_episodes(), steps)
+        return run, RolloutHistory(metrics, ended.mean_return(), ended.num_episodes(), steps)
 
     return jax.lax.scan(rollout_and_update, run, None, updates)
 
@@ -150,14 +150,14 @@ def run_updates(
 def run_chunk(
     agent: Agent,
     env: JaxEnv,
-    run: Run,
+    run: RolloutRun,
     metrics: Float[Array, " M"],
     key: Key,
     updates: Int[ArrayLike, ""],
     until: Float[ArrayLike, ""],
     *,
     room: int,
-) -> tuple[Run, Float[Array, " M"], EpisodeLog]:
+) -> tuple[RolloutRun, Float[Array, " M"], EpisodeLog]:
     """Collect `updates` rollouts and make the update after each, in a run of `until` environment steps.
 
     A chunk of n rollouts equals n chunks of one to the bit: the number is an argument of one program.
@@ -174,7 +174,9 @@ def run_chunk(
         with NaN or infinity changes no network: what it did to them would look like divergence.
     """
 
-    def further(k: Array, carry: tuple[Run, Array, EpisodeLog]) -> tuple[Run, Array, EpisodeLog]:
+    def further(
+        k: Array, carry: tuple[RolloutRun, Array, EpisodeLog]
+    ) -> tuple[RolloutRun, Array, EpisodeLog]:
         run, metrics, log = carry
         steps = run.state.env_steps
         progress = jnp.minimum(steps / until, 1.0)
@@ -182,22 +184,22 @@ def run_chunk(
         finite = is_finite(rollout.next_observation, rollout.reward) & jnp.isfinite(rollout.observation).all()
         learnt = after.state, jnp.stack([values[name] for name in sorted(values)])
         state, metrics = jax.tree.map(partial(jnp.where, finite), learnt, (run.state, metrics))
-        run = Run(state._replace(env_steps=after.state.env_steps), after.world)
+        run = RolloutRun(state._replace(env_steps=after.state.env_steps), after.world)
         return run, metrics, log_ends(log, (steps - begun) // envs, ended, finite)
 
     begun, envs = run.state.env_steps, len(run.world.length)
     return jax.lax.fori_loop(0, updates, further, (run, metrics, empty_log(room)))
 
 
-def metric_names(agent: Agent, env: JaxEnv, run: Run, key: Key) -> list[str]:
+def metric_names(agent: Agent, env: JaxEnv, run: RolloutRun, key: Key) -> list[str]:
     """Return the names of an update's metrics, sorted; `run` and `key` may be shapes."""
     made = partial(_rollout_and_update, agent)
     return sorted(jax.eval_shape(made, env, run, jnp.float32(0), key)[1])
 
 
 def _rollout_and_update(
-    agent: Agent, env: JaxEnv, run: Run, progress: Array, key: Key
-) -> tuple[Run, Metrics, Transition, EpisodeEnds]:
+    agent: Agent, env: JaxEnv, run: RolloutRun, progress: Array, key: Key
+) -> tuple[RolloutRun, Metrics, Transition, EpisodeEnds]:
     """Collect a rollout and learn from it; `progress` is the fraction of the run made before."""
     state, world = run
     acting, steps = agent.acting(state), state.env_steps
@@ -205,10 +207,10 @@ def _rollout_and_update(
     valid = rollout.valid
     made = rollout.reward.size if valid is None else valid.any(1).sum() * valid.shape[1]
     state, metrics = agent.update(state, rollout, progress, key)
-    return Run(state._replace(env_steps=steps + made), world), metrics, rollout, ended
+    return RolloutRun(state._replace(env_steps=steps + made), world), metrics, rollout, ended
 
 
-def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tuple[State, History]:
+def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tuple[State, RolloutHistory]:
     """Train for `updates` rollouts of E environments, each followed by an update.
 
     Args:

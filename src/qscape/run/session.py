@@ -25,7 +25,7 @@ from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import NotFinite, RunError
 from qscape.ops.finite import LOSSES
 from qscape.run import events as ev
-from qscape.run.engines.base import Engine, Limit, Progress, Saved
+from qscape.run.engines.base import Engine, Limit, Progress, SavedSeed
 from qscape.run.evaluation import evaluate, evaluate_policies, list_successes, rollouts
 from qscape.run.plan import Plan, moot_notes, score
 from qscape.run.probes import PolicyEvaluation, Probes
@@ -373,11 +373,11 @@ class Session:
             **self.engine.counters(seed),
         }
 
-    def save(self, seed: int = 0) -> Saved:
+    def save(self, seed: int = 0) -> SavedSeed:
         """Return the content of a save of a seed."""
         return self.engine.save(seed)._replace(counters=self.counters(seed))
 
-    def restore(self, saves: Sequence[Saved]) -> list[str]:
+    def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         """Continue from a save of each seed, all of the same step. Return notes of the engine."""
         for one, save in zip(self.seeds, saves, strict=True):
             one.returns = save.counters["returns"]

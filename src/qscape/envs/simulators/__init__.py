@@ -53,24 +53,26 @@ class SimulatorEnv(GymnasiumEnv):
 
 
 def is_simulator(env_id: Any) -> bool:
-    """Is it an id of one of these packages?"""
+    """Return whether it is an id of one of these packages."""
     return isinstance(env_id, str) and env_id.partition("/")[0] in PACKAGES and "/" in env_id
 
 
 def make_gymnasium(native: JaxEnv, render_mode: str | None = None) -> gym.Env:
-    """The Gymnasium environment of a `JaxEnv`, which truncates episodes where the `JaxEnv` does."""
+    """Return the Gymnasium environment of a `JaxEnv`, which truncates episodes where the `JaxEnv` does."""
     return gym.wrappers.TimeLimit(SimulatorEnv(native, render_mode), native.time_limit)
 
 
 def make(env_id: str, render_mode: str | None = None, **args: Any) -> gym.Env:
-    """The Gymnasium environment of an id; arguments as in `load`. `max_episode_steps` -1: without a limit."""
+    """Return the Gymnasium environment of an id; arguments as in `load`. `max_episode_steps` -1: without a
+    limit.
+    """
     if args.get("max_episode_steps") == -1:
         return SimulatorEnv(load(env_id, args | {"max_episode_steps": None}), render_mode)
     return make_gymnasium(load(env_id, args), render_mode)
 
 
 def load(env_id: str, args: Mapping[str, Any]) -> JaxEnv:
-    """The `JaxEnv` of an id. Equal ids and arguments share one, and so the programs compiled for it.
+    """Return the `JaxEnv` of an id. Equal ids and arguments share one, and so the programs compiled for it.
 
     Args:
         env_id: `package/name`.
@@ -131,12 +133,12 @@ def _load(env_id: str, given: str) -> JaxEnv:
 
 
 def list_ids(prefix: str) -> list[str]:
-    """All ids of an installed package."""
+    """Return all ids of an installed package."""
     return [f"{prefix}/{name}" for name in _import_adapter(prefix, prefix).list_names()]
 
 
 def find_near(env_id: str) -> list[str]:
-    """Ids near to one whose prefix is nearly that of an installed package, such as Brax/ant."""
+    """Return ids near to one whose prefix is nearly that of an installed package, such as Brax/ant."""
     prefix, _, name = env_id.partition("/")
     for known in difflib.get_close_matches(prefix.lower(), PACKAGES, n=1, cutoff=0.7):
         if is_installed(known):
@@ -146,7 +148,7 @@ def find_near(env_id: str) -> list[str]:
 
 
 def is_installed(prefix: str) -> bool:
-    """Can the package of these ids be imported?"""
+    """Return whether the package of these ids can be imported."""
     return importlib.util.find_spec(PACKAGES[prefix]) is not None
 
 

@@ -54,13 +54,13 @@ class StateLayout:
 
     @classmethod
     def of(cls, state: PyTree) -> "StateLayout":
-        """The layout of a state after a reset; `jax.eval_shape` gives one without computing it."""
+        """Return the layout of a state after a reset; `jax.eval_shape` gives one without computing it."""
         leaves, tree = jax.tree.flatten(state)
         arrays = [jax.eval_shape(jnp.asarray, leaf) for leaf in leaves]
         return cls(tree, tuple(a.shape for a in arrays), tuple(np.dtype(a.dtype) for a in arrays))
 
     def pack(self, state: PyTree) -> tuple[Array, ...]:
-        """The arrays of a state.
+        """Return the arrays of a state.
 
         Raises:
             UsageError: the state has another structure, shape or kind of number than after a reset.
@@ -82,18 +82,18 @@ class StateLayout:
         )
 
     def unpack(self, leaves: tuple[Array, ...]) -> Any:
-        """The state of these arrays, with dicts of its own."""
+        """Return the state of these arrays, with dicts of its own."""
         return jax.tree.unflatten(self.tree, leaves)
 
 
 @functools.lru_cache(maxsize=2)
 def _renderer(model: Any) -> Any:
-    """MuJoCo's renderer of a model. It is kept, because making one takes longer than many pictures."""
+    """Return MuJoCo's renderer of a model. It is kept, because making one takes longer than many pictures."""
     return importlib.import_module("mujoco").Renderer(model, height=480, width=640)
 
 
 def draw_bodies(model: Any, **place: Any) -> np.ndarray:
-    """The picture of a `mujoco.MjModel` from its first camera, which follows the robot in most models.
+    """Return the picture of a `mujoco.MjModel` from its first camera, which follows the robot in most models.
 
     Args:
         model: the model.
@@ -153,7 +153,7 @@ class StateEnv(JaxEnv):
 
     @classmethod
     def wrap(cls, sim: Any, time_limit: int, key: str | None = None, repeat: int = 1) -> Self:
-        """The adapter of an environment.
+        """Return the adapter of an environment.
 
         Args:
             sim: the environment, without wrappers.
@@ -198,7 +198,7 @@ class StateEnv(JaxEnv):
 
     @classmethod
     def _with_model(cls, sim: Any, model: PyTree) -> Any:
-        """A copy of the environment with this model, which may be traced."""
+        """Return a copy of the environment with this model, which may be traced."""
         if model is None:
             return sim
         sim = copy.copy(sim)
@@ -223,14 +223,14 @@ class StateEnv(JaxEnv):
         return spaces.Box(-1.0, 1.0, (int(self.sim.action_size),), np.float32)
 
     def reset(self, key: Key) -> tuple[Simulated, Float[Array, " S"]]:
-        """A start state that the simulator draws."""
+        """Return a start state that the simulator draws."""
         # Numbers instead of a typed key: the simulator keeps them in its state, and snapshots store numbers.
         with explain_failure(self.sim):
             state = self._with_model(self.sim, self.model).reset(jax.random.key_data(key))
         return Simulated(self.layout.pack(state), jnp.int32(0)), self._observe(state)
 
     def step(self, state: Simulated, action: Array, key: Key) -> tuple[Simulated, Outcome]:
-        """One step, or `repeat` of them. Random numbers come from the state, not from `key`."""
+        """Make one step, or `repeat` of them. Random numbers come from the state, not from `key`."""
         sim, before = self._with_model(self.sim, self.model), self.layout.unpack(state.leaves)
 
         def advance(leaves: tuple[Array, ...]) -> Any:
@@ -262,7 +262,9 @@ class StateEnv(JaxEnv):
         return Simulated(leaves, steps), outcome
 
     def renew(self, state: Simulated, key: Key) -> Simulated:
-        """The state with other random numbers ahead, so that equal starts lead to different episodes."""
+        """Return the state with other random numbers ahead, so that equal starts lead to different
+        episodes.
+        """
         ours = self.layout.unpack(state.leaves)
         if "rng" not in ours.info:
             return state

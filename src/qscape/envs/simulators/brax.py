@@ -18,7 +18,7 @@ class BraxEnv(StateEnv):
     MODEL: ClassVar[str] = "sys"
 
     def draw(self, state: Simulated) -> np.ndarray | None:
-        """The image of MuJoCo's renderer; None for `brax/fast`, which has no bodies."""
+        """Return the image of MuJoCo's renderer; None for `brax/fast`, which has no bodies."""
         if self.model is None:
             return None
         inner = self.layout.unpack(state.leaves).pipeline_state
@@ -26,12 +26,12 @@ class BraxEnv(StateEnv):
 
 
 def list_names() -> list[str]:
-    """Names in Brax's registry."""
+    """Return names in Brax's registry."""
     return [*importlib.import_module("brax.envs")._envs]
 
 
 def list_arguments(name: str) -> list[str]:
-    """Arguments of an environment."""
+    """Return arguments of an environment."""
     base: Any = importlib.import_module("brax.envs.base").PipelineEnv
     own = [*inspect.signature(importlib.import_module("brax.envs")._envs[name]).parameters.values()]
     more = inspect.signature(base).parameters.values() if any(p.kind == p.VAR_KEYWORD for p in own) else ()
@@ -40,7 +40,7 @@ def list_arguments(name: str) -> list[str]:
 
 
 def load(name: str, args: dict[str, Any]) -> BraxEnv:
-    """The environment of this name; `args` go to its constructor."""
+    """Return the environment of this name; `args` go to its constructor."""
     key = args.pop("observation", None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Brax System")  # that Brax is not developed further

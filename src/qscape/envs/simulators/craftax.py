@@ -15,18 +15,18 @@ NAMES = [
 
 
 def list_names() -> list[str]:
-    """Names that Craftax's `make_craftax_env_from_name` knows; pictures are flattened to vectors."""
+    """Return names that Craftax's `make_craftax_env_from_name` knows; pictures are flattened to vectors."""
     importlib.import_module("craftax.craftax_env")
     return NAMES
 
 
 def list_arguments(name: str) -> list[str]:
-    """Parameters of an environment."""
+    """Return parameters of an environment."""
     return sorted({*vars(_make(name).default_params)} - {LIMIT})
 
 
 def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
-    """The environment of this name; `args` are parameters of it."""
+    """Return the environment of this name; `args` are parameters of it."""
     sim = _make(name)
     return wrap(sim, sim.default_params.replace(**args), LIMIT)
 

@@ -61,14 +61,14 @@ class GymnaxEnv(JaxEnv):
         return spaces.Box(low, high, dtype=np.float32)
 
     def reset(self, key: Key) -> tuple[Simulated, Float[Array, " S"]]:
-        """A start state that gymnax draws."""
+        """Return a start state that gymnax draws."""
         # Numbers instead of a typed key, because Craftax keeps it in its state, and snapshots store numbers.
         with explain_failure(self.sim):
             seen, state = self.sim.reset_env(jax.random.key_data(key), self.params)
         return Simulated(self.layout.pack(state), jnp.int32(0)), self._flatten(seen)
 
     def step(self, state: Simulated, action: Array, key: Key) -> tuple[Simulated, Outcome]:
-        """One step, without gymnax's own reset."""
+        """Make one step, without gymnax's own reset."""
         before, numbers = self.layout.unpack(state.leaves), jax.random.key_data(key)
 
         def step_under(limit: Array) -> tuple:
@@ -86,14 +86,14 @@ class GymnaxEnv(JaxEnv):
         return Simulated(self.layout.pack(inner), steps), outcome
 
     def _flatten(self, seen: Any) -> Float[Array, " S"]:
-        """An observation as a vector."""
+        """Return an observation as a vector."""
         if self.categories is not None:
             seen = jax.nn.one_hot(seen, self.categories)
         return jax.lax.convert_element_type(jnp.ravel(jnp.asarray(seen)), jnp.float32)
 
 
 def list_names() -> list[str]:
-    """Names in gymnax's registry.
+    """Return names in gymnax's registry.
 
     Raises:
         ImportError: the adapter does not know this version of gymnax.
@@ -106,13 +106,13 @@ def list_names() -> list[str]:
 
 
 def list_arguments(name: str) -> list[str]:
-    """Parameters of an environment, and arguments of its constructor."""
+    """Return parameters of an environment, and arguments of its constructor."""
     sim, params = importlib.import_module("gymnax").make(name)
     return sorted({*vars(params), *inspect.signature(type(sim)).parameters} - {LIMIT})
 
 
 def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
-    """The environment of this name; `args` are parameters of it or arguments of its constructor.
+    """Return the environment of this name; `args` are parameters of it or arguments of its constructor.
 
     Raises:
         UsageError: it truncates by a rule of its own. No built-in environment of gymnax 1.0 does, but
@@ -137,7 +137,8 @@ def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
 
 
 def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
-    """The adapter of an environment with gymnax's interface; `limit` is the parameter of its step limit.
+    """Return the adapter of an environment with gymnax's interface; `limit` is the parameter of its step
+    limit.
 
     Raises:
         UsageError: observations or actions are no Box and not Discrete.
@@ -165,6 +166,6 @@ def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
 
 
 def _bounds(space: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Lower and upper bounds of a flat Box."""
+    """Return lower and upper bounds of a flat Box."""
     low, high = (np.broadcast_to(np.asarray(bound), space.shape) for bound in (space.low, space.high))
     return tuple(low.ravel().tolist()), tuple(high.ravel().tolist())

@@ -18,7 +18,7 @@ class PlaygroundEnv(StateEnv):
     MODEL: ClassVar[str] = "_mjx_model"
 
     def draw(self, state: Simulated) -> np.ndarray | None:
-        """The image of MuJoCo's renderer."""
+        """Return the image of MuJoCo's renderer."""
         data = self.layout.unpack(state.leaves).data
         place = {name: getattr(data, name) for name in ("qpos", "qvel", "mocap_pos", "mocap_quat")}
         return draw_bodies(self.sim.mj_model, **place)
@@ -34,17 +34,17 @@ class SuccessEnv(PlaygroundEnv):
 
 
 def list_names() -> list[str]:
-    """Names in Playground's registry."""
+    """Return names in Playground's registry."""
     return [*importlib.import_module("mujoco_playground").registry.ALL_ENVS]
 
 
 def list_arguments(name: str) -> list[str]:
-    """Entries of an environment's configuration; those of a part of it are written `part.entry`."""
+    """Return entries of an environment's configuration; those of a part of it are written `part.entry`."""
     return ["observation", *_flatten(_config(name))]
 
 
 def load(name: str, args: dict[str, Any]) -> PlaygroundEnv:
-    """The environment of this name; `args` override its configuration.
+    """Return the environment of this name; `args` override its configuration.
 
     MJX computes the physics in JAX unless `impl` says otherwise: Playground's own default, Warp, needs an
     NVIDIA GPU.
@@ -62,7 +62,7 @@ def load(name: str, args: dict[str, Any]) -> PlaygroundEnv:
 
 
 def _metrics(env: StateEnv) -> list[str]:
-    """Names of the metrics that an environment keeps."""
+    """Return names of the metrics that an environment keeps."""
     shapes: Any = env.layout.shapes
     return [*env.layout.unpack(shapes).metrics]
 

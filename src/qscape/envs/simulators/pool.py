@@ -27,7 +27,7 @@ class StartPool(JaxWrapper):
     observations: Float[Array, "N S"]
 
     def reset(self, key: Key) -> tuple[PyTree, Float[Array, " S"]]:
-        """One of the starts. Random numbers that its state would draw later are drawn anew."""
+        """Return one of the starts. Random numbers that its state would draw later are drawn anew."""
         key_row, key_state = jax.random.split(key)
         row = jax.random.randint(key_row, (), 0, len(self.observations))
         state = jax.tree.map(lambda leaf: leaf[row], self.states)

@@ -32,7 +32,7 @@ class Limit(NamedTuple):
     stopped: Callable[[], bool]
 
 
-class Ended(NamedTuple):
+class EndedEpisode(NamedTuple):
     """An episode that ended.
 
     Attributes:
@@ -53,13 +53,13 @@ class Progress(NamedTuple):
         ended: the episodes that ended, of all seeds.
     """
 
-    ended: Sequence[Ended] = ()
+    ended: Sequence[EndedEpisode] = ()
 
 
 NOTHING = Progress()
 
 
-class Saved(NamedTuple):
+class SavedSeed(NamedTuple):
     """The content of a save, of one seed.
 
     Attributes:
@@ -141,14 +141,14 @@ class Engine(Protocol):
         ...
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the structure of `Saved.arrays` in a save with these counters."""
+        """Return the structure of `SavedSeed.arrays` in a save with these counters."""
         ...
 
-    def save(self, seed: int = 0) -> Saved:
+    def save(self, seed: int = 0) -> SavedSeed:
         """Return the content of a save: all arrays of a seed, the engine's counters, its environments."""
         ...
 
-    def restore(self, saves: Sequence[Saved]) -> list[str]:
+    def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         """Continue from a save of each seed. Return notes, such as why new episodes begin."""
         ...
 

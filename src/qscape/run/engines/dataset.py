@@ -21,7 +21,7 @@ from qscape.errors import ForeignSave, UnfitAgent, UnfitEnv
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.replay.storage import Layout, ReplayState
-from qscape.run.engines.base import NOTHING, Limit, Progress, Saved
+from qscape.run.engines.base import NOTHING, Limit, Progress, SavedSeed
 from qscape.run.engines.replay import ReplayLearner
 from qscape.run.plan import Plan
 from qscape.run.programs import LEARNED, Program
@@ -96,11 +96,11 @@ class DatasetEngine:
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.templates(counters)
 
-    def save(self, seed: int = 0) -> Saved:
+    def save(self, seed: int = 0) -> SavedSeed:
         """Return the content of a save. Its snapshot is empty: no environment is stepped for training."""
-        return Saved(self.learner.arrays(), self.counters(), Snapshot({}, {}))
+        return SavedSeed(self.learner.arrays(), self.counters(), Snapshot({}, {}))
 
-    def restore(self, saves: Sequence[Saved]) -> list[str]:
+    def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         (save,) = saves
         if save.counters["dataset"] not in (0, self.checksum):  # its rows would be others than the save says
             raise ForeignSave(

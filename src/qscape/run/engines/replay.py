@@ -29,7 +29,15 @@ from qscape.run import callbacks
 from qscape.run.chunks import ChunkLength
 from qscape.run.devices import split_rows
 from qscape.run.drive import MOST, Driver
-from qscape.run.engines.base import NOTHING, Ended, Limit, Progress, Saved, copy_buffers, name_metrics
+from qscape.run.engines.base import (
+    NOTHING,
+    EndedEpisode,
+    Limit,
+    Progress,
+    SavedSeed,
+    copy_buffers,
+    name_metrics,
+)
 from qscape.run.plan import REPLAYS, Plan
 from qscape.run.programs import Programs
 from qscape.run.saves import PIECE, Large
@@ -277,7 +285,7 @@ class ReplayLearner:
 
         return Large((self.layout.envs, used, self.layout.width), self.layout.dtype, pieces)
 
-    def restore(self, saves: Sequence[Saved]) -> None:
+    def restore(self, saves: Sequence[SavedSeed]) -> None:
         """Continue from a save of each seed."""
         trees, used = [save.arrays for save in saves], [save.counters["used_rows"] for save in saves]
         loop = copy_buffers(self.seeds.join([arrays["loop"] for arrays in trees]))
@@ -433,7 +441,7 @@ class ReplayEngine:
             return NOTHING
         each = self.adapter.finished if self.seeds.shape else [finished]
         step = self.learner.env_steps
-        return Progress([Ended(k, step, episode) for k, ended in enumerate(each) for episode in ended])
+        return Progress([EndedEpisode(k, step, episode) for k, ended in enumerate(each) for episode in ended])
 
     def _choose(self) -> None:
         """Make the pending updates (at most a chunk of them), then choose the next action."""
@@ -510,10 +518,10 @@ class ReplayEngine:
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.templates(counters)
 
-    def save(self, seed: int = 0) -> Saved:
-        return Saved(self.learner.arrays(seed), self.counters(seed), snapshot.take(self.adapters[seed]))
+    def save(self, seed: int = 0) -> SavedSeed:
+        return SavedSeed(self.learner.arrays(seed), self.counters(seed), snapshot.take(self.adapters[seed]))
 
-    def restore(self, saves: Sequence[Saved]) -> list[str]:
+    def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         self.learner.restore(saves)
         notes = restore_environments(self.adapters, saves)
         if notes:
@@ -535,7 +543,7 @@ class ReplayEngine:
         )
 
 
-def restore_environments(adapters: Sequence[EnvAdapter], saves: Sequence[Saved]) -> list[str]:
+def restore_environments(adapters: Sequence[EnvAdapter], saves: Sequence[SavedSeed]) -> list[str]:
     """Restore the environments of every seed; if those of one cannot be, all seeds start new episodes.
 
     Returns:

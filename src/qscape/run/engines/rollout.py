@@ -17,7 +17,15 @@ from qscape.envs import EnvAdapter, snapshot
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.state import State
 from qscape.ops.finite import guard_names, watch
-from qscape.run.engines.base import NOTHING, Ended, Limit, Progress, Saved, copy_buffers, name_metrics
+from qscape.run.engines.base import (
+    NOTHING,
+    EndedEpisode,
+    Limit,
+    Progress,
+    SavedSeed,
+    copy_buffers,
+    name_metrics,
+)
 from qscape.run.engines.replay import restore_environments
 from qscape.run.plan import Plan
 from qscape.run.programs import Act
@@ -213,7 +221,7 @@ class RolloutLearner:
         loop = {"metrics": values, "key": key}
         return {"acting": self.policies(seed)["current"], "state": state, "replay": {}, "loop": loop}
 
-    def restore(self, saves: Sequence[Saved]) -> None:
+    def restore(self, saves: Sequence[SavedSeed]) -> None:
         """Continue from a save of each seed."""
         for save in saves:
             self.agent.check_part_states(save.arrays["state"].part_states)
@@ -266,7 +274,7 @@ class RolloutEngine:
         self.buffer.add(step.transition)
         learner.env_steps += int(np.count_nonzero(step.transition.valid))
         self.first = step.transition.starts_episode
-        return Progress([Ended(0, learner.env_steps, episode) for episode in step.finished])
+        return Progress([EndedEpisode(0, learner.env_steps, episode) for episode in step.finished])
 
     def _learn(self, limit: Limit) -> None:
         """Learn from the rollout, and begin a new one."""
@@ -299,10 +307,10 @@ class RolloutEngine:
         arrays = self.learner.arrays()
         return arrays | {"replay": self.buffer.so_far(), "loop": arrays["loop"] | {"first": self.first}}
 
-    def save(self, seed: int = 0) -> Saved:
-        return Saved(self._arrays(), self.counters(), snapshot.take(self.adapter))
+    def save(self, seed: int = 0) -> SavedSeed:
+        return SavedSeed(self._arrays(), self.counters(), snapshot.take(self.adapter))
 
-    def restore(self, saves: Sequence[Saved]) -> list[str]:
+    def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         (save,) = saves
         self.learner.restore(saves)
         self.first = np.asarray(save.arrays["loop"]["first"])

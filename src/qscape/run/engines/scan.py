@@ -28,7 +28,7 @@ from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import scan, scan_rollouts
 from qscape.run.chunks import ChunkLength
 from qscape.run.devices import jit_on, make_mesh, place
-from qscape.run.engines.base import NOTHING, Ended, Limit, Progress, Saved, copy_buffers
+from qscape.run.engines.base import NOTHING, EndedEpisode, Limit, Progress, SavedSeed, copy_buffers
 from qscape.run.engines.replay import ReplayLearner
 from qscape.run.engines.rollout import RolloutLearner, describe_rollouts
 from qscape.run.plan import Plan
@@ -86,12 +86,12 @@ class Worlds:
         key = self.seeds.take(self.seeds.key, 0)
         return None if counters["fresh"] else jax.eval_shape(self._begin, self.env, key)
 
-    def save(self, seed: int, arrays: Mapping[str, Any], counters: Mapping[str, Any]) -> Saved:
+    def save(self, seed: int, arrays: Mapping[str, Any], counters: Mapping[str, Any]) -> SavedSeed:
         """Return the content of a save with these arrays, and the states of a seed's copies among them."""
         replay = {**arrays["replay"], "world": self.seeds.take(self.now, seed)}
-        return Saved({**arrays, "replay": replay}, counters, Snapshot({}, {"world": True}))
+        return SavedSeed({**arrays, "replay": replay}, counters, Snapshot({}, {"world": True}))
 
-    def restore(self, saves: Sequence[Saved]) -> None:
+    def restore(self, saves: Sequence[SavedSeed]) -> None:
         """Continue from a save of each seed."""
         self.now = self.place(self.seeds.join([save.arrays["replay"]["world"] for save in saves]))
 
@@ -111,7 +111,9 @@ class Worlds:
                     f"{self.adapter.env_id}: an observation or a reward is NaN or infinite{masks} between "
                     f"steps {before} and {after}: nothing can be learnt from it"
                 )
-            ended += [Ended(k, before + (step + 1) * self.envs, one) for step, one in self.episodes(of_seed)]
+            ended += [
+                EndedEpisode(k, before + (step + 1) * self.envs, one) for step, one in self.episodes(of_seed)
+            ]
         return Progress(ended)
 
     def episodes(self, log: EpisodeLog) -> Iterator[tuple[int, Episode]]:
@@ -219,7 +221,7 @@ class ReplayScan:
         begun = time.perf_counter()
         run, made, log = self._chunk(until_end=waits)(
             self.worlds.env,
-            scan.Run(learner.carry, self.worlds.now),
+            scan.ReplayRun(learner.carry, self.worlds.now),
             self.seeds.key,
             counts,
             np.int32(steps),
@@ -247,10 +249,10 @@ class ReplayScan:
         templates = self.learner.templates(counters)
         return templates | {"replay": templates["replay"] | {"world": self.worlds.template(counters)}}
 
-    def save(self, seed: int = 0) -> Saved:
+    def save(self, seed: int = 0) -> SavedSeed:
         return self.worlds.save(seed, self.learner.arrays(seed), self.counters(seed))
 
-    def restore(self, saves: Sequence[Saved]) -> list[str]:
+    def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         self.learner.restore(saves)
         if "replay" not in saves[0].arrays:
             first = np.ones((*self.seeds.shape, self.envs), bool)
@@ -313,7 +315,7 @@ class RolloutScan:
         begun = time.perf_counter()
         run, learner.values, log = self._chunk(
             self.worlds.env,
-            scan_rollouts.Run(learner.state, self.worlds.now),
+            scan_rollouts.RolloutRun(learner.state, self.worlds.now),
             learner.values,
             self.seeds.key,
             np.int32(updates),
@@ -333,10 +335,10 @@ class RolloutScan:
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.arrays() | {"replay": {"world": self.worlds.template(counters)}}
 
-    def save(self, seed: int = 0) -> Saved:
+    def save(self, seed: int = 0) -> SavedSeed:
         return self.worlds.save(seed, self.learner.arrays(seed), self.counters(seed))
 
-    def restore(self, saves: Sequence[Saved]) -> list[str]:
+    def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         self.learner.restore(saves)
         self.learner.state, self.learner.values = self.worlds.place((self.learner.state, self.learner.values))
         if "replay" not in saves[0].arrays:
