@@ -22,8 +22,25 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
         "restricted:pendulum",
         {"max_episode_steps": 1000, "kwargs": {"base": "InvertedDoublePendulum-v4"}},
     ),
+    **{
+        f"restricted/{name}-v1": (
+            "restricted:released",
+            {"max_episode_steps": 1000, "kwargs": {"base": f"{name}-v4"} | pendulum},
+        )
+        for name, pendulum in (
+            ("InvertedPendulum", {"null": -1.0, "first_is_free": True}),
+            ("InvertedDoublePendulum", {"null": -1.0, "first_is_free": True}),
+            ("Hopper", {}),
+            ("Walker2d", {}),
+            ("HalfCheetah", {}),
+            ("Ant", {}),
+        )
+    },
     "restricted/Any-v0": ("restricted:restrict", {}),
     "mineworld/MineWorld-v0": ("mineworld:MineWorldEnv", {"max_episode_steps": 100}),
+    "mineworld/MineWorld-v1": ("mineworld:MineFieldEnv", {"max_episode_steps": 100}),
+    "recsim/500-v1": ("recsim_released:SessionsEnv", {"max_episode_steps": 20, "kwargs": {"items": 500}}),
+    "recsim/10k-v1": ("recsim_released:SessionsEnv", {"max_episode_steps": 20, "kwargs": {"items": 10_000}}),
     "recsim/10k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 10_000}}),
     "recsim/100k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 100_000}}),
     "recsim/500k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 500_000}}),
