@@ -75,11 +75,12 @@ def build(recipe: str, size: int = 32, parts: Mapping[str, Any] | None = None, *
 
 
 def make_spec(agent: Agent, **more: Any) -> Spec:
-    """Make the task of a small agent: vectors [A], for `dpo` rows of a table, or an index."""
+    """Make the task of a small agent: vectors [A], rows of a table where these are needed, or an index."""
     if agent.index_actions:
         return Spec(S, 1, choices=A, **more)
     grid = np.stack(np.meshgrid([-1, 1], [-1, 0, 1], [-1, 1], indexing="ij"), -1).reshape(-1, A)
-    return Spec(S, A, np.float32(grid) if "dpo" in agent.parts else None, **more)
+    needs_table = "dpo" in agent.parts or getattr(agent.selector, "raw_vectors", False)
+    return Spec(S, A, np.float32(grid) if needs_table else None, **more)
 
 
 def fits(recipe: str) -> bool:

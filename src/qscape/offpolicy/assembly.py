@@ -147,6 +147,9 @@ class Assembly(Bound):
             moves: Any = self.target_update
             without = f"without target networks, of which {self.network.name} keeps none"
             found |= {f"{moves.name}.{field.name}": without for field in dataclasses.fields(moves)}
+        if base.gradient_clip is None or base.critics == 1:
+            without = "without several critics whose gradients are clipped, such as by base.gradient_clip = 1"
+            found["base.critic_clip"] = without
         if base.policy_delay == 1:
             found["base.policy_phase"] = "where the actor moves at every update, base.policy_delay = 1"
         if base.critic_loss != "huber":
@@ -163,7 +166,7 @@ class Assembly(Bound):
             found["base.epsilon_decay"] = "with an ε that stays, base.epsilon_end = base.epsilon_start"
         if not base.exploration_noise:
             of_noise = ["exploration", "ou_rate", "noise_min", "noise_max"]
-            of_noise += ["epsilon_start", "epsilon_end", "epsilon_decay"] * (base.epsilon_mode == "noise")
+            of_noise += ["epsilon_start", "epsilon_end", "epsilon_decay"] * (base.epsilon_mode != "greedy")
             without = "without exploration noise, such as base.exploration_noise = 0.1"
             found |= dict.fromkeys((f"base.{name}" for name in of_noise), without)
         if base.nearest == "exact":
@@ -404,7 +407,10 @@ class Assembly(Bound):
             return base.optimiser(base.actor_learning_rate, decay, b1, base.adam_b2, delayed=True)
         if name == "critics":
             betas = base.adam_b1, base.adam_b2
-            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay, *betas)
+            each = base.critic_clip == "each"
+            return base.optimiser(
+                base.critic_learning_rate, base.critic_weight_decay, *betas, clips_each=each
+            )
         owner, kind = name.split(".")
         part = self.stateful_parts[owner]
         params, actor_params = part.learning_rates(base)
@@ -510,6 +516,12 @@ class Assembly(Bound):
         """Returns the L actions [B, L, A] that acting chooses from at raw observations [B, S]; no noise."""
         part_state, context, obs = self._acting_context(acting, obs, jnp.zeros((), jnp.int32))
         return self.selector.proposals(acting.actor, part_state, context, obs)
+
+    def listed_proposals(self, acting: ActingState, obs: Array) -> Array:
+        """Returns the proposals [B, L, A] as a selector with surrogates shows them to later networks."""
+        _, context, obs = self._acting_context(acting, obs, jnp.zeros((), jnp.int32))
+        selector: Any = self.selector
+        return selector.listed(acting.actor, context, obs)
 
     def _acting_context(
         self, acting: ActingState, obs: Array, steps: Array
