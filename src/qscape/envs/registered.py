@@ -1,5 +1,6 @@
 """The ids of the project's own environments."""
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -58,6 +59,9 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def register() -> None:
     """Register the project's environments with Gymnasium. Called when `qscape.envs` is imported."""
+    # Of SAVO's tasks neither version is out of date, as Gymnasium says of the lower one.
+    of_savo = r".*The environment (restricted|mineworld|recsim)/\S+ is out of date"
+    warnings.filterwarnings("ignore", of_savo, DeprecationWarning)
     for env_id, (place, about) in IDS.items():
         if env_id not in gym.registry:
             gym.register(env_id, f"qscape.envs.{place}", **about)
