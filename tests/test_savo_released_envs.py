@@ -244,7 +244,7 @@ def test_items_and_users_are_those_of_make_blobs():
 
 
 def test_the_budget_of_a_session():
-    env = recsim.Sessions.of(500)
+    env = recsim.BudgetRecSim.of(500)
     state, seen = env.reset(KEY)
     assert (float(state.budget), seen.shape) == (20, (30,))
     good = jnp.argmax(jnp.where(env.quality >= 0, env.items @ seen, -jnp.inf))
@@ -270,7 +270,7 @@ def test_the_budget_of_a_session():
 
 def test_how_many_clicks_a_session_has():
     """Long-term value lies in the quality of items: the myopic policy has half of the clicks."""
-    env = recsim.Sessions.of(10_000)
+    env = recsim.BudgetRecSim.of(10_000)
     policies = {
         "random": lambda state, seen, key: jax.random.randint(key, (), 0, 10_000),
         "myopic": Partial(recsim.greedy, env),
@@ -284,7 +284,7 @@ def test_how_many_clicks_a_session_has():
 
 
 def test_what_the_agent_sees_of_items():
-    env = recsim.Sessions.of(500)
+    env = recsim.BudgetRecSim.of(500)
     table = make_env("recsim/500-v1").spec.table
     assert table.shape == (500, 35)
     noisy = np.asarray(env.seen[:, :30])

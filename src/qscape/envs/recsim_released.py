@@ -19,7 +19,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.types import Key
 
 CLUSTERS, SPREAD, SEED, USERS = 30, 0.35, 2022, 20
@@ -76,7 +76,7 @@ def drift_taste(
     return jnp.clip(taste + jnp.where(towards, delta, -delta), -1, 1)
 
 
-class Session(NamedTuple):
+class Visitor(NamedTuple):
     """State of a session. Snapshots store it under this name.
 
     Attributes:
@@ -92,7 +92,7 @@ class Session(NamedTuple):
     steps: Int[Array, ""]
 
 
-class Sessions(JaxEnv):
+class BudgetRecSim(JaxEnv):
     """Recommend to one of 20 users until the budget is spent, for 20 steps at most; a click has reward 1.
 
     Observation [30]: the user's taste.
@@ -112,16 +112,16 @@ class Sessions(JaxEnv):
     time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
-    def of(cls, items: int = 10_000, extra_dims: int = 5) -> "Sessions":
+    def of(cls, items: int = 10_000, extra_dims: int = 5) -> "BudgetRecSim":
         """The task with N items.
 
         Raises:
             UsageError: there are fewer items than clusters, or too many; or a negative number of dimensions.
         """
         if not LEAST <= items <= MOST:
-            raise UsageError(f"items is {items}: choose from {LEAST} to {MOST:,}", field="env_args")
+            raise OutOfRange(f"items is {items}: choose from {LEAST} to {MOST:,}", field="env_args")
         if extra_dims < 0:
-            raise UsageError(f"extra_dims is {extra_dims}: it has to be 0 or more", field="env_args")
+            raise OutOfRange(f"extra_dims is {extra_dims}: it has to be 0 or more", field="env_args")
         return cls(*_make_items(items, extra_dims), *map(_single, draw_users()))
 
     @property
@@ -136,13 +136,13 @@ class Sessions(JaxEnv):
     def action_table(self) -> Float[np.ndarray, "N d"]:
         return np.asarray(self.seen)
 
-    def reset(self, key: Key) -> tuple[Session, Float[Array, "30"]]:
+    def reset(self, key: Key) -> tuple[Visitor, Float[Array, "30"]]:
         """A session with one of the users."""
         user = (USERS * jax.random.uniform(key)).astype(jnp.int32)
         taste = self.users[user]
-        return Session(taste, jnp.float32(BUDGET), self.patience[user], jnp.int32(0)), taste
+        return Visitor(taste, jnp.float32(BUDGET), self.patience[user], jnp.int32(0)), taste
 
-    def step(self, state: Session, action: Int[Array, ""], key: Key) -> tuple[Session, Outcome]:
+    def step(self, state: Visitor, action: Int[Array, ""], key: Key) -> tuple[Visitor, Outcome]:
         """Recommend item `action`."""
         item, (draw_click, draw_sign) = self.items[action], jax.random.uniform(key, (2,))
         score = state.taste @ item
@@ -151,17 +151,17 @@ class Sessions(JaxEnv):
         taste = jnp.where(click, moved, state.taste)
         spent = jnp.where(click, jnp.minimum(CLICK, state.budget), NO_CLICK)
         gain = jnp.where(click, state.patience * CLICK * self.quality[action], 0.0)
-        after = Session(taste, state.budget - spent + gain, state.patience, state.steps + 1)
+        after = Visitor(taste, state.budget - spent + gain, state.patience, state.steps + 1)
         ends, limit = after.budget <= 0, after.steps >= self.time_limit
         return after, Outcome(taste, click.astype(jnp.float32), ends, limit, jnp.bool_(False))
 
 
-def greedy(env: Sessions, state: Session, observation: Array, key: Key) -> Int[Array, ""]:
+def greedy(env: BudgetRecSim, state: Visitor, observation: Array, key: Key) -> Int[Array, ""]:
     """The myopic policy for `play`: recommends the item with the highest score ⟨e_u, e_i⟩."""
     return jnp.argmax(env.items @ observation)
 
 
-def careful(env: Sessions, state: Session, observation: Array, key: Key) -> Int[Array, ""]:
+def careful(env: BudgetRecSim, state: Visitor, observation: Array, key: Key) -> Int[Array, ""]:
     """The same among items that do not cost budget: those of quality 0 or more."""
     return jnp.argmax(jnp.where(env.quality >= 0, env.items @ observation, -jnp.inf))
 
@@ -181,10 +181,10 @@ def _make_items(items: int, extra_dims: int) -> tuple[Array, Array, Array]:
     return _single(vectors), _single(quality), _single(np.concatenate([scale_columns(noisy), extra], 1))
 
 
-class SessionsEnv(GymnasiumEnv):
-    """`recsim/500-v1`, `recsim/10k-v1`: `Sessions` as a Gymnasium environment; `items` sets another size."""
+class BudgetRecSimEnv(GymnasiumEnv):
+    """`recsim/500-v1`, `recsim/10k-v1`: `BudgetRecSim` as a Gymnasium environment, of any size."""
 
     metadata = GymnasiumEnv.metadata | {"render_modes": []}
 
     def __init__(self, items: int = 10_000, extra_dims: int = 5, render_mode: str | None = None):
-        super().__init__(Sessions.of(items, extra_dims), render_mode)
+        super().__init__(BudgetRecSim.of(items, extra_dims), render_mode)

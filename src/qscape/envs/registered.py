@@ -40,8 +40,11 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
     "restricted/Any-v0": ("restricted:restrict", {}),
     "mineworld/MineWorld-v0": ("mineworld:MineWorldEnv", {"max_episode_steps": 100}),
     "mineworld/MineWorld-v1": ("mineworld:MineFieldEnv", {"max_episode_steps": 100}),
-    "recsim/500-v1": ("recsim_released:SessionsEnv", {"max_episode_steps": 20, "kwargs": {"items": 500}}),
-    "recsim/10k-v1": ("recsim_released:SessionsEnv", {"max_episode_steps": 20, "kwargs": {"items": 10_000}}),
+    "recsim/500-v1": ("recsim_released:BudgetRecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 500}}),
+    "recsim/10k-v1": (
+        "recsim_released:BudgetRecSimEnv",
+        {"max_episode_steps": 20, "kwargs": {"items": 10_000}},
+    ),
     "recsim/10k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 10_000}}),
     "recsim/100k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 100_000}}),
     "recsim/500k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 500_000}}),

@@ -1,7 +1,6 @@
 """Ensemble: independent actors, and Q chooses (a baseline of SAVO, arXiv 2410.11833)."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -10,7 +9,7 @@ from jaxtyping import Array, PyTree
 from qscape.methods._proposals import ProposalSelector, bind_target_actors
 from qscape.nets import Actor
 from qscape.offpolicy.plain import smooth_dist, smooth_target_policy
-from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
+from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -25,17 +24,13 @@ class Ensemble(ProposalSelector):
         "online", "Critics that choose at s': the online or the target ones."
     )
     smoothing: Literal["each", "choice"] = setting(
-        "each", "Target smoothing moves the action of each target actor, or the chosen one."
+        "each",
+        "Target smoothing moves the action of each target actor, or the chosen one.",
+        only_if={"base.target_noise": "without target smoothing, such as base.target_noise = 0.2"},
     )
     noise: Literal["both", "proposals"] = setting(  # type: ignore[assignment]
         "both", "Exploration noise is added to each action and again to the choice, or to the first only."
     )
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        found = dict(super().moot_fields(agent))
-        if not agent.base.target_noise:
-            found["ensemble.smoothing"] = "without target smoothing, such as base.target_noise = 0.2"
-        return found
 
     def length(self) -> int:
         return self.members

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import Conflict, OutOfRange
 from qscape.methods._list_encoder import HEADS, Conditioned
 from qscape.methods._proposals import Explored, ProposalSelector
 from qscape.nets import Actor, Critic
@@ -56,7 +56,10 @@ class SAVO(ProposalSelector):
         "all surrogates.",
     )
     film_start: float = setting(
-        0.1, "Factor of the initial weights of FiLM's layers; 0: they start as the identity.", within=">= 0"
+        0.1,
+        "Factor of the initial weights of FiLM's layers; 0: they start as the identity.",
+        within=">= 0",
+        only_if={"film=identity": "beside savo.film = released, which has initial weights of its own"},
     )
     surrogate: Literal["learned", "exact"] = setting(
         "learned", "Climb learned surrogates, or max(Q, τ) itself."
@@ -72,7 +75,9 @@ class SAVO(ProposalSelector):
         "q1", "Critics that choose among the proposals: the first, or the minimum of all."
     )
     straight_through: bool = setting(
-        True, "For action tables: climb Q at the nearest row; off: at the unsnapped action."
+        True,
+        "For action tables: climb Q at the nearest row; off: at the unsnapped action.",
+        only_if={"not raw_vectors": "beside savo.raw_vectors, with which no actor climbs Q"},
     )
     raw_vectors: bool = setting(
         False,
@@ -85,7 +90,10 @@ class SAVO(ProposalSelector):
         "FiLM behind the activations from orthogonal weights, and the maximum over the list.",
     )
     summary_hidden: int | None = setting(
-        None, "Hidden width of the list encoder `deepset`; None: `summary_width`.", within=">= 1"
+        None,
+        "Hidden width of the list encoder `deepset`; None: `summary_width`.",
+        within=">= 1",
+        only_if={"summariser=deepset": "without the list encoder savo.summariser = deepset"},
     )
     next_q: Literal["online", "target"] = setting(  # type: ignore[assignment]
         "online", "Critics that choose at s', and that surrogates are fitted to: the online or target ones."
@@ -100,15 +108,17 @@ class SAVO(ProposalSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.summariser == "transformer" and self.summary_width % HEADS:
-            raise UsageError(
+            raise OutOfRange(
                 f"savo.summary_width is {self.summary_width}; a transformer with {HEADS} heads needs a "
-                f"multiple of {HEADS}."
+                f"multiple of {HEADS}.",
+                part="savo",
+                field="summary_width",
             )
         if self.raw_vectors and self.surrogate == "exact":
-            raise UsageError(
+            raise Conflict(
                 "savo.raw_vectors needs learned surrogates, as Q is of rows only: savo.surrogate = learned.",
-                "savo",
-                "raw_vectors",
+                part="savo",
+                field="raw_vectors",
             )
 
     def fits(self, spec: Spec, base: Base) -> str | None:
@@ -121,16 +131,6 @@ class SAVO(ProposalSelector):
 
     def length(self) -> int:
         return self.list_length
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        found = dict(super().moot_fields(agent))
-        if self.film == "released":
-            found["savo.film_start"] = "beside savo.film = released, which has initial weights of its own"
-        if self.raw_vectors:
-            found["savo.straight_through"] = "beside savo.raw_vectors, with which no actor climbs Q"
-        if self.summariser != "deepset":
-            found["savo.summary_hidden"] = "without the list encoder savo.summariser = deepset"
-        return found
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
