@@ -14,6 +14,7 @@ from qscape.envs import recsim_released as recsim
 from qscape.envs.mineworld import RELEASED_TOOLS, MineField, Miner, guide, make_action_table
 from qscape.envs.native import find_jax_env, play
 from qscape.envs.restricted import place_balls
+from qscape.envs.snapshot import restore, take
 from qscape.errors import UsageError
 
 TASKS = ["InvertedPendulum", "InvertedDoublePendulum", "Hopper", "Walker2d", "HalfCheetah", "Ant"]
@@ -119,6 +120,24 @@ def test_an_invalid_action_costs_ten_and_does_the_null_action(name, invalid, nul
             assert reward == (paid if free or penalty is None else -10.0)
         env.reset(seed=5)
         assert env.step(action)[4]["valid"] == pendulum
+
+
+@pytest.mark.parametrize(
+    "env_id", ["restricted/InvertedDoublePendulum-v1", "mineworld/MineWorld-v1", "recsim/500-v1"]
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_snapshot_holds_the_state(env_id, steps):
+    """Also whether the next step is the first one of an episode, in which every action is valid."""
+    one, other = make_env(env_id, seed=3), make_env(env_id, seed=4)
+    table = one.spec.table
+    actions = np.full((12, 1, 1), -1.0) if table is None else table[np.arange(12) % len(table), None]
+    one.reset()
+    for action in actions[:steps]:
+        one.step(action)
+    assert restore(other, take(one)) == ""
+    for action in actions[steps:]:
+        for mine, theirs in zip(one.step(action)[:4], other.step(action)[:4], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize(
