@@ -145,6 +145,7 @@ def test_a_snapshot_holds_the_state(env_id, steps):
     [
         ({"penalty": float("nan")}, "penalty is nan"),
         ({"penalty": float("-inf")}, "penalty is -inf"),
+        ({"penalty": "nan"}, "^penalty is nan; it must be a finite number"),
         ({"factor": 0.0}, "factor is 0.0"),
     ],
 )

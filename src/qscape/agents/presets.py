@@ -216,19 +216,17 @@ def _savo() -> dict[tuple[str, str, str], Settings]:
 
 # Every network's gradient is clipped, the twins' each by itself. Decays of ε are shares of the run: with the
 # code's 500,000 steps the noise would stay near its maximum for the whole of a short run.
-RELEASED_BASE: Settings = {
-    "base": {
-        "warmup": 10_000,
-        "actor_norm": "last",
-        "init": "small",
-        "gradient_clip": 1.0,
-        "critic_clip": "each",
-        "exploration": "ou",
-        "exploration_noise": 0.2,
-        "epsilon_mode": "increment",
-        "epsilon_end": 0.01,
-        "target_actor": True,
-    }
+RELEASED_BASE: dict[str, Any] = {
+    "warmup": 10_000,
+    "actor_norm": "last",
+    "init": "small",
+    "gradient_clip": 1.0,
+    "critic_clip": "each",
+    "exploration": "ou",
+    "exploration_noise": 0.2,
+    "epsilon_mode": "increment",
+    "epsilon_end": 0.01,
+    "target_actor": True,
 }
 ON_RELEASED_MUJOCO = {"replay_capacity": 500_000, "target_noise": 0.2, "target_noise_clip": 0.5}
 # Smoothing is in the environment's units, which are ±3 here.
@@ -265,7 +263,7 @@ def _savo_released(refined: bool) -> dict[tuple[str, str, str], Settings]:
     for env, base in tasks.items():
         wide = any(name in env for name in ("Walker2d", *LONG))
         on_table = env in RELEASED_TABLES
-        rows["td3", "", env] = {"base": RELEASED_BASE["base"] | base}
+        rows["td3", "", env] = {"base": RELEASED_BASE | base}
         rows["td3", "savo", env] = {
             "savo": {
                 "film": "released",

@@ -101,7 +101,7 @@ class Restricted(gym.Wrapper):
         if null.size not in (1, size):
             raise Mismatch(f"a null action of {null.size} numbers is none where actions have {size}")
         self.null = np.broadcast_to(null, size).reshape(space.shape).copy()
-        if penalty is not None and not math.isfinite(penalty):
+        if not (penalty is None or (isinstance(penalty, int | float) and math.isfinite(penalty))):
             raise OutOfRange(
                 f"penalty is {penalty}; it must be a finite number, or None to leave rewards as they are",
                 field="env_args",

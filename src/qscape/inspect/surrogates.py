@@ -5,7 +5,7 @@ Jain et al. 2024, arXiv 2410.11833, Sections 4.2 and 4.3: Ψ_i(s, a; a_{<i}) = m
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -51,7 +51,7 @@ def bind_learned_surrogates(
 
     Each is conditioned on the proposals before its own. Empty without SAVO or without learned surrogates.
     """
-    rep, selector = agent.representation, agent.selector
+    rep, selector = agent.representation, cast(Any, agent.selector)
     nets = acting.part_states.get(selector.name, PartState()).params
     if not selector.climbs_surrogates or nets is None:
         return []

@@ -437,7 +437,7 @@ def clip_each(norm: float) -> optax.GradientTransformation:
     """Return the clipping of a list of gradients, each of which gets at most this global norm."""
     one = optax.clip_by_global_norm(norm)
 
-    def clip(gradients: list[Any], params: Any) -> list[Any]:
+    def clip(gradients: Any, params: Any) -> Any:
         return [one.update(gradient, optax.EmptyState())[0] for gradient in gradients]
 
     return optax.stateless(clip)
