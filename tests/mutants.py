@@ -119,10 +119,17 @@ MUTANTS = [
     ),
     Mutant(
         "methods/savo.py",
-        "floor = q[1 : i + 1].max(0)",
-        "floor = q[1 : i + 2].max(0)",
+        "q[1 : i + 1].max(0)",
+        "q[1 : i + 2].max(0)",
         "savo::test_agent_equals_its_oracle_to_the_bit savo",
     ),
+    Mutant(
+        "methods/savo.py",
+        "rows = jnp.concatenate([executed[None], context.snap(proposals, obs)])",
+        "rows = points",
+        "savo_released",
+    ),
+    Mutant("offpolicy/exploration.py", "noise - base.ou_rate * before", "noise - before", "savo_released"),
     Mutant(
         "methods/savo.py",
         "jnp.where(value >= stop(floor), value, stop(floor))",

@@ -10,6 +10,7 @@ from qscape.envs.conformance import check
 from qscape.errors import UsageError
 
 OWN = ["jax/CartPole-v1", "cliff/IdealCliffWalking-v0", "recsim/10k-v0", "mineworld/MineWorld-v0"]
+OWN += ["recsim/500-v1", "mineworld/MineWorld-v1"]
 PROBES = ["qscape/ProbeTimeLimit-v0", "qscape/ProbePolicy-v0"]
 OTHERS = {
     "brax/fast": "brax",

@@ -44,6 +44,11 @@ from qscape.types import Transition
 ROOM = "qscape"
 EVERYTHING = "sale+lap+periodic+value_clip+checkpoints+normalise"
 
+AS_RELEASED: dict[str, Any] = {"film": "released", "summary_width": 4, "summary_hidden": 8}
+AS_RELEASED |= {"next_q": "target", "surrogate_loss": "mean", "noise": "proposals"}
+RELEASED_BASE: dict[str, Any] = {"target_actor": True, "target_noise": 0.2, "actor_norm": "last"}
+RELEASED_BASE |= {"init": "small", "gradient_clip": 1.0, "critic_clip": "each", "epsilon_mode": "increment"}
+
 # name: (recipe, settings); what is not named here is the recipe's default.
 TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     recipe: (recipe, {})
@@ -99,6 +104,38 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "savo: no approximation, no earlier proposals": (
         "td3+savo",
         {"savo": {"conditioning": "none", "surrogate": "exact"}, "base": {"target_noise": 0.2}},
+    ),
+    "savo: as released": ("td3+savo", {"savo": AS_RELEASED, "base": RELEASED_BASE}),
+    "savo: as released, on td7": (
+        "td7+savo+pave",
+        {"savo": AS_RELEASED | {"list_length": 1}, "base": RELEASED_BASE},
+    ),
+    "savo: as released, on a table": (
+        "td3+savo",
+        {"savo": AS_RELEASED | {"raw_vectors": True}, "base": RELEASED_BASE | {"target_noise": 0.0}},
+    ),
+    "savo: as released, refined, on a table and sac": (
+        "sac+savo+lap",
+        {
+            "savo": AS_RELEASED
+            | {"raw_vectors": True, "next_q": "online", "list_length": 2}
+            | {"surrogate_points": "current"},
+            "base": {"actor_norm": "last", "init": "small", "gradient_clip": 1.0, "critic_clip": "each"},
+        },
+    ),
+    "ensemble: as released": (
+        "td3+ensemble",
+        {
+            "ensemble": {"next_q": "target", "noise": "proposals", "smoothing": "choice"},
+            "base": RELEASED_BASE,
+        },
+    ),
+    "joint: as released": (
+        "td3+joint",
+        {
+            "joint": {"climbs_by": "critic", "noise": "proposals"},
+            "base": {"target_actor": True, "init": "small"},
+        },
     ),
     "joint: mean": ("td3+joint", {"joint": {"climbs_by": "mean"}}),
     "wolpertinger: at the proposal": ("td3+wolpertinger", {"wolpertinger": {"straight_through": False}}),

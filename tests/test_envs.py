@@ -368,7 +368,7 @@ def test_bad_tables_are_refused(table, why):
 
 
 @pytest.mark.parametrize(
-    ("env", "newest"), [("Pendulum", "Pendulum-v1"), ("restricted/Hopper", "restricted/Hopper-v0")]
+    ("env", "newest"), [("Pendulum", "Pendulum-v1"), ("restricted/Hopper", "restricted/Hopper-v1")]
 )
 def test_a_new_run_needs_the_version_of_its_environment(env, newest):
     with pytest.raises(UsageError, match=f"{env} lacks its version: write {newest}"):

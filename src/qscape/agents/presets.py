@@ -10,6 +10,8 @@ of its parts from one paper. Of the papers that have some of these rows, the fir
 Parts that this paper does not have take their fields from other papers. A user's value wins over all of them.
 """
 
+from typing import Any
+
 from qscape.agents.building import build
 from qscape.agents.grammar import nearest
 from qscape.agents.plugins import contrib_table
@@ -186,10 +188,12 @@ ON_MINES = ON_MUJOCO | {"actor_hidden": (128, 64, 64, 32), "critic_hidden": (128
 ON_MINES |= {"updates_per_step": 0.01, "epsilon_decay": 0.5}
 ON_ITEMS = {"warmup": 10_000, "actor_hidden": (64, 32, 32, 16), "critic_hidden": (64, 32)}
 ON_ITEMS |= {"updates_per_step": 0.02, "epsilon_decay": 1.0}
-RESTRICTED = [f"restricted/{name}-v0" for name in ("Hopper", "Walker2d")]
-RESTRICTED += [f"restricted/Inverted{name}Pendulum-v0" for name in ("", "Double")]
+OF_TEXT = ("Hopper", "Walker2d", "InvertedPendulum", "InvertedDoublePendulum")
+OF_RELEASE = (*OF_TEXT, "HalfCheetah", "Ant")
+RESTRICTED = [f"restricted/{name}-v0" for name in OF_TEXT] + [f"restricted/{name}-v1" for name in OF_RELEASE]
 DEXTEROUS = [f"AdroitHand{name}-v1" for name in ("Door", "Pen", "Hammer")]
 RECSIM = [f"recsim/{name}-v0" for name in ("10k", "100k", "500k", "Data", "DataSynthetic")]
+RECSIM += ["recsim/500-v1", "recsim/10k-v1"]
 # Unrestricted tasks, on which the paper shows that SAVO loses nothing; the paper uses version 4.
 STANDARD = [f"{name}-v{n}" for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d") for n in (4, 5)]
 STANDARD += [f"InvertedPendulum-v{n}" for n in (4, 5)]
@@ -199,12 +203,86 @@ COMPARED = ("savo", "ou", "wolpertinger", "ensemble", "joint", "cem", "greedy_ac
 def _savo() -> dict[tuple[str, str, str], Settings]:
     """Return the rows of SAVO and the methods that it is compared with."""
     tasks = dict.fromkeys([*RESTRICTED, *STANDARD, *DEXTEROUS], ON_MUJOCO) | dict.fromkeys(RECSIM, ON_ITEMS)
-    tasks |= {"mineworld/MineWorld-v0": ON_MINES}
+    tasks |= {f"mineworld/MineWorld-v{n}": ON_MINES for n in (0, 1)}
     rows: dict[tuple[str, str, str], Settings] = {}
     for env, base in tasks.items():
         rows["td3", "", env] = rows["sac", "", env] = {"base": base}
         rows |= {("td3", part, env): {} for part in COMPARED}
         rows["sac", "savo", env] = {}
+    return rows
+
+
+# --- SAVO as released: the settings to which its code resolves where nothing else is given -----------------
+
+# Every network's gradient is clipped, the twins' each by itself. Decays of ε are shares of the run: with the
+# code's 500,000 steps the noise would stay near its maximum for the whole of a short run.
+RELEASED_BASE: dict[str, Any] = {
+    "warmup": 10_000,
+    "actor_norm": "last",
+    "init": "small",
+    "gradient_clip": 1.0,
+    "critic_clip": "each",
+    "exploration": "ou",
+    "exploration_noise": 0.2,
+    "epsilon_mode": "increment",
+    "epsilon_end": 0.01,
+    "target_actor": True,
+}
+ON_RELEASED_MUJOCO = {"replay_capacity": 500_000, "target_noise": 0.2, "target_noise_clip": 0.5}
+# Smoothing is in the environment's units, which are ±3 here.
+ON_FORCES = {name: ON_RELEASED_MUJOCO[name] / 3 for name in ("target_noise", "target_noise_clip")}
+Q3C = "USC-Lira/Q3C at 4a5456b"
+LONG = ("HalfCheetah", "Ant")  # 3M steps of training, where the others have 2M, and 1M without restriction
+
+
+# The code does not settle updates per transition, and allows .02 to 1. Its parser gives discrete tasks one
+# actor unless told otherwise, without successors; here they have the paper's three.
+ON_TABLES = {"target_noise": 0.0, "updates_per_step": 0.02}
+ON_FIELDS = {"replay_capacity": 500_000, "actor_hidden": (128, 64, 64, 32), "critic_hidden": (128, 128)}
+ON_FIELDS |= {"epsilon_decay": 0.5}
+ON_SESSIONS = {"actor_hidden": (64, 32, 32, 16), "critic_hidden": (64, 32)}
+RELEASED_TABLES = {
+    "mineworld/MineWorld-v1": ON_TABLES | ON_FIELDS,
+    "recsim/10k-v1": ON_TABLES | ON_SESSIONS | {"epsilon_start": 0.5, "epsilon_decay": 1.0},
+    "recsim/500-v1": ON_TABLES | ON_SESSIONS | {"epsilon_end": 0.0, "epsilon_decay": 0.5},
+}
+
+
+def _savo_released(refined: bool) -> dict[tuple[str, str, str], Settings]:
+    """Return the rows of the released SAVO, or of its variant in which online critics choose and value."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for name in OF_RELEASE:
+        forces = ON_FORCES if name == "InvertedPendulum" else {}
+        usual = 1 / 6 if name in LONG else 1 / 2
+        for env in (f"restricted/{name}-v1", f"{name}-v4", f"{name}-v5"):
+            decay = 1 / 4 if usual == 1 / 2 and env.startswith("restricted") else usual
+            tasks[env] = ON_RELEASED_MUJOCO | forces | {"epsilon_decay": decay}
+    tasks |= RELEASED_TABLES
+    critics = {"next_q": "online" if refined else "target", "noise": "proposals"}
+    rows: dict[tuple[str, str, str], Settings] = {}
+    for env, base in tasks.items():
+        wide = any(name in env for name in ("Walker2d", *LONG))
+        on_table = env in RELEASED_TABLES
+        rows["td3", "", env] = {"base": RELEASED_BASE | base}
+        rows["td3", "savo", env] = {
+            "savo": {
+                "film": "released",
+                "raw_vectors": on_table,
+                "summary_width": 32 if env.startswith("recsim") else 16,
+                "summary_hidden": 256 if wide else 64,
+                "surrogate_loss": "mean",
+            }
+            | critics
+        }
+        rows["td3", "ou", env] = {}
+        rows["td3", "ensemble", env] = {"ensemble": critics | {"smoothing": "choice"}}
+        # Joint does not smooth its target here.
+        rows["td3", "joint", env] = {
+            "base": {"target_noise": 0.0},
+            "joint": {"climbs_by": "critic", "noise": "proposals"},
+        }
+        near = {"straight_through": False} if on_table else {"spread": 0.01}
+        rows["td3", "wolpertinger", env] = {"wolpertinger": near}
     return rows
 
 
@@ -301,6 +379,8 @@ PRESETS: dict[str, list[Paper]] = {
         Paper("TQC, arXiv 2005.04269", _tqc()),
         *(Paper(*paper) for paper in dict(contrib_table("PRESETS")).get("paper", ())),
     ],
+    "released": [Paper(f"SAVO's code, {Q3C}", _savo_released(refined=False))],
+    "refined": [Paper(f"savo_refined of SAVO's code, {Q3C}", _savo_released(refined=True))],
     "tuned": TUNED,
     "best": [Paper("qscape, docs/methods/record.md", BEST)],
 }

@@ -81,6 +81,8 @@ def main(argv: list[str]) -> int:
         rows = [[family, ", ".join(sorted(ids))] for family, ids in sorted(groups.items())]
         rows += [[f"extra {name}", _list_simulator(name, "envs" in argv)] for name in simulators.PACKAGES]
         console.print(_left(table("\nEnvironments", ["from", "ids"], rows)))
+        about = "restricted/, mineworld/, recsim/: v0 follows the text of SAVO's paper, v1 its released code"
+        console.print(about, soft_wrap=True)
     if "studies" in wanted:
         rows = [[name, _first_comment(BUNDLED / f"{name}.toml")] for name in names_of_studies()]
         console.print(_left(table("\nStudies, for qscape study run NAME", ["name", "what"], rows)))

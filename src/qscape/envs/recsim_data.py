@@ -2,7 +2,9 @@
 
 After the recommendation task on real data of SAVO (arXiv 2410.11833). The paper says only that the user's
 feedback is simulated from the data. Here a click has probability σ(b_0 + b_i + β⟨u, v_i⟩) and reward 5, so
-that the return of 20 recommendations is the click rate in percent. The agent does not see b_i.
+that the return of 20 recommendations is the click rate in percent. This is not the axis of the paper's
+figure: the authors' released environment counts the clicks of about 80 recommendations. The agent does not
+see b_i.
 """
 
 from functools import lru_cache

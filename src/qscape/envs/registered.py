@@ -1,5 +1,6 @@
 """The ids of the project's own environments."""
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -22,8 +23,28 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
         "restricted:pendulum",
         {"max_episode_steps": 1000, "kwargs": {"base": "InvertedDoublePendulum-v4"}},
     ),
+    **{
+        f"restricted/{name}-v1": (
+            "restricted:released",
+            {"max_episode_steps": 1000, "kwargs": {"base": f"{name}-v4"} | pendulum},
+        )
+        for name, pendulum in (
+            ("InvertedPendulum", {"null": -1.0, "first_is_free": True}),
+            ("InvertedDoublePendulum", {"null": -1.0, "first_is_free": True}),
+            ("Hopper", {}),
+            ("Walker2d", {}),
+            ("HalfCheetah", {}),
+            ("Ant", {}),
+        )
+    },
     "restricted/Any-v0": ("restricted:restrict", {}),
     "mineworld/MineWorld-v0": ("mineworld:MineWorldEnv", {"max_episode_steps": 100}),
+    "mineworld/MineWorld-v1": ("mineworld:MineFieldEnv", {"max_episode_steps": 100}),
+    "recsim/500-v1": ("recsim_released:BudgetRecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 500}}),
+    "recsim/10k-v1": (
+        "recsim_released:BudgetRecSimEnv",
+        {"max_episode_steps": 20, "kwargs": {"items": 10_000}},
+    ),
     "recsim/10k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 10_000}}),
     "recsim/100k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 100_000}}),
     "recsim/500k-v0": ("recsim:RecSimEnv", {"max_episode_steps": 20, "kwargs": {"items": 500_000}}),
@@ -41,6 +62,9 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def register() -> None:
     """Register the project's environments with Gymnasium. Called when `qscape.envs` is imported."""
+    # Of SAVO's tasks neither version is out of date, as Gymnasium says of the lower one.
+    of_savo = r".*The environment (restricted|mineworld|recsim)/\S+ is out of date"
+    warnings.filterwarnings("ignore", of_savo, DeprecationWarning)
     for env_id, (place, about) in IDS.items():
         if env_id not in gym.registry:
             gym.register(env_id, f"qscape.envs.{place}", **about)

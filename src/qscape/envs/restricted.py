@@ -1,10 +1,12 @@
 """Restricted actions: only balls of the action space are valid; a null action replaces all others.
 
 The restricted MuJoCo tasks of SAVO (Jain et al., arXiv 2410.11833), in which Q(s, ·) has many peaks. The
-paper states the rule but no numbers. Here number, radii and centres of the balls keep about a third of the
-space valid.
+paper states the rule but no numbers. In version v0, number, radii and centres of the balls are ours, and keep
+about a third of the space valid. Version v1 has those of the authors' released code, which keep 71 to 88% of
+it valid, and a reward of -10 in place of the one that follows an invalid action.
 """
 
+import math
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -36,6 +38,29 @@ def draw_balls(
     return random.uniform(-1.0, 1.0, size=(count, size)), r
 
 
+def place_balls(size: int, factor: float | None = None) -> tuple[np.ndarray, Float[np.ndarray, " n"]]:
+    """Return the balls of the released code, in [-1, 1]^D: centres [n, D] and radii [n], in float64.
+
+    There are n = 33 D, whose centres are uniform in the cube, so that they overlap and stick out of it. The
+    volume of all together is `factor` · 0.6 D times that of the cube.
+
+    Args:
+        size: D.
+        factor: of the volume; None: 3 in one dimension, 1.65 in three, 20 in seventeen, else 1.
+
+    Raises:
+        UsageError: `factor` is no number above 0.
+    """
+    factor = {1: 3.0, 3: 1.65, 17: 20.0}.get(size, 1.0) if factor is None else factor
+    if not 0 < factor < math.inf:
+        raise OutOfRange(f"factor is {factor}; it must be a number above 0", field="env_args")
+    count = 33 * size
+    centres = np.random.RandomState(123).random_sample((count, size))
+    of_unit_ball = math.pi ** (size / 2) / math.gamma(size / 2 + 1)
+    radius = (factor * 0.6 * size / count / of_unit_ball) ** (1 / size)
+    return 2 * centres - 1, np.full(count, 2 * radius)
+
+
 class Restricted(gym.Wrapper):
     """Any environment with bounded Box actions, restricted to balls in its normalised action space [-1, 1]^D.
 
@@ -45,9 +70,12 @@ class Restricted(gym.Wrapper):
         null: `[D]` the null action, in the environment's units; or one number for all dimensions.
         control_cost: c, if the reward contains -c ‖a‖². The cost is that of the requested action, so that an
             invalid action is not cheaper.
+        penalty: the reward of a step with an invalid action, in place of the environment's; None: that one.
+        first_is_free: is every action valid in an episode's first step?
 
     Raises:
-        UsageError: actions that are not a bounded Box, or balls or a null action of another dimension.
+        UsageError: actions that are not a bounded Box, balls or a null action of another dimension, or a
+            penalty that is not finite.
     """
 
     def __init__(
@@ -57,6 +85,8 @@ class Restricted(gym.Wrapper):
         radii: Float[np.ndarray, " n"],
         null: Float[np.ndarray, " D"] | float = 0.0,
         control_cost: float = 0.0,
+        penalty: float | None = None,
+        first_is_free: bool = False,
     ):
         super().__init__(env)
         space = env.action_space
@@ -71,7 +101,13 @@ class Restricted(gym.Wrapper):
         if null.size not in (1, size):
             raise Mismatch(f"a null action of {null.size} numbers is none where actions have {size}")
         self.null = np.broadcast_to(null, size).reshape(space.shape).copy()
-        self.control_cost = control_cost
+        if not (penalty is None or (isinstance(penalty, int | float) and math.isfinite(penalty))):
+            raise OutOfRange(
+                f"penalty is {penalty}; it must be a finite number, or None to leave rewards as they are",
+                field="env_args",
+            )
+        self.control_cost, self.penalty = control_cost, penalty
+        self.first_is_free, self.is_first = first_is_free, False
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         self.middle = (low + high) / 2
         self.half = np.where(high > low, (high - low) / 2, 1.0)  # zero width: the middle is the only action
@@ -93,14 +129,23 @@ class Restricted(gym.Wrapper):
         on_the_border = self.centres[nearest[..., 0]] + offset * (radius / np.maximum(distance, radius))
         return np.where(distance <= radius, action, on_the_border)
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Begin an episode."""
+        self.is_first = True
+        return self.env.reset(seed=seed, options=options)
+
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step with the action if it is valid, else with the null action; `info["valid"]` says which."""
         action = np.asarray(action)
-        valid = self.is_valid((action - self.middle) / self.half)
+        is_free = self.first_is_free and self.is_first
+        valid = is_free or self.is_valid((action - self.middle) / self.half)
+        self.is_first = False
         observation, reward, terminated, truncated, info = self.env.step(action if valid else self.null)
         if not valid and self.control_cost:
             more = np.square(action).sum() - np.square(self.null).sum()
             reward = float(reward) - self.control_cost * float(more)
+        if not valid and self.penalty is not None:
+            reward = self.penalty
         return observation, reward, terminated, truncated, info | {"valid": valid}
 
 
@@ -136,6 +181,29 @@ def pendulum(base: str, null_action: str = "raw", **args: Any) -> gym.Env:
     assert isinstance(env.action_space, spaces.Box)
     null = -1.0 if null_action == "raw" else env.action_space.low
     return Restricted(env, INTERVALS[:, :1], INTERVALS[:, 1], null)
+
+
+def released(
+    base: str,
+    null: float = 0.0,
+    first_is_free: bool = False,
+    penalty: float | None = -10.0,
+    factor: float | None = None,
+    **args: Any,
+) -> gym.Env:
+    """Return `restricted/*-v1`: the tasks of the released code.
+
+    Args:
+        base: id of the environment.
+        null: the null action, the same in all dimensions, in the environment's units.
+        first_is_free: as in `Restricted`.
+        penalty: reward of a step with an invalid action; None: the environment's own (the paper's text).
+        factor: of the balls' volume, as in `place_balls`.
+        args: arguments of the environment.
+    """
+    env = _unlimited(base, args)
+    balls = place_balls(int(np.prod(env.action_space.shape or ())), factor)
+    return Restricted(env, *balls, null, penalty=penalty, first_is_free=first_is_free)
 
 
 def restrict(

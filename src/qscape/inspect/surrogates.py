@@ -5,7 +5,7 @@ Jain et al. 2024, arXiv 2410.11833, Sections 4.2 and 4.3: Ψ_i(s, a; a_{<i}) = m
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -51,7 +51,7 @@ def bind_learned_surrogates(
 
     Each is conditioned on the proposals before its own. Empty without SAVO or without learned surrogates.
     """
-    rep, selector = agent.representation, agent.selector
+    rep, selector = agent.representation, cast(Any, agent.selector)
     nets = acting.part_states.get(selector.name, PartState()).params
     if not selector.climbs_surrogates or nets is None:
         return []
@@ -61,9 +61,12 @@ def bind_learned_surrogates(
 
     def bind_surrogate(i: int) -> ActionValue:
         value, conditioning = (
-            bind_network(rep, view, nets[i - 1].net),
-            nets[i - 1].conditioning(seen, proposals[:i, None], nets[0].summary),
+            bind_network(rep, view, later[i - 1].net),
+            later[i - 1].conditioning(seen, proposals[:i, None], later[0].summary),
         )
         return jax.vmap(lambda action: value(seen, action[None], conditioning)[0])
 
-    return [bind_surrogate(i) for i in range(1, len(nets) + 1)]
+    later = selector.later_surrogates(nets)
+    if selector.raw_vectors:  # the networks know vectors, of which the proposals are the nearest rows
+        proposals = agent.listed_proposals(acting, obs[None])[0]
+    return [bind_surrogate(i) for i in range(1, len(later) + 1)]

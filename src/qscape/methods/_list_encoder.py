@@ -3,6 +3,10 @@
 A summariser encodes the list a_0 .. a_{i-1} at a state as one vector z. z scales and shifts every hidden
 layer of the network (FiLM), or joins its input, or both. A network is built for one length of list, so that
 nothing is masked.
+
+The released code takes the greatest of each feature over the list instead of the mean, and modulates behind
+the activation, γ(z) ReLU(W x + b) + β(z) with orthogonal weights, which is nowhere near the identity at the
+start.
 """
 
 from collections.abc import Callable
@@ -15,24 +19,32 @@ from jaxtyping import Array, Float
 
 from qscape.nets.layers import dense
 from qscape.nets.mlp import MLP, Actor, Conditioning, Critic, Torso
+from qscape.nets.orthogonal import orthogonal_linear
 from qscape.types import Key
 
 HEADS = 4  # of the transformer's attention
 
 
 class DeepSet(eqx.Module):
-    """ρ(mean_j φ(x_j)), φ and ρ with one hidden layer each (Zaheer et al. 2017)."""
+    """ρ(mean_j φ(x_j)), φ and ρ with one hidden layer each (Zaheer et al. 2017), or the maximum over j."""
 
     element: MLP
     final: MLP
+    takes_maximum: bool = eqx.field(static=True)
 
-    def __init__(self, key: Key, size: int, width: int = 64) -> None:
+    def __init__(
+        self, key: Key, size: int, width: int = 64, hidden: int | None = None, takes_maximum: bool = False
+    ) -> None:
+        """Make the encoder of elements [f]; `hidden`: width of everything but the result, None: as that."""
         k_element, k_final = jax.random.split(key)
-        self.element = MLP(k_element, (size, width, width), "relu")
-        self.final = MLP(k_final, (width, width, width), "relu")
+        hidden = hidden or width
+        self.element = MLP(k_element, (size, hidden, hidden), "relu")
+        self.final = MLP(k_final, (hidden, hidden, width), "relu")
+        self.takes_maximum = takes_maximum
 
     def __call__(self, x: Float[Array, "*b i f"]) -> Float[Array, "*b w"]:
-        return self.final(self.element(x).mean(-2))
+        elements = self.element(x)
+        return self.final(elements.max(-2) if self.takes_maximum else elements.mean(-2))
 
 
 class LSTM(eqx.Module):
@@ -118,12 +130,14 @@ class Conditioned(eqx.Module):
         summary: encodes the list; None without conditioning, or if another network's is shared.
         film: a layer for each hidden layer of `net`, to its scales and shifts; None without FiLM.
         joins: whether the summary joins the input of the torso.
+        follows: whether FiLM comes behind the activations, as in the released code.
     """
 
     net: Actor | Critic
     summary: Summariser | None
     film: list[eqx.nn.Linear] | None
     joins: bool = eqx.field(static=True)
+    follows: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -134,6 +148,8 @@ class Conditioned(eqx.Module):
         conditioning: str,
         width: int = 64,
         film_start: float = 0.1,
+        released: bool = False,
+        hidden: int | None = None,
     ) -> None:
         """Make the network and its list encoder.
 
@@ -144,20 +160,24 @@ class Conditioned(eqx.Module):
             conditioning: "film", "concat", "both" or "none".
             width: of the summary.
             film_start: factor of the initial weights of FiLM's layers; 0: they start as the identity.
+            released: FiLM and the maximum over the list, as in the released code.
+            hidden: hidden width of a DeepSet; None: `width`.
         """
         k_net, k_summary, k_film = jax.random.split(key, 3)
-        self.joins = conditioning in ("concat", "both")
+        self.joins, self.follows = conditioning in ("concat", "both"), released
         self.net = build(k_net, conditioning=width if self.joins else 0)
         self.summary = None
         if conditioning != "none":
-            self.summary = SUMMARISERS[summariser](k_summary, sum(sizes), width)
+            options = (hidden, released) if summariser == "deepset" else ()
+            self.summary = SUMMARISERS[summariser](k_summary, sum(sizes), width, *options)
         self.film = None
         if conditioning in ("film", "both"):
             torso = self.net.torso if isinstance(self.net, Actor) else self.net.body.torso
             assert isinstance(torso, Torso)
             keys = jax.random.split(k_film, len(torso.layers))
             widths = [len(layer.weight) for layer in torso.layers]
-            self.film = [_make_film(k, width, n, film_start) for k, n in zip(keys, widths, strict=True)]
+            start = None if released else film_start
+            self.film = [_make_film(k, width, n, start) for k, n in zip(keys, widths, strict=True)]
 
     def conditioning(
         self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"], shared: Summariser | None = None
@@ -175,7 +195,7 @@ class Conditioned(eqx.Module):
         film = (
             None if self.film is None else [_split_scales_and_shifts(dense(layer, z)) for layer in self.film]
         )
-        return Conditioning(z if self.joins else None, film)
+        return Conditioning(z if self.joins else None, film, self.follows)
 
 
 def _split_scales_and_shifts(x: Float[Array, "*b n"]) -> tuple[Array, Array]:
@@ -184,8 +204,11 @@ def _split_scales_and_shifts(x: Float[Array, "*b n"]) -> tuple[Array, Array]:
     return scales, shifts
 
 
-def _make_film(key: Key, width: int, hidden: int, start: float) -> eqx.nn.Linear:
+def _make_film(key: Key, width: int, hidden: int, start: float | None) -> eqx.nn.Linear:
     """Make the layer from a summary to scales and shifts, with zero bias and weights `start` times as large
-    as usual, so that it starts near the identity."""
+    as usual, so that it starts near the identity; None: two orthogonal matrices with gain √2."""
+    if start is None:
+        halves = [orthogonal_linear(k, width, hidden, 2.0**0.5) for k in jax.random.split(key)]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
     layer = eqx.nn.Linear(width, 2 * hidden, key=key)
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (start * layer.weight, jnp.zeros(2 * hidden)))

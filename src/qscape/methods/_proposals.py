@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -80,18 +80,35 @@ def bind_target_actors(actor: PyTree, actor_target: PyTree, context: Context) ->
     return actor_target, context._replace(bind=partial(context.bind, which="target"))
 
 
+class Explored(NamedTuple):
+    """Proposals of the exploring agent.
+
+    Attributes:
+        samples: what is stored.
+        actions: what can be executed.
+        judged: what Q chooses by.
+    """
+
+    samples: Float[Array, "L E A"]
+    actions: Float[Array, "L E A"]
+    judged: Float[Array, "L E A"]
+
+
 @dataclasses.dataclass(frozen=True)
 class ProposalSelector(ActionSelector):
     """Base of selectors that propose a list of actions of which Q chooses one.
 
     Attributes:
         select_q: critics that choose: "q1", the first, or "min", the minimum of all.
-        adds_noise_to_each: exploration noise is added to every proposal, not only to the chosen action.
+        next_q: critics that choose at the next state: "online" or "target".
+        noise: what exploration noise is added to: "proposals", "choice", or "both", to each proposal and
+            then to the chosen one.
     """
 
     has_single_policy: ClassVar[bool] = False
     select_q: ClassVar[str] = "q1"
-    adds_noise_to_each: ClassVar[bool] = True
+    next_q: ClassVar[str] = "online"
+    noise: ClassVar[str] = "both"
 
     def propose(self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key) -> list[Dist]:
         """Return L distributions at `obs` [*b, S]; their modes are the proposals."""
@@ -128,40 +145,79 @@ class ProposalSelector(ActionSelector):
             context, obs, self.propose(actor, context, obs, jax.random.key(FIXED))
         )
 
+    def choosing_next(self, context: Context) -> Context:
+        """Return the context whose `q` are the critics that choose at the next state."""
+        return context._replace(q=context.q_target) if self.next_q == "target" else context
+
+    def next_policy(self, actor: PyTree, actor_target: PyTree, context: Context) -> Policy:
+        """Return the choice at the next state, among what target actors propose if there are any."""
+        actors, proposing = bind_target_actors(actor, actor_target, context)
+        choosing = self.choosing_next(context)
+        return lambda obs: self.best_proposal(
+            choosing, obs, self.propose(actors, proposing, obs, jax.random.key(FIXED))
+        )
+
     def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
         options = self.propose(actor, context, obs, jax.random.key(FIXED))
         return jnp.stack([option.mode() for option in options], -2)
 
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
-        processes = self.length() + 1 if self.adds_noise_to_each else 1
-        return init_noise(base, envs, processes, spec.action_size)
+        return init_noise(base, envs, self.noises(), spec.action_size)
+
+    def noises(self) -> int:
+        """Return the number of noises that one choice of an action adds."""
+        return {"proposals": self.length(), "choice": 1, "both": self.length() + 1}[self.noise]
+
+    def explore_proposals(
+        self,
+        actor: PyTree,
+        context: Context,
+        obs: Array,
+        noise: Float[Array, "L E A"] | None,
+        key: Key,
+        keys: list[Key],
+    ) -> Explored:
+        """Return samples of the proposals, with noise.
+
+        Args:
+            noise: of each proposal; None: none is added.
+            key: for proposing.
+            keys: for a sample of each proposal.
+        """
+        options = self.propose(actor, context, obs, key)
+        samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, keys, strict=True)])
+        samples = add_noise(context, obs, samples, noise)
+        if context.base.head == "deterministic":
+            return Explored(samples, samples, samples)
+        # Q judges the modes of a stochastic policy, but the noisy actions of a deterministic one.
+        return Explored(samples, samples, jnp.stack([option.mode() for option in options]))
 
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Add noise to every proposal, let Q_1 choose, and add noise to the choice (Algorithm 1)."""
+        """Add noise to every proposal, let Q_1 choose, and add noise to the choice (Algorithm 1).
+
+        `self.noise` says which of the two noises are added.
+        """
         obs = step.observation
         length, columns = self.length(), self.columns(context.spec)
         if step.mode == "warm_up":
             drawn = sample_uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), step.key)
             return drawn[:, 0], dict.fromkeys(columns, drawn[:, 1:]), step.noise_state
         k_propose, k_noise, k_uniform, *k_sample = jax.random.split(step.key, length + 3)
-        options = self.propose(actor, context, obs, k_propose)
         if step.mode == "evaluate":
+            options = self.propose(actor, context, obs, k_propose)
             best = self.best_proposal(context, obs, options)
             return best.mode(), dict.fromkeys(columns, jnp.moveaxis(best.proposals, 0, 1)), step.noise_state
-        shape = (len(obs), length + 1 if self.adds_noise_to_each else 1, context.spec.action_size)
+        shape = (len(obs), self.noises(), context.spec.action_size)
         drawn, noise_state = sample_noise(context, step.noise_state, step.first, shape, k_noise)
-        each_noise, last_noise = (
-            (None, None) if drawn is None else (jnp.moveaxis(drawn, 1, 0)[:-1], drawn[:, -1])
-        )
-        samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, k_sample, strict=True)])
-        samples = add_noise(context, obs, samples, each_noise if self.adds_noise_to_each else None)
-        # Q judges the modes of a stochastic policy, but the noisy actions of a deterministic one.
-        judged = (
-            jnp.stack([option.mode() for option in options]) if context.base.head == "gaussian" else samples
-        )
-        chosen = take_candidate(samples, self.choose(context, obs, judged))
+        each_noise = last_noise = None
+        if drawn is not None:
+            each_noise = None if self.noise == "choice" else jnp.moveaxis(drawn, 1, 0)[:length]
+            last_noise = None if self.noise == "proposals" else drawn[:, -1]
+        seen = self.explore_proposals(actor, context, obs, each_noise, k_propose, k_sample)
+        samples = seen.samples
+        chosen = take_candidate(seen.actions, self.choose(context, obs, seen.judged))
         action = add_noise(context, obs, chosen, last_noise)
         if context.base.epsilon_mode == "greedy":
             action = apply_epsilon_greedy(context, obs, action, k_uniform)

@@ -24,7 +24,7 @@ class CEM(ProposalSelector):
 
     name: ClassVar[str] = "cem"
     has_actor: ClassVar[bool] = False
-    adds_noise_to_each: ClassVar[bool] = False
+    noise: ClassVar[str] = "choice"
 
     samples: int = setting(64, "Actions sampled in each round.", tune=("choice", 32, 64, 128))
     elites: int = setting(

@@ -1,14 +1,14 @@
 """Ensemble: independent actors, and Q chooses (a baseline of SAVO, arXiv 2410.11833)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 from jaxtyping import Array, PyTree
 
 from qscape.methods._proposals import ProposalSelector, bind_target_actors
 from qscape.nets import Actor
-from qscape.offpolicy.plain import smooth_dist
+from qscape.offpolicy.plain import smooth_dist, smooth_target_policy
 from qscape.offpolicy.sockets import BoundNetworks, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
@@ -20,6 +20,17 @@ class Ensemble(ProposalSelector):
     name: ClassVar[str] = "ensemble"
 
     members: int = setting(3, "Number of actors.", within=">= 1", tune=("choice", 2, 3, 5))
+    next_q: Literal["online", "target"] = setting(  # type: ignore[assignment]
+        "online", "Critics that choose at s': the online or the target ones."
+    )
+    smoothing: Literal["each", "choice"] = setting(
+        "each",
+        "Target smoothing moves the action of each target actor, or the chosen one.",
+        only_if={"base.target_noise": "without target smoothing, such as base.target_noise = 0.2"},
+    )
+    noise: Literal["both", "proposals"] = setting(  # type: ignore[assignment]
+        "both", "Exploration noise is added to each action and again to the choice, or to the first only."
+    )
 
     def length(self) -> int:
         return self.members
@@ -44,16 +55,18 @@ class Ensemble(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Smooth each target actor's action; the online critics choose among them."""
+        """Smooth each target actor's action, of which the critics choose one, or smooths that one."""
+        if not context.base.target_noise:
+            return self.next_policy(actor, actor_target, context)
+        if self.smoothing == "choice":
+            policy = self.next_policy(actor, actor_target, context)
+            return smooth_target_policy(context._replace(policy_target=policy), key)
         members, slow = bind_target_actors(actor, actor_target, context)
 
         def best(obs: Array) -> Dist:
+            keys = jax.random.split(key, self.members)
             options = self.propose(members, slow, obs, key)
-            if context.base.target_noise:
-                keys = jax.random.split(key, self.members)
-                options = [
-                    smooth_dist(context, obs, option, k) for option, k in zip(options, keys, strict=True)
-                ]
-            return self.best_proposal(context, obs, options)
+            options = [smooth_dist(context, obs, option, k) for option, k in zip(options, keys, strict=True)]
+            return self.best_proposal(self.choosing_next(context), obs, options)
 
         return best

@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from qscape.methods._proposals import ProposalSelector
-from qscape.nets import Actor, Deterministic, Projected
+from qscape.nets import Actor, Conditioning, Deterministic, Projected
 from qscape.nets.heads import Point, unsnap
+from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, Nets, PartState
-from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
+from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +25,13 @@ class Joint(ProposalSelector):
     name: ClassVar[str] = "joint"
 
     list_length: int = setting(3, "L: actions in the output.", within=">= 1", tune=("choice", 2, 3, 5))
-    climbs_by: Literal["max", "mean"] = setting(
-        "max", "Climb the value of the best proposal, or the mean value of all proposals."
+    climbs_by: Literal["max", "mean", "critic"] = setting(
+        "max",
+        "Climb the value of the best proposal, the mean value of all proposals, or (critic, SAVO's code) a "
+        "critic of the whole list, which is fitted to the value of the executed one.",
+    )
+    noise: Literal["both", "proposals"] = setting(  # type: ignore[assignment]
+        "both", "Exploration noise is added to each action and again to the choice, or to the first only."
     )
 
     def length(self) -> int:
@@ -41,6 +48,34 @@ class Joint(ProposalSelector):
         if agent.base.target_noise:
             return "joint does not smooth its target: base.target_noise = 0 with joint."
         return None
+
+    def columns(self, spec: Spec) -> Columns:
+        return {"proposals": (self.list_length, spec.action_size)} if self.climbs_by == "critic" else {}
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
+        """Make two critics of whole lists, if the actor climbs one."""
+        if self.climbs_by != "critic":
+            return PartState()
+        further = (self.list_length - 1) * spec.action_size
+        return PartState(params=[nets.critic(k, conditioning=further) for k in jax.random.split(key)])
+
+    def learn(
+        self, params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics, None]:
+        """Return the loss of the regression of both critics of lists to the least target critic's value of
+        the executed action."""
+        obs, listed = batch.observation, batch.extra["proposals"]
+        target = jax.lax.stop_gradient(jnp.stack(context.q_target(obs, batch.action)).min(0))
+        said = self._list_values(params, context, obs, listed.reshape(len(listed), -1))
+        loss = jnp.square(jnp.stack(said) - target).mean(1).sum()
+        return loss, {"list_loss": loss}, None
+
+    def _list_values(
+        self, params: PyTree, context: Context, obs: Array, listed: Float[Array, "B LA"]
+    ) -> list[Array]:
+        """Return the value [B] of whole lists by each of the critics of lists."""
+        first, others = jnp.split(listed, [context.spec.action_size], -1)
+        return [context.bind(critic)(obs, first, Conditioning(concat=others)) for critic in params]
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         """Make an actor whose last layer outputs L actions."""
@@ -64,6 +99,13 @@ class Joint(ProposalSelector):
     ) -> list[tuple[Policy, QFn]]:
         if self.climbs_by == "max":
             return [(context.policy, context.q)]
+        if self.climbs_by == "critic":
+            return [
+                (
+                    lambda obs: unsnap(context.bind(actor)(obs)),
+                    partial(self._list_values, state.params, context),
+                )
+            ]
 
         def share(obs: Array, action: Array) -> list[Array]:
             return [head / self.list_length for head in context.q(obs, action)]

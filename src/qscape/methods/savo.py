@@ -19,15 +19,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import OutOfRange
+from qscape.errors import Conflict, OutOfRange
 from qscape.methods._list_encoder import HEADS, Conditioned
-from qscape.methods._proposals import ProposalSelector
+from qscape.methods._proposals import Explored, ProposalSelector
 from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_target_policy
 from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, Nets, PartState, combine_heads
-from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
+from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting, stream
 
 stop = jax.lax.stop_gradient
 
@@ -56,7 +56,10 @@ class SAVO(ProposalSelector):
         "all surrogates.",
     )
     film_start: float = setting(
-        0.1, "Factor of the initial weights of FiLM's layers; 0: they start as the identity.", within=">= 0"
+        0.1,
+        "Factor of the initial weights of FiLM's layers; 0: they start as the identity.",
+        within=">= 0",
+        only_if={"film=identity": "beside savo.film = released, which has initial weights of its own"},
     )
     surrogate: Literal["learned", "exact"] = setting(
         "learned", "Climb learned surrogates, or max(Q, τ) itself."
@@ -72,7 +75,34 @@ class SAVO(ProposalSelector):
         "q1", "Critics that choose among the proposals: the first, or the minimum of all."
     )
     straight_through: bool = setting(
-        True, "For action tables: climb Q at the nearest row; off: at the unsnapped action."
+        True,
+        "For action tables: climb Q at the nearest row; off: at the unsnapped action.",
+        only_if={"not raw_vectors": "beside savo.raw_vectors, with which no actor climbs Q"},
+    )
+    raw_vectors: bool = setting(
+        False,
+        "For action tables: all actors climb learned surrogates at vectors, to which noise is added in turn; "
+        "only critics and the environment get the nearest rows (SAVO's code).",
+    )
+    film: Literal["identity", "released"] = setting(
+        "identity",
+        "FiLM near the identity before the activations, and the mean over the list; or, as in SAVO's code, "
+        "FiLM behind the activations from orthogonal weights, and the maximum over the list.",
+    )
+    summary_hidden: int | None = setting(
+        None,
+        "Hidden width of the list encoder `deepset`; None: `summary_width`.",
+        within=">= 1",
+        only_if={"summariser=deepset": "without the list encoder savo.summariser = deepset"},
+    )
+    next_q: Literal["online", "target"] = setting(  # type: ignore[assignment]
+        "online", "Critics that choose at s', and that surrogates are fitted to: the online or target ones."
+    )
+    surrogate_loss: Literal["sum", "mean"] = setting(
+        "sum", "The surrogates' squared errors are summed over surrogates and points, or averaged."
+    )
+    noise: Literal["both", "proposals"] = setting(  # type: ignore[assignment]
+        "both", "Exploration noise is added to each proposal and again to the choice, or to proposals only."
     )
 
     def __post_init__(self) -> None:
@@ -84,6 +114,20 @@ class SAVO(ProposalSelector):
                 part="savo",
                 field="summary_width",
             )
+        if self.raw_vectors and self.surrogate == "exact":
+            raise Conflict(
+                "savo.raw_vectors needs learned surrogates, as Q is of rows only: savo.surrogate = learned.",
+                part="savo",
+                field="raw_vectors",
+            )
+
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if self.raw_vectors and spec.table is None:
+            return (
+                "savo.raw_vectors is for discrete actions with a table of vectors, and its actions are "
+                "continuous; leave it out."
+            )
+        return None
 
     def length(self) -> int:
         return self.list_length
@@ -101,7 +145,8 @@ class SAVO(ProposalSelector):
     ) -> list[Conditioned]:
         sizes = (spec.observation_size, spec.action_size)
         options = self.summariser, self.conditioning, self.summary_width, self.film_start
-        modules = [Conditioned(k, build, sizes, *options) for k in keys]
+        released = self.film == "released"
+        modules = [Conditioned(k, build, sizes, *options, released, self.summary_hidden) for k in keys]
         if self.summarisers == "shared" and self.conditioning != "none":  # the first one's
             modules[1:] = [eqx.tree_at(lambda module: module.summary, m, None) for m in modules[1:]]
         return modules
@@ -111,12 +156,12 @@ class SAVO(ProposalSelector):
         return [nets.actor(first), *self._make_conditioned(later, nets.actor, spec)]
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """Make the surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q itself."""
-        if self.list_length == 1 or self.surrogate == "exact":
+        """Make the surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q itself, or Ψ̂_0 at raw vectors."""
+        if self.surrogate == "exact" or not (self.raw_vectors or self.list_length > 1):
             return PartState()
-        return PartState(
-            params=self._make_conditioned(jax.random.split(key, self.list_length - 1), nets.critic, spec)
-        )
+        first = [nets.critic(stream(key, "first"), conditioning=0)] if self.raw_vectors else []
+        later = jax.random.split(key, self.list_length - 1) if self.list_length > 1 else ()
+        return PartState(params=[*first, *self._make_conditioned(later, nets.critic, spec)])
 
     # --- proposals --------------------------------------------------------------------------------
 
@@ -127,12 +172,45 @@ class SAVO(ProposalSelector):
         gradient."""
         options: list[Dist] = [context.bind(actor[0])(obs)]
         earlier = []
-        for module in actor[1:]:
-            earlier.append(stop(options[-1].mode()))
-            seen = context.spec.visible(obs)
-            conditioning = module.conditioning(seen, jnp.stack(earlier), actor[1].summary)
-            options.append(context.bind(module.net)(obs, conditioning))
+        for i in range(1, len(actor)):
+            earlier.append(stop(self._as_listed(options[-1]).mode()))
+            options.append(self._propose_after(actor, i, context, obs, jnp.stack(earlier)))
         return options
+
+    def _as_listed(self, dist: Dist) -> Dist:
+        """Return the distribution of what later networks see of a proposal: its row, or the raw vector."""
+        return unsnap(dist) if self.raw_vectors else dist
+
+    def _propose_after(
+        self, actor: PyTree, i: int, context: BoundNetworks, obs: Array, earlier: Float[Array, "i *b A"]
+    ) -> Dist:
+        """Return ν_i(s; a_{<i}) of a later actor."""
+        conditioning = actor[i].conditioning(context.spec.visible(obs), earlier, actor[1].summary)
+        return context.bind(actor[i].net)(obs, conditioning)
+
+    def explore_proposals(
+        self,
+        actor: PyTree,
+        context: Context,
+        obs: Array,
+        noise: Float[Array, "L E A"] | None,
+        key: Key,
+        keys: list[Key],
+    ) -> Explored:
+        """Return samples of the proposals, with noise; at raw vectors later actors see it, too."""
+        if not self.raw_vectors:
+            return super().explore_proposals(actor, context, obs, noise, key, keys)
+        samples, modes = [], []
+        has_modes = context.base.head == "gaussian"
+        for i, k in enumerate(keys):
+            earlier = modes if has_modes else samples
+            dist = self._propose_after(actor, i, context, obs, jnp.stack(earlier)) if i else None
+            dist = unsnap(context.bind(actor[0])(obs) if dist is None else dist)
+            sample = dist.sample(k)[0]
+            samples.append(sample if noise is None else jnp.clip(sample + noise[i], -1.0, 1.0))
+            modes.append(dist.mode())
+        rows = context.snap(jnp.stack(samples), obs)
+        return Explored(jnp.stack(samples), rows, context.snap(jnp.stack(modes), obs) if has_modes else rows)
 
     def target_policy(
         self,
@@ -143,43 +221,51 @@ class SAVO(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Return the chosen action of the online actors and critics, smoothed after the choice if at all."""
-        return smooth_target_policy(context, key)
+        """Return the chosen action, smoothed after the choice if at all."""
+        policy = self.next_policy(actor, actor_target, context)
+        return smooth_target_policy(context._replace(policy_target=policy), key)
 
     # --- learning ---------------------------------------------------------------------------------
 
     def learn(
-        self, params: list[Conditioned], state: PartState, context: Context, batch: Batch, key: Key
+        self, params: list[Any], state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, None]:
         """Return the loss of the regression of Ψ̂_i(s, x; a_{<i}) to max{q(s, x), τ_i} at x = a and x = a_i,
-        with q = min(Q_1, Q_2).
+        with q = min(Q_1, Q_2), or that of the target critics.
 
         Summed over i and the two points, averaged over the batch (paper, Eq. 9).
         """
+        critics = self.choosing_next(context).q
         obs, executed, proposals = batch.observation, batch.action, self._stored_proposals(batch)
         if self.surrogate_points != "replay":
             choice: Any = context.policy(obs)
             proposals = stop(choice.proposals)
+            if self.raw_vectors:
+                proposals = stop(jnp.stack([unsnap(option).mode() for option in choice.options]))
             executed = stop(choice.mode()) if self.surrogate_points == "current" else executed
         points = jnp.concatenate([executed[None], proposals])
-        q = stop(jax.vmap(lambda action: jnp.stack(context.q(obs, action)).min(0))(points))
+        rows = points
+        if self.raw_vectors:
+            rows = jnp.concatenate([executed[None], context.snap(proposals, obs)])
+        q = stop(jax.vmap(lambda action: jnp.stack(critics(obs, action)).min(0))(rows))
         loss = jnp.zeros(())
-        for i in range(1, len(params) + 1):
-            floor = q[1 : i + 1].max(0)
-            target = jnp.maximum(jnp.stack([q[0], q[i + 1]]), floor)
+        for i in range(0 if self.raw_vectors else 1, self.list_length):
+            target = jnp.stack([q[0], q[i + 1]])
+            target = jnp.maximum(target, q[1 : i + 1].max(0)) if i else target
             value = self._surrogate_value(params, i, context, obs, proposals[:i])
             prediction = jax.vmap(lambda action, value=value: value(obs, action)[0])(
                 points[jnp.array([0, i + 1])]
             )
             loss += jnp.square(prediction - target).mean(1).sum()
+        loss = loss / (2 * len(params)) if self.surrogate_loss == "mean" else loss
         gain = (q[1:].max(0) - q[1]).mean()
         return loss, {"surrogate_loss": loss, "list_gain": gain}, None
 
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """Return pairs ν_0 with Q and every later ν_i with its surrogate; earlier proposals carry no
-        gradient.
+        """Return pairs ν_0 with Q (or Ψ̂_0) and every later ν_i with its surrogate; earlier proposals carry
+        no gradient.
         """
         return [
             (
@@ -195,28 +281,27 @@ class SAVO(ProposalSelector):
 
         def policy(obs: Array) -> Dist:
             if i and self.actor_list == "replay":
-                stored = self._stored_proposals(batch)[:i]
-                seen = context.spec.visible(obs)
-                conditioning = actor[i].conditioning(seen, stored, actor[1].summary)
-                dist = context.bind(actor[i].net)(obs, conditioning)
+                dist = self._propose_after(actor, i, context, obs, self._stored_proposals(batch)[:i])
             else:
                 dist = self.propose(actor[: i + 1], context, obs)[i]
-            return dist if self.straight_through else unsnap(dist)
+            return dist if self.straight_through and not self.raw_vectors else unsnap(dist)
 
         return policy
 
     def objective_at(self, actor: PyTree, i: int, state: PartState, context: Context, batch: Batch) -> QFn:
         """Return what actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
-        if i == 0:
+        if i == 0 and not self.raw_vectors:
             return context.q
 
         def earlier(obs: Array) -> Float[Array, "i B A"]:
             if self.actor_list == "replay":
                 return self._stored_proposals(batch)[:i]
-            return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], context.settled, obs)]))
+            proposed = self.propose(actor[:i], context.settled, obs)
+            return stop(jnp.stack([self._as_listed(dist).mode() for dist in proposed]))
 
         def learned(obs: Array, action: Array) -> list[Array]:
-            return self._surrogate_value(state.params, i, context, obs, earlier(obs))(obs, action)
+            known = earlier(obs) if i else None
+            return self._surrogate_value(state.params, i, context, obs, known)(obs, action)
 
         def exact(obs: Array, action: Array) -> list[Array]:
             value = combine_heads(context.base, context.q(obs, action))
@@ -228,16 +313,28 @@ class SAVO(ProposalSelector):
 
     def _surrogate_value(
         self,
-        params: list[Conditioned],
+        params: list[Any],
         i: int,
         context: Context,
         obs: Array,
-        earlier: Float[Array, "i B A"],
+        earlier: Float[Array, "i B A"] | None,
     ) -> QFn:
-        """Return Ψ̂_i(·, ·; a_{<i}) as a function; the list is encoded once."""
-        surrogate = params[i - 1]
-        conditioning = surrogate.conditioning(context.spec.visible(obs), earlier, params[0].summary)
+        """Return Ψ̂_i(·, ·; a_{<i}) as a function; the list is encoded once, and Ψ̂_0 has none."""
+        if i == 0 or earlier is None:
+            return lambda obs, action: [context.bind(params[0])(obs, action)]
+        later = self.later_surrogates(params)
+        surrogate = later[i - 1]
+        conditioning = surrogate.conditioning(context.spec.visible(obs), earlier, later[0].summary)
         return lambda obs, action: [context.bind(surrogate.net)(obs, action, conditioning)]
+
+    def later_surrogates(self, params: list[Any]) -> list[Conditioned]:
+        """Return Ψ̂_1 .. Ψ̂_{L-1} of the part's `params`, which begin with Ψ̂_0 at raw vectors."""
+        return params[1:] if self.raw_vectors else params
+
+    def listed(self, actor: PyTree, context: Context, obs: Array) -> Float[Array, "B L A"]:
+        """Return the proposals [B, L, A] as later networks see them, which may be raw vectors."""
+        options = self.propose(actor, context, obs)
+        return jnp.stack([self._as_listed(option).mode() for option in options], -2)
 
     def _stored_proposals(self, batch: Batch) -> Float[Array, "L B A"]:
         """Return the stored proposals of a batch."""

@@ -25,7 +25,7 @@ class Wolpertinger(ProposalSelector):
     """Q chooses among the actor's action and samples around it, or among the nearest discrete actions."""
 
     name: ClassVar[str] = "wolpertinger"
-    adds_noise_to_each: ClassVar[bool] = False
+    noise: ClassVar[str] = "choice"
 
     candidates: int = setting(
         3, "Actions to choose among, the actor's own included.", within=">= 1", tune=("choice", 3, 5, 10)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from qscape.ops.norm import layer_norm
 from qscape.ops.product import product
+from qscape.types import Key
 
 # One array, or a tuple that stands for its concatenation (see `concatenate_inputs`).
 Inputs: TypeAlias = Array | tuple[Array, ...]
@@ -48,6 +49,27 @@ class LayerNorm(eqx.Module):
 
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
         return self.scale * layer_norm(x, self.epsilon) + self.shift
+
+
+class SampleNorm(eqx.Module):
+    """y = scale (x − mean) / (std + ε) + shift over the last axis, std that of a sample (n − 1).
+
+    Attributes:
+        scale, shift: learned; they start uniform in [0, 1] and at 0.
+    """
+
+    scale: Float[Array, " n"]
+    shift: Float[Array, " n"]
+
+    def __init__(self, key: Key, size: int) -> None:
+        self.scale, self.shift = jax.random.uniform(key, (size,)), jnp.zeros(size)
+
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+        centred = x - x.mean(-1, keepdims=True)
+        # The root of 0 has no gradient, and features that are all 0 are not rare behind a ReLU.
+        variance = jnp.square(centred).sum(-1, keepdims=True) / max(x.shape[-1] - 1, 1)
+        std = jnp.where(variance > 0.0, jnp.sqrt(jnp.where(variance > 0.0, variance, 1.0)), 0.0)
+        return self.scale * centred / (std + 1e-5) + self.shift
 
 
 @runtime_checkable

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 from qscape.nets.batch_norm import has_statistics
 from qscape.nets.heads import Head
-from qscape.nets.layers import Inputs, LayerNorm, Linear, concatenate_inputs, dense
+from qscape.nets.layers import Inputs, LayerNorm, Linear, SampleNorm, concatenate_inputs, dense
 from qscape.ops.elu import elu
 from qscape.ops.norm import NORMS
 from qscape.ops.silu import silu
-from qscape.types import Dist, Key
+from qscape.types import Dist, Key, stream
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -34,10 +34,12 @@ class Conditioning(NamedTuple):
         concat: `[*b, c]` joins the torso's input; None: nothing does.
         film: a pair (scale, shift) of arrays `[*b, h]` for each hidden layer, which computes
             activation((1 + scale) * h + shift); None: no modulation.
+        follows: each hidden layer computes scale * activation(h) + shift instead.
     """
 
     concat: Array | None = None
     film: Sequence[tuple[Array, Array]] | None = None
+    follows: bool = False
 
 
 class Torso(eqx.Module):
@@ -50,11 +52,13 @@ class Torso(eqx.Module):
         layers: the linear layers.
         norms: the layer norm behind each of them; empty: there is none.
         activation: a key of `ACTIVATIONS`.
+        last: the norm of the features, behind activation and FiLM of the last layer; None: there is none.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
     norms: tuple[LayerNorm, ...]
     activation: str = eqx.field(static=True)
+    last: SampleNorm | None = None
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Torso(eqx.Module):
         activation: str,
         normalise: bool = False,
         linear: Callable[..., eqx.nn.Linear] = eqx.nn.Linear,
+        normalise_last: bool = False,
     ) -> None:
         """Make the layers.
 
@@ -70,11 +75,13 @@ class Torso(eqx.Module):
             sizes: the input size and the widths of the layers.
             normalise: adds layer norms.
             linear: makes a layer: `linear(fan_in, fan_out, key=key)`.
+            normalise_last: adds the norm of the features.
         """
         keys = jax.random.split(key, len(sizes) - 1)
         self.layers = tuple(linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
         self.norms = tuple(map(LayerNorm, sizes[1:])) if normalise else ()
         self.activation = activation
+        self.last = SampleNorm(stream(key, "last"), sizes[-1]) if normalise_last else None
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
         """Return features of the last layer at inputs `[*b, i]`."""
@@ -83,9 +90,14 @@ class Torso(eqx.Module):
         for j, layer in enumerate(self.layers):
             h = dense(layer, x)
             h = self.norms[j](h) if self.norms else h
-            x = act(h if film is None else (1.0 + film[j][0]) * h + film[j][1])
+            if film is None or conditioning is None:
+                x = act(h)
+            elif conditioning.follows:
+                x = film[j][0] * act(h) + film[j][1]
+            else:
+                x = act((1.0 + film[j][0]) * h + film[j][1])
         assert not isinstance(x, tuple)
-        return x
+        return x if self.last is None else self.last(x)
 
 
 @runtime_checkable

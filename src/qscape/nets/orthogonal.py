@@ -24,6 +24,20 @@ def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.n
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (draw(key), jnp.zeros(fan_out)))
 
 
-def orthogonal_torso(key: Key, sizes: Sequence[int], activation: str, normalise: bool = False) -> Torso:
+def orthogonal_torso(
+    key: Key, sizes: Sequence[int], activation: str, normalise: bool = False, normalise_last: bool = False
+) -> Torso:
     """Return a torso with orthogonal weights of gain √2 and biases 0; arguments as in `Torso`."""
-    return Torso(key, sizes, activation, normalise, lambda i, o, key: orthogonal_linear(key, i, o, 2.0**0.5))
+
+    def linear(fan_in: int, fan_out: int, key: Key) -> eqx.nn.Linear:
+        return orthogonal_linear(key, fan_in, fan_out, 2.0**0.5)
+
+    return Torso(key, sizes, activation, normalise, linear, normalise_last)
+
+
+def small_linear(key: Key, fan_in: int, fan_out: int) -> eqx.nn.Linear:
+    """Return a linear layer with orthogonal weights of gain 0.001; biases are uniform in ±1/√fan_in."""
+    k_weight, k_bias = jax.random.split(key)
+    layer, bound = orthogonal_linear(k_weight, fan_in, fan_out, 0.001), fan_in**-0.5
+    bias = jax.random.uniform(k_bias, (fan_out,), minval=-bound, maxval=bound)
+    return eqx.tree_at(lambda x: x.bias, layer, bias)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -367,7 +367,10 @@ class Agent(Bound):
             return base.optimiser(base.actor_learning_rate, decay, b1, base.adam_b2, delayed=True)
         if name == "critics":
             betas = base.adam_b1, base.adam_b2
-            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay, *betas)
+            each = base.critic_clip == "each"
+            return base.optimiser(
+                base.critic_learning_rate, base.critic_weight_decay, *betas, clips_each=each
+            )
         owner, kind = name.split(".")
         part = self.stateful_parts[owner]
         params, actor_params = part.learning_rates(base)
@@ -483,6 +486,12 @@ class Agent(Bound):
         """Return the L actions [B, L, A] that acting chooses from at raw observations [B, S]; no noise."""
         part_state, context, obs = self._acting_context(acting, obs, jnp.zeros((), jnp.int32))
         return self.selector.proposals(acting.actor, part_state, context, obs)
+
+    def listed_proposals(self, acting: ActingState, obs: Array) -> Array:
+        """Return the proposals [B, L, A] as a selector with surrogates shows them to later networks."""
+        _, context, obs = self._acting_context(acting, obs, jnp.zeros((), jnp.int32))
+        selector: Any = self.selector
+        return selector.listed(acting.actor, context, obs)
 
     def _acting_context(
         self, acting: ActingState, obs: Array, steps: Array

@@ -101,8 +101,11 @@ class Base:
         "Activation of the actor's hidden layers; gelu in its tanh form, leaky_relu with slope 0.01.",
         only_if=HAS_ACTOR,
     )
-    actor_norm: Literal["none", "layer"] = setting(
-        "none", "Layer normalisation before each activation of the actor's hidden layers.", only_if=HAS_ACTOR
+    actor_norm: Literal["none", "layer", "last"] = setting(
+        "none",
+        "Layer normalisation before each activation of the actor's hidden layers; last: only of the features "
+        "that the last one computes (SAVO's code).",
+        only_if=HAS_ACTOR,
     )
     actor_projection: bool = setting(
         False,
@@ -115,10 +118,11 @@ class Base:
     critic_norm: Literal["none", "layer"] = setting(
         "none", "Layer normalisation before each activation of the critics' hidden layers."
     )
-    init: Literal["default", "orthogonal", "xavier"] = setting(
+    init: Literal["default", "orthogonal", "xavier", "small"] = setting(
         "default",
         "Initial weights of hidden and output layers: uniform in ±1/√fan_in; orthogonal with biases 0 and "
-        "gain √2, 1 of critics' outputs and 0.01 of the actor's; or Xavier uniform with biases 0.",
+        "gain √2, 1 of critics' outputs and 0.01 of the actor's; Xavier uniform with biases 0; or (small, "
+        "SAVO's code) orthogonal with gain √2 and, for all outputs, 0.001, whose biases stay uniform.",
     )
     actor_output_std: float | None = setting(
         None,
@@ -147,6 +151,14 @@ class Base:
         None,
         "Clip the global norm of each optimiser's gradient to this; None: no clipping.",
         within="(0, inf]",
+    )
+    critic_clip: Literal["joint", "each"] = setting(
+        "joint",
+        "`gradient_clip` bounds the gradient of all critics together, or of each by itself.",
+        only_if={
+            "gradient_clip": "without a bound on gradients, such as base.gradient_clip = 1",
+            "critics!=1": "for a single critic, base.critics = 1",
+        },
     )
     critic_weight_decay: float = setting(0.0, "Weight decay λ of the critics.", within=">= 0")
     actor_weight_decay: float = setting(0.0, "Weight decay λ of the actor.", within=">= 0", only_if=HAS_ACTOR)
@@ -274,8 +286,10 @@ class Base:
         only_if=EXPLORES_BY_EPSILON
         | {"moves_epsilon": "with an ε that stays, base.epsilon_end = base.epsilon_start"},
     )
-    epsilon_mode: Literal["noise", "greedy"] = setting(
-        "noise", "ε scales the noise, or (greedy) is the probability of a uniformly random action."
+    epsilon_mode: Literal["noise", "increment", "greedy"] = setting(
+        "noise",
+        "ε scales the noise, or the increments of the OU process (x ← x + ε (−θ x + σ N(0, 1)), so that it "
+        "still strays as ε falls), or (greedy) is the probability of a uniformly random action.",
     )
     nearest: Literal["exact", "clustered"] = setting(
         "exact",
@@ -302,6 +316,13 @@ class Base:
                 "set base.epsilon_end below 1, such as 0.01.",
                 part="base",
                 field="epsilon_end",
+            )
+        if self.epsilon_mode == "increment" and self.exploration != "ou":
+            raise Conflict(
+                f"base.epsilon_mode is increment and base.exploration {self.exploration}: only an "
+                "Ornstein-Uhlenbeck process has increments; set base.exploration = ou.",
+                part="base",
+                field="epsilon_mode",
             )
         if self.noise_min > self.noise_max:
             raise OutOfRange(
@@ -367,6 +388,7 @@ class Base:
         b2: float = 0.999,
         *,
         gradient_clip: float | None = None,
+        clips_each: bool = False,
         delayed: bool = False,
     ) -> optax.GradientTransformation:
         """Make an optimiser: gradient clipping, Adam with ε 1e-8, weight decay, the scheduled learning rate.
@@ -376,13 +398,15 @@ class Base:
             weight_decay: λ.
             b1, b2: Adam's decay rates.
             gradient_clip: bound on the gradient's norm in place of the field of that name; None: the field.
+            clips_each: the parameters are a list of networks, and the bound holds for each of them.
             delayed: the optimiser steps with the actor only.
 
         Raises:
             UsageError: learning rates follow a schedule and the run's length is unknown.
         """
         norm = self.gradient_clip if gradient_clip is None else gradient_clip
-        clip = [] if norm is None else [optax.clip_by_global_norm(norm)]
+        bound = clip_each if clips_each else optax.clip_by_global_norm
+        clip = [] if norm is None else [bound(norm)]
         decay = []
         if weight_decay:
             mask = partial(find_decayed, matrices_only=self.decay_what == "weights")
@@ -407,3 +431,13 @@ class Base:
         if self.schedule == "linear":
             return optax.linear_schedule(start, self.rate_end * start, steps)
         return optax.cosine_decay_schedule(start, steps, self.rate_end)
+
+
+def clip_each(norm: float) -> optax.GradientTransformation:
+    """Return the clipping of a list of gradients, each of which gets at most this global norm."""
+    one = optax.clip_by_global_norm(norm)
+
+    def clip(gradients: Any, params: Any) -> Any:
+        return [one.update(gradient, optax.EmptyState())[0] for gradient in gradients]
+
+    return optax.stateless(clip)

@@ -51,7 +51,11 @@ def sample_noise(
     shape: tuple[int, ...],
     key: Key,
 ) -> tuple[Float[Array, "E *n A"] | None, Float[Array, "E ..."] | None]:
-    """Sample exploration noise. An OU process x ← (1 − θ) x + σ N(0, I) starts at 0 with each episode.
+    """Sample exploration noise. An OU process starts at 0 with each episode.
+
+    It is x ← (1 − θ) x + σ N(0, I), and ε x the noise; if ε scales increments, the noise is x itself, with
+    x ← x + ε (−θ x + σ N(0, I)), as SAVO's released code has it. At a small ε its standard deviation falls
+    with √ε, and not with ε.
 
     Args:
         noise_state: what `init_noise` or an earlier call returned: the processes' values [E, ..., A], the
@@ -76,7 +80,12 @@ def sample_noise(
     else:
         noise = base.exploration_noise * jax.random.normal(key, shape)
         if base.exploration == "ou" and before is not None:
-            noise = noise_state = (1.0 - base.ou_rate) * jnp.where(first, 0.0, before) + noise
+            before = jnp.where(first, 0.0, before)
+            if base.epsilon_mode == "increment":
+                increment = noise - base.ou_rate * before
+                noise = before + epsilon(base, context.event.env_steps) * increment
+                return noise, noise
+            noise = noise_state = (1.0 - base.ou_rate) * before + noise
     if base.epsilon_mode == "noise" and base.epsilon_start == base.epsilon_end == 1.0:
         return noise, noise_state
     size = 1.0 if base.epsilon_mode == "greedy" else epsilon(base, context.event.env_steps)

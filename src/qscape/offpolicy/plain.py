@@ -15,7 +15,7 @@ from qscape.nets import Actor, Critic, InputStage, Torso
 from qscape.nets.heads import Point, unsnap, with_density
 from qscape.nets.initial import normal_linear, xavier_linear
 from qscape.nets.layers import Linear
-from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
+from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso, small_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import add_noise, explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
@@ -87,11 +87,11 @@ class MLPNetwork(Network):
             "actor": (base.actor_hidden, base.actor_activation, base.actor_norm),
             "critic": (base.critic_hidden, base.critic_activation, base.critic_norm),
         }[role]
-        sizes, normalise = (size, *hidden), norm == "layer"
-        if base.init == "orthogonal":
-            return orthogonal_torso(key, sizes, activation, normalise)
+        sizes, norms = (size, *hidden), (norm == "layer", norm == "last")
+        if base.init in ("orthogonal", "small"):
+            return orthogonal_torso(key, sizes, activation, *norms)
         linear = eqx.nn.Linear if base.init == "default" else lambda i, o, key: xavier_linear(key, i, o)
-        return Torso(key, sizes, activation, normalise, linear)
+        return Torso(key, sizes, activation, norms[0], linear, norms[1])
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
         if role != "critic" and base.actor_output_std is not None:
@@ -100,6 +100,8 @@ class MLPNetwork(Network):
             return super().output(key, size, outputs, role, base)
         if base.init == "xavier":
             return xavier_linear(key, size, outputs)
+        if base.init == "small":
+            return small_linear(key, size, outputs)
         return orthogonal_linear(key, size, outputs, 1.0 if role == "critic" else 0.01)
 
 
