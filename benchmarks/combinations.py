@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from quotes import GRID, combined
 
 from qscape.report.figures import COLOURS, new_figure, style_axes
-from qscape.report.statistics import interquartile_mean
+from qscape.report.intervals import interquartile_mean
 
 PICTURE = ROOT / "docs" / "images" / "combinations.png"
 BASES = {"td3": COLOURS[0], "sac": COLOURS[1], "td7": COLOURS[2]}
@@ -27,7 +27,8 @@ def main() -> None:
             style = {"color": BASES[base], "marker": PARTS[parts], "ls": "none"}
             x, y = columns["sm"], columns["return"]
             ax.plot(x, y, ms=4, alpha=0.35, **style)
-            ax.plot(interquartile_mean(x), interquartile_mean(y), ms=10, mec="black", label=recipe, **style)
+            centre = [interquartile_mean(of[:, None]).value for of in (x, y)]
+            ax.plot(*centre, ms=10, mec="black", label=recipe, **style)
         ax.set_xscale("log")
         low, high = ax.get_xlim()
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))

@@ -419,7 +419,7 @@ def combined(env: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def estimated(values: np.ndarray) -> str:
-    """Format the interquartile mean over seeds with its bootstrap interval."""
+    """Format the interquartile mean over seeds with its interval."""
     found = estimate_aggregates(values[:, None])["iqm"]
     low, high = (show(float(x), like=float(found.value)) for x in found[1:])
     return f"{show(float(found.value))} [{low}, {high}]"

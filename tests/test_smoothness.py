@@ -645,7 +645,7 @@ def test_the_picture_and_the_table(said):
 def test_one_run_has_its_interval_over_episodes(said):
     _, found, _ = said
     one = found["runs"][0]
-    row = report.summarise([one], reps=500).iloc[0]
+    row = report.summarise([one]).iloc[0]
     sm = one["per_episode"]["sm"]
     assert row["sm"] == pytest.approx(np.mean(sm))
     assert min(sm) <= row["sm_low"] < row["sm"] < row["sm_high"] <= max(sm)
@@ -656,7 +656,7 @@ def test_one_run_has_its_interval_over_episodes(said):
 def test_a_folder_that_cannot_be_written_loses_no_number(group, tmp_path, capsys):
     shutil.copytree(group / "0", tmp_path / "0", ignore=shutil.ignore_patterns("inspect"))
     (tmp_path / "0/inspect").write_text("a file where the folder would be")
-    assert main(["smoothness", str(tmp_path), "--episodes", "1", "--reps", "50"]) == 0
+    assert main(["smoothness", str(tmp_path), "--episodes", "1"]) == 0
     out, err = capsys.readouterr()
     assert "Pendulum-v1: smoothness of actions" in out
     assert (
@@ -696,9 +696,9 @@ def test_a_seed_counts_once(said):
     copied = [*found["runs"], {**found["runs"][1], "name": "copy"}]
     with pytest.raises(UsageError, match=r"/1 and copy are the same agent, environment and seed: leave one"):
         report.summarise(copied)
-    assert len(report.summarise([*copied[:2], {**copied[2], "dataset": "data/mine.hdf5"}], reps=50)) == 2
+    assert len(report.summarise([*copied[:2], {**copied[2], "dataset": "data/mine.hdf5"}])) == 2
     in_memory = [{**record, "seed": None} for record in copied]
-    assert report.summarise(in_memory, reps=50)["seeds"].tolist() == [3]
+    assert report.summarise(in_memory)["seeds"].tolist() == [3]
 
 
 @pytest.mark.slow
@@ -708,6 +708,6 @@ def test_a_run_whose_actions_are_choices_is_left_out(group, tmp_path, capsys):
     go(train(plan, tmp_path / "ppo"))
     assert main(["smoothness", str(tmp_path / "ppo"), "--episodes", "1"]) == 2
     assert "the actions of ppo are choices among 2" in capsys.readouterr().err
-    argv = ["smoothness", str(group / "0"), str(tmp_path / "ppo"), "--episodes", "1", "--reps", "50"]
+    argv = ["smoothness", str(group / "0"), str(tmp_path / "ppo"), "--episodes", "1"]
     assert main(argv) == 0
     assert "left out: the actions of ppo are choices among 2" in capsys.readouterr().out

@@ -20,7 +20,6 @@ class Draft:
         comparison: the tables to present.
         runs: the compared runs.
         published: published learning curves; None if none were requested.
-        reps: number of bootstrap resamples.
         styles: colour and dash of each label.
         notes: sentences for the reader, shown at the top.
         figures: the page's charts, by name.
@@ -30,7 +29,6 @@ class Draft:
     comparison: Comparison
     runs: list[records.RunRecord]
     published: pd.DataFrame | None
-    reps: int
     styles: dict[str, interactive.LineStyle]
     notes: list[str]
     figures: dict[str, Figure | dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -52,11 +50,11 @@ class Draft:
         return page.figure(name, caption, title)
 
 
-def begin_draft(comparison: Comparison, reference: Sequence[str], reps: int) -> Draft:
+def begin_draft(comparison: Comparison, reference: Sequence[str]) -> Draft:
     """Read the runs of a comparison and return an empty report of them."""
     runs, broken = records.read_records(comparison.rows["run"].unique())
     labels, names = [run.label for run in runs], comparison.names
     runs = [run._replace(label=names.get(run.label, run.label)) for run in runs]
     published = references.load_published(reference) if reference else None
     styles = interactive.make_line_styles(labels, names)
-    return Draft(comparison, runs, published, reps, styles, [*comparison.notes, *broken])
+    return Draft(comparison, runs, published, styles, [*comparison.notes, *broken])
