@@ -1,6 +1,6 @@
 """Measure how often `qscape tune` names the fields that mattered, and how often fields that did not.
 
-    python benchmarks/mattered.py            # an hour on one core
+    python benchmarks/mattered.py            # a quarter of an hour on one core
     python benchmarks/mattered.py --tables   # the table of docs/how-to/tune.md alone
 
 Searches of 20, 50 and 100 trials by the sampler of `qscape tune`, in which the score depends on no field, on
@@ -25,7 +25,7 @@ from qscape.jobs import tune
 
 PAGE = ROOT / "docs" / "how-to" / "tune.md"
 FILE = RESULTS / "mattered.json"
-SEARCHES, TRIALS, FIELDS = 100, (20, 50, 100), (2, 5)
+SEARCHES, TRIALS, FIELDS = 60, (20, 50, 100), (2, 5)
 
 Score = Callable[[np.ndarray, np.random.Generator], float]
 SCORES: dict[str, tuple[int, Score]] = {  # how many fields matter, and the score of values in [0, 1]

@@ -609,15 +609,15 @@ def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys)
 
 def test_small_returns_keep_their_decimals_and_paths_their_labels(tmp_path, capsys):
     for label, value in (("td3[base.batch_size=64]", 0.304), ("sac[base.batch_size=64]", 0.312)):
-        for seed in (0, 1):
+        for seed in range(5):
             write_run(tmp_path / label / str(seed), label=label, seed=seed, returns={0: [0.0], 10: [value]})
-    write_run(tmp_path / "td3[base.batch_size=64]" / "2", label="td3[base.batch_size=64]", seed=2, steps=20)
+    write_run(tmp_path / "td3[base.batch_size=64]" / "9", label="td3[base.batch_size=64]", seed=9, steps=20)
     assert main(["compare", str(tmp_path), "--latex", str(tmp_path / "t.tex")]) == 0
     printed = capsys.readouterr().out
     assert "0.304 [0.304, 0.304]" in printed
     assert "0.312" in printed
     assert "$0.304$ [$0.304$, $0.304$]" in (tmp_path / "t.tex").read_text()
-    path = f"{tmp_path}/td3[base.batch_size=64]/2"
+    path = f"{tmp_path}/td3[base.batch_size=64]/9"
     made = tables.compare(qs.load_runs(tmp_path))
     made = made._replace(notes=[f"left out {path}: it is of td3[base.batch_size=64]"])
     assert tables.shorten(made).notes == [f"left out {path}: it is of td3"]

@@ -391,7 +391,7 @@ def test_large_comparisons_hold_a_row_for_each_evaluation(runs, monkeypatch):
 
     monkeypatch.setattr(html, "LARGEST", 3)
     text, row = html.evaluations_csv(
-        draft.begin_draft(compared(runs, smooth=0.9), (), 9)
+        draft.begin_draft(compared(runs, smooth=0.9), ())
     )  # raw data are never smoothed
     rows = list(csv.DictReader(io.StringIO(text)))
     assert (row, len(rows)) == ("an evaluation", len(ENVS) * len(LABELS) * 5 * 3)

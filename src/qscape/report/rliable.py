@@ -1,6 +1,6 @@
 """The intervals of rliable 1.2.0: the stratified percentile bootstrap. Tables and pictures do not use them.
 
-Such a 95% interval holds the true value of five runs in 89% of cases, of three in 74%
+Such a 95% interval holds the true value of five runs in 90% of cases, of three in 74%
 (`benchmarks/coverage.py`). They are here for comparison with papers that print them. The numbers equal those
 of rliable after `np.random.seed(0)` alone, since it takes a `random_state` and ignores it: it draws from
 numpy's global state.
