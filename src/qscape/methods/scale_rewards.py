@@ -30,7 +30,10 @@ class ScaleRewards(Scaling):
         "rewards", "What is scaled: 'rewards' before the estimator, or 'returns', the critic's targets."
     )
     clip: float | None = setting(
-        10.0, "Bound on the absolute value of scaled rewards; None: no bound.", within="(0, inf]"
+        10.0,
+        "Bound on the absolute value of scaled rewards; None: no bound.",
+        within="(0, inf]",
+        only_if={"what!=returns": "for returns, which are not clipped"},
     )
 
     def conflict(self, agent: Any) -> str | None:
@@ -39,9 +42,6 @@ class ScaleRewards(Scaling):
                 "scale_rewards.what = returns scales a critic's targets, and there is no critic; use rewards."
             )
         return None
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        return {"scale_rewards.clip": "for returns, which are not clipped"} if self.what == "returns" else {}
 
     def init_state(self, spec: Spec, envs: int) -> PyTree:
         return init_moments(1)._replace(seen=jnp.zeros(())), jnp.zeros(envs)
