@@ -265,9 +265,7 @@ FLAGS = {
     ),
     "watch no-run": "--every --show --dim --once",
     "evaluate no-run": "--episodes --seed --current --sample --bias",
-    "compare no-run": (
-        "--csv --latex --json --png --html --reference --final --best --policy --unequal"
-    ),
+    "compare no-run": "--csv --latex --json --png --html --reference --final --best --policy --unequal",
     "plot no-run": "--png --policy --metric --smooth",
     "video no-run": "--mp4 --episodes --seed --fps --current",
     "landscape no-run": (
