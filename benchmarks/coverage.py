@@ -12,13 +12,11 @@ results/coverage.json, and the tables of docs/how-to/compare.md from it.
 import argparse
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blocks import RESULTS, ROOT, table
+from blocks import RESULTS, ROOT, table, write_table
 from scipy.special import ndtr, ndtri, stdtrit
 
 from qscape.report import intervals, statistics
@@ -278,14 +276,6 @@ def claims_table(found: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"coverage": coverage_table, "claims": claims_table}
-
-
-def write_table(page: Path, name: str, text: str) -> None:
-    """Write a table into its place on a page, between `<!-- table:NAME -->` and `<!-- table end -->`."""
-    place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- table end -->)", re.DOTALL)
-    whole, found = place.subn(lambda m: m[1] + text + m[2], page.read_text(encoding="utf-8"))
-    assert found, f"{page} has no place for {name}"
-    page.write_text(whole, encoding="utf-8")
 
 
 def simulate() -> dict[str, Any]:

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from blocks import RESULTS, ROOT, table
-from coverage import write_table
+from blocks import RESULTS, ROOT, table, write_table
 
 from qscape.jobs import tune
 

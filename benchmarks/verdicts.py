@@ -4,14 +4,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from arms import FRAMES, plan_of
 from blocks import RESULTS, show
 from published import Row, read_published
-from recorded import Run, at, cartpole_rows, cut, read_json, read_runs
+from recorded import Run, at, read_json, read_runs
 from scipy.stats import t as student
 
 from qscape.report.references import reference_scores, strip_version
@@ -22,6 +20,7 @@ MARGIN = 0.2  # a number is reproduced if it is known to lie within this share o
 # In combined standard errors: a paper shows a difference from NEAR on, and ours differs from FAR on.
 NEAR, FAR = 2.0, 3.0
 SHORTER = ("base.updates_per_step", "base.epsilon_decay", "base.warmup")  # fields that shorten a run
+FRAMES = 10_000_000  # steps of a run on images whose length the paper does not state: assumed
 VERDICTS = ("reproduced", "not seen", "contradicted", "undecided", "too short", "not run")
 
 
@@ -121,9 +120,6 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     return gap, gap - half, gap + half
 
 
-# --- our number for a row -------------------------------------------------------------------------------
-
-
 def shortest(label: str) -> str:
     """Take from a label the settings that only shorten a run."""
     recipe, _, rest = label.partition("[")
@@ -131,21 +127,17 @@ def shortest(label: str) -> str:
     return f"{recipe}[{','.join(kept)}]" if any(kept) else recipe
 
 
-def groups_of(row: Row, agent: str) -> list[list[Run]]:
-    """Return the recorded runs of an agent of a row, a list for each study and label, the best list first.
+def groups_of(row: Row) -> list[list[Run]]:
+    """Return the recorded runs of the agent of a row, a list for each study and label, the best list first.
 
-    They are those with the label of the row's arm, or else a shorter version of it; of equal labels the most
-    seeds are best, and of equally many seeds the most episodes per evaluation.
+    They are those with the row's label, or else a shorter version of it; of equal labels the most seeds are
+    best, and of equally many seeds the most episodes per evaluation.
     """
-    plan = plan_of(row, agent)
-    if plan is None:
-        return []
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in read_runs():
-        there = (run.env, run.env_args, run.dataset) == (plan.env, plan.env_args, Path(plan.dataset).name)
-        if there and shortest(plan.label) == shortest(run.label):
+        if row.label and run.env == row.environment and shortest(run.label) == shortest(row.label):
             groups.setdefault((run.study, run.label), []).append(run)
-    fit = {key: (key[1] == plan.label, len(runs), episodes(runs)) for key, runs in groups.items()}
+    fit = {key: (key[1] == row.label, len(runs), episodes(runs)) for key, runs in groups.items()}
     return [groups[key] for key in sorted(groups, key=fit.__getitem__, reverse=True)]
 
 
@@ -159,7 +151,7 @@ def study_of(one: Row, two: Row) -> str:
 
     Agents of different studies differ in more than their parts, such as the initial states.
     """
-    pairs = itertools.product(groups_of(one, one.agent), groups_of(two, two.agent))
+    pairs = itertools.product(groups_of(one), groups_of(two))
     shared = [(min(len(a), len(b)), episodes(a), a[0].study) for a, b in pairs if a[0].study == b[0].study]
     return max(shared, default=(0, 0, ""))[2]
 
@@ -222,7 +214,7 @@ def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tu
         return geometry_of(row)
     if row.paper == "ACPG" and row.task == "CartPole (MLP)" and row.agent in HEADS:
         return cartpole_of(row.agent, row.metric, row.steps)
-    groups = [runs for runs in groups_of(row, row.agent) if study in (None, runs[0].study)]
+    groups = [runs for runs in groups_of(row) if study in (None, runs[0].study)]
     kind = " of a baseline" if row.metric == "smoothed return" and not row.agent.startswith("SAVGO") else ""
     metric = METRICS.get(row.metric + kind)
     if not groups or metric is None:
@@ -238,10 +230,7 @@ def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tu
 
 def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
     """Return a measure of the geometry of Q, from the files of `qscape smoothness --json` in results."""
-    plan = plan_of(row, row.agent)
-    if plan is None:
-        return None
-    of = plan.label, plan.env, row.steps
+    of = row.label, row.environment.partition("(")[0], row.steps
     found = [
         (measured["geometry_environment_units"] or measured["geometry"])[GEOMETRY[row.metric]]
         for file in sorted((RESULTS / "smoothness").glob("*.json"))
@@ -251,10 +240,16 @@ def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
     return (np.array(found), row.steps) if found else None
 
 
+def cut(row: dict, until: int) -> np.ndarray:
+    """Return the mean returns of the rollouts of a seed on CartPole up to a step."""
+    return np.array(row["curve"]["return"])[np.array(row["curve"]["steps"]) <= until]
+
+
 def cartpole_of(agent: str, metric: str, until: int) -> tuple[np.ndarray, int] | None:
     """Return a measure of REINFORCE on CartPole by seed, up to a step, which is when unsolved seeds end."""
-    rows = cartpole_rows("reinforce", HEADS.get(agent, ""))
-    return (np.array([CARTPOLE[metric](r, until) for r in rows]), until) if rows else None
+    rows = [r for n in (50, 10) for r in read_json(f"action_collapse/cartpole-{n}.json")["rows"]]
+    rows = [r for r in rows if (r["algorithm"], r["head"]) == ("reinforce", HEADS[agent])]
+    return np.array([CARTPOLE[metric](r, until) for r in rows]), until
 
 
 CARTPOLE: dict[str, Callable[[dict, int], float]] = {  # of a seed up to a step; a rollout has eight episodes
@@ -276,9 +271,6 @@ def same_protocol(row: Row) -> bool:
     return row.paper == "PAVE" or (row.paper == "SAVGO" and row.agent.startswith("SAVGO"))
 
 
-# --- the ledger -----------------------------------------------------------------------------------------
-
-
 class Entry(NamedTuple):
     """A published number with our measurement, the distance in combined standard errors, and the verdict."""
 
@@ -290,12 +282,9 @@ class Entry(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """A difference between two agents, as published and as measured, and the verdict."""
+    """A difference between two agents, as published and as measured [low, high], and the verdict."""
 
-    paper: str
-    table: str
-    task: str
-    metric: str
+    row: Row
     agent: str
     base: str
     published: str
@@ -310,9 +299,7 @@ class Effect(NamedTuple):
 def enter(row: Row) -> Entry:
     """Compare one published number with the recorded runs."""
     if math.isnan(row.mean):
-        effects = [
-            e for e in effects_of([row]) if (e.task, f"{e.agent} over {e.base}") == (row.task, row.agent)
-        ]
+        effects = effects_of([row])
         share = effects[0].share if effects else math.nan
         return Entry(row, None, share, math.nan, effects[0].verdict if effects else "not run")
     found = values_of(row)
@@ -336,8 +323,7 @@ def effects_of(rows: Iterable[Row]) -> list[Effect]:
     rows, found = [*rows], []
     for row in rows:
         if math.isnan(row.mean):
-            agent, base = row.agent.split(" over ")
-            found += compare(row, row._replace(agent=agent), row._replace(agent=base), "higher", 1.0)
+            found += compare(row, *row.sides(), "higher", 1.0)
         elif row.agent in METHODS.get(row.paper, []):
             for other in rows:
                 same = (*row[:3], row.metric, row.steps) == (*other[:3], other.metric, other.steps)
@@ -366,8 +352,7 @@ def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[E
     share = min(steps, others) / (row.steps or FRAMES)
     same = same_protocol(one) and same_protocol(two)
     verdict = judge_effect(low, high, sign, seeds=min(len(a), len(b)), share=share, same=same)
-    names = (row.paper, row.table, row.task, row.metric, one.agent, two.agent)
-    return [Effect(*names, published, gap, low, high, (len(a), len(b)), share, verdict)]
+    return [Effect(row, one.agent, two.agent, published, gap, low, high, (len(a), len(b)), share, verdict)]
 
 
 @functools.cache
@@ -384,8 +369,3 @@ def interval(ours: Ours | None) -> str:
         return show(ours.mean)
     low, high = (show(ours.mean + way * ours.half, like=ours.mean) for way in (-1, 1))
     return f"{show(ours.mean)} [{low}, {high}]"
-
-
-def share_text(share: float) -> str:
-    """Format a share of the paper's steps."""
-    return "" if math.isnan(share) else f"{100 * share:.0f}%"
