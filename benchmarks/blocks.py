@@ -1,4 +1,4 @@
-"""Tables of the documentation; `<!-- ledger:NAME -->` and `<!-- ledger end -->` enclose those of the ledger."""
+"""Tables of the documentation; those of the ledger are between `<!-- ledger:NAME -->` and its end."""
 
 import math
 import re

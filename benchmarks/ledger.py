@@ -58,9 +58,10 @@ def block_effects(paper: str) -> str:
 
     def line(e: Effect) -> list[str]:
         ours, low, high = (show(x, sign=True) for x in (e.ours, e.low, e.high))
+        ours += "" if e.low != e.low else f" [{low}, {high}]"
         seeds = f"{e.seeds[0]}, {e.seeds[1]}"
         about = [e.row.task, f"{e.agent} over {e.base}", e.row.metric, e.published]
-        return [*about, f"{ours} [{low}, {high}]", seeds, share_text(e.share), e.verdict]
+        return [*about, ours, seeds, share_text(e.share), e.verdict]
 
     names = ["task", "effect", "metric", "published", "ours [95%]", "seeds", "steps", "verdict"]
     return table(names, (line(e) for e in ledger()[1] if e.row.paper == paper))

@@ -10,11 +10,13 @@ import numpy as np
 from blocks import RESULTS, show
 from published import Row, read_published
 from recorded import Run, at, read_json, read_runs
-from scipy.stats import t as student
+from scipy.special import ndtri
 
+from qscape.report import intervals
 from qscape.report.references import reference_scores, strip_version
 
-SEEDS = 3  # fewer seeds than this have no verdict
+SEEDS = intervals.FEWEST  # fewer seeds than this have no verdict, as they have no interval
+WHOLE = 3  # so many runs of the paper's length count before more, and shorter, ones
 LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
 MARGIN = 0.2  # a number is reproduced if it is known to lie within this share of the published one
 # In combined standard errors: a paper shows a difference from NEAR on, and ours differs from FAR on.
@@ -30,9 +32,11 @@ class Ours(NamedTuple):
     Attributes:
         mean: mean over seeds.
         error: its standard error; NaN for one seed.
-        half: half the width of its 95% interval; NaN for one seed.
+        half: half the width of its 95% interval; NaN for fewer than `SEEDS` seeds.
         seeds: number of runs.
         steps: environment steps of the runs that went into the number.
+        least: the least seed.
+        greatest: the greatest seed.
     """
 
     mean: float
@@ -40,6 +44,8 @@ class Ours(NamedTuple):
     half: float
     seeds: int
     steps: int
+    least: float
+    greatest: float
 
 
 def judge(
@@ -60,7 +66,7 @@ def judge(
     if ours.seeds < SEEDS or share < LENGTH:
         return "too short"
     gap = abs(ours.mean - published)
-    if gap + math.hypot(ours.half, student.ppf(0.975, math.inf) * error) <= MARGIN * abs(published):
+    if gap + math.hypot(ours.half, ndtri(0.975) * error) <= MARGIN * abs(published):
         return "reproduced"
     if gap < FAR * math.hypot(ours.error, largest):
         return "undecided"
@@ -97,27 +103,32 @@ def summarise(values: np.ndarray, steps: int) -> Ours:
         values: array [seeds] or [seeds, episodes].
         steps: environment steps of the runs.
     """
-    seeds = len(values)
-    means = values.reshape(seeds, -1).mean(1)
-    variances, halves = [0.0], [0.0]
-    if values.ndim == 2 and values.shape[1] > 1 and seeds > 1:
-        episodes = values.shape[1]
-        variances.append(float(values.mean(0).var(ddof=1)) / episodes)
-        halves.append(float(student.ppf(0.975, episodes - 1)) ** 2 * variances[-1])
-    variances.append(float(means.var(ddof=1)) / seeds if seeds > 1 else math.nan)
-    halves.append(float(student.ppf(0.975, max(seeds - 1, 1))) ** 2 * variances[-1])
-    return Ours(float(means.mean()), math.sqrt(sum(variances)), math.sqrt(sum(halves)), seeds, steps)
+    means = values.reshape(len(values), -1).mean(1)
+    of_seeds = intervals.mean(means[:, None])
+    made = of_seeds
+    if values.ndim == 2 and values.shape[1] > 1 and len(means) > 1:
+        of_states = intervals.mean(values.mean(0)[:, None])
+        made = of_seeds._replace(**add_parts(of_seeds, of_states))
+    half = float(intervals.estimate(made).high - made.value)
+    error = math.sqrt(made.variances.sum())
+    return Ours(float(made.value), error, half, len(means), steps, float(means.min()), float(means.max()))
+
+
+def add_parts(a: intervals.Spread, b: intervals.Spread) -> dict[str, np.ndarray]:
+    """Return the parts of the variance of a sum or a difference."""
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in ("variances", "freedoms")}
+    return {name: np.concatenate(pair) for name, pair in pairs.items()}
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """Return the difference of two means and its 95% interval, by Welch's t; one number for each seed."""
-    parts = [x.var(ddof=1) / len(x) for x in (a, b)]
-    error, gap = math.sqrt(sum(parts)), float(a.mean() - b.mean())
-    if error == 0:
-        return gap, gap, gap
-    freedom = sum(parts) ** 2 / sum(p**2 / (len(x) - 1) for p, x in zip(parts, (a, b), strict=True))
-    half = float(student.ppf(0.975, freedom)) * error
-    return gap, gap - half, gap + half
+    """Return the difference of two means and its 95% interval, by Welch's t; one number for each seed.
+
+    The bounds are NaN for fewer than `SEEDS` seeds.
+    """
+    one, two = (intervals.mean(x[:, None]) for x in (a, b))
+    gap = one._replace(value=one.value - two.value, runs=min(one.runs, two.runs), **add_parts(one, two))
+    value, low, high = intervals.estimate(gap)
+    return float(value), float(low), float(high)
 
 
 def shortest(label: str) -> str:
@@ -202,8 +213,8 @@ HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action
 def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tuple[np.ndarray, int] | None:
     """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run.
 
-    The runs that reach the last of these steps count, if they are enough for a verdict. Else all count up to
-    the end of the shortest, so that a seed that went on is not compared with the others.
+    The runs that reach the last of these steps count, if they are `WHOLE` or more. Else all count up to the
+    end of the shortest, so that a seed that went on is not compared with the others.
 
     Args:
         row: the published number.
@@ -221,7 +232,7 @@ def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tu
         return None
     until = min(row.steps or math.inf, until)
     whole = [run for run in groups[0] if run.evaluations["step"][-1] >= until]
-    runs = whole if len(whole) >= SEEDS else groups[0]
+    runs = whole if len(whole) >= WHOLE else groups[0]
     end = min(until, *(int(run.evaluations["step"][-1]) for run in runs))
     index = [at(run.evaluations, end) for run in runs]
     steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
@@ -362,10 +373,14 @@ def ledger() -> tuple[list[Entry], list[Effect]]:
 
 
 def interval(ours: Ours | None) -> str:
-    """Format a mean with its 95% interval."""
+    """Format a mean with its 95% interval, or with the least and the greatest seed of too few."""
     if ours is None:
         return ""
-    if math.isnan(ours.half):
+    if ours.seeds == 1:
         return show(ours.mean)
+    if math.isnan(ours.half):
+        return (
+            f"{show(ours.mean)} ({' to '.join(show(x, like=ours.mean) for x in (ours.least, ours.greatest))})"
+        )
     low, high = (show(ours.mean + way * ours.half, like=ours.mean) for way in (-1, 1))
     return f"{show(ours.mean)} [{low}, {high}]"

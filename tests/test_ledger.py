@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from study_files import STUDIES
 
 from qscape.errors import UsageError
@@ -32,14 +33,14 @@ import verdicts  # noqa: E402
 
 
 def ours(half=10.0, seeds=5, mean=100.0):
-    return verdicts.Ours(mean, half / 2.776, half, seeds, 1_000)
+    return verdicts.Ours(mean, half / 2.776, half, seeds, 1_000, mean - half, mean + half)
 
 
 @pytest.mark.parametrize(
     ("measured", "error", "share", "same", "verdict"),
     [
         (None, 0.0, 1.0, True, "not run"),
-        (ours(seeds=2), 0.0, 1.0, True, "too short"),
+        (ours(seeds=4), 0.0, 1.0, True, "too short"),
         (ours(), 0.0, 0.89, True, "too short"),
         (ours(), 0.0, 0.9, False, "reproduced"),
         (ours(half=20.0), 0.0, 1.0, True, "reproduced"),
@@ -66,12 +67,12 @@ def test_a_number_that_is_near_with_the_largest_error_is_contradicted_by_nothing
 @pytest.mark.parametrize(
     ("low", "high", "sign", "seeds", "share", "same", "verdict"),
     [
-        (0.1, 2.0, 1.0, 3, 1.0, True, "reproduced"),
-        (-2.0, -0.1, -13.0, 3, 0.9, True, "reproduced"),
+        (0.1, 2.0, 1.0, 5, 1.0, True, "reproduced"),
+        (-2.0, -0.1, -13.0, 5, 0.9, True, "reproduced"),
         (-2.0, -0.1, 1.0, 5, 1.0, True, "contradicted"),
         (-2.0, -0.1, 1.0, 5, 1.0, False, "not seen"),
         (-0.1, 2.0, 1.0, 5, 1.0, True, "undecided"),
-        (0.1, 2.0, 1.0, 2, 1.0, True, "too short"),
+        (0.1, 2.0, 1.0, 4, 1.0, True, "too short"),
         (0.1, 2.0, 1.0, 5, 0.5, True, "too short"),
     ],
 )
@@ -107,21 +108,36 @@ def test_a_seed_is_solved_after_the_rollout_that_solves_it():
 
 
 def test_our_interval_is_over_seeds_and_first_states():
-    found = verdicts.summarise(np.array([1.0, 2.0, 3.0]), 10)
-    assert (found.mean, found.seeds, found.steps) == (2.0, 3, 10)
-    assert found.error == pytest.approx(1 / math.sqrt(3))
-    assert found.half == pytest.approx(4.302653 / math.sqrt(3))
-    # Two seeds that agree, and two first states that do not: all of the error is that of the states.
-    found = verdicts.summarise(np.array([[0.0, 2.0], [0.0, 2.0]]), 10)
+    found = verdicts.summarise(np.arange(1.0, 6.0), 10)
+    assert (found.mean, found.seeds, found.steps, found.least, found.greatest) == (3.0, 5, 10, 1.0, 5.0)
+    assert found.error == pytest.approx(math.sqrt(0.5))
+    assert found.half == pytest.approx(2.776445 * math.sqrt(0.5))
+    assert verdicts.interval(found) == "3.00 [1.04, 4.96]"
+    # Five seeds that agree, and two first states that do not: all of the error is that of the states.
+    found = verdicts.summarise(np.array([[0.0, 2.0]] * 5), 10)
     assert found.error == pytest.approx(1.0)
     assert found.half == pytest.approx(12.706205)
-    assert math.isnan(verdicts.summarise(np.array([[1.0, 2.0]]), 10).half)
+    # Both: variances 1/2 with four degrees of freedom and 1 with one, by Welch and Satterthwaite.
+    found = verdicts.summarise(np.arange(5.0)[:, None] + [0.0, 2.0], 10)
+    assert found.error == pytest.approx(math.sqrt(1.5))
+    freedom = 1.5**2 / (0.5**2 / 4 + 1)
+    assert found.half == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * math.sqrt(1.5))
+
+
+def test_few_seeds_have_a_range():
+    found = verdicts.summarise(np.array([1.0, 2.0, 6.0]), 10)
+    assert math.isnan(found.half)
+    assert verdicts.interval(found) == "3.00 (1.00 to 6.00)"
+    assert verdicts.interval(verdicts.summarise(np.array([[1.0, 2.0]]), 10)) == "1.50"
 
 
 def test_a_difference_has_welch_s_interval():
-    gap, low, high = verdicts.welch(np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0]))
-    half = 2.776445 * math.sqrt(2 / 3)  # four degrees of freedom
-    assert (gap, low, high) == pytest.approx((-3.0, -3 - half, -3 + half))
+    a, b = np.array([1.0, 2.0, 3.0, 4.0, 9.0]), np.arange(5.0, 11.0)
+    known = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert verdicts.welch(a, b) == pytest.approx((a.mean() - b.mean(), known.low, known.high))
+    gap, *bounds = verdicts.welch(a[:4], b)
+    assert gap == pytest.approx(2.5 - 7.5)
+    assert np.isnan(bounds).all()
 
 
 @pytest.mark.parametrize(
