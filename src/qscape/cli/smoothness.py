@@ -153,9 +153,12 @@ def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame
 
 
 def _estimate(row: Mapping[Any, Any], name: str) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    """The cell of a mean with its interval, or with the range of runs (episodes) that are too few for one."""
+    value, low, high, least, greatest = (row[f"{name}{end}"] for end in ("", "_low", "_high", "_min", "_max"))
     text = _number(value)
-    return text if low != low else f"{text} [{_number(low)}, {_number(high)}]"
+    if low == low:
+        return f"{text} [{_number(low)}, {_number(high)}]"
+    return f"{text} ({_number(least)} to {_number(greatest)})" if least < greatest else text
 
 
 def _number(x: float) -> str:

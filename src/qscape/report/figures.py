@@ -142,7 +142,7 @@ def draw_overview(
 
 def set_notes(figure: "Figure", *notes: str) -> None:
     """Write sentences above all panels; empty ones are left out."""
-    if lines := [textwrap.fill(note, int(16 * figure.get_figwidth())) for note in notes if note]:
+    if lines := [textwrap.fill(note, int(13 * figure.get_figwidth())) for note in notes if note]:
         figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=9)
 
 

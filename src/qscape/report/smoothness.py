@@ -50,8 +50,9 @@ def summarise(records: Sequence[Record]) -> pd.DataFrame:
     runs, or episodes of one run: no interval.
 
     Returns:
-        Columns env, label, policy, seeds, episodes, steps; NAME, NAME_low and NAME_high for every name of
-        `EPISODE`, and for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and,
+        Columns env, label, policy, seeds, episodes, steps; NAME, its interval NAME_low and NAME_high, and the
+        range NAME_min and NAME_max of the runs (of one run: of its episodes) for every name of `EPISODE`, and
+        for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and,
         in the form of published tables, NAME_mean and NAME_std over all episodes of all runs (population
         std).
 
@@ -80,7 +81,7 @@ def summarise(records: Sequence[Record]) -> pd.DataFrame:
         for form in FORMS:
             names = [f"{form}.{name}" for name in GEOMETRY]
             values = np.array([[(r[form] or {}).get(name) for name in GEOMETRY] for r in runs], dtype=float)
-            row |= _flatten_estimate(names, statistics.estimate_columns(values))
+            row |= _flatten_estimate(names, statistics.estimate_columns(values), values)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -132,17 +133,21 @@ def _estimate_episodes(runs: Sequence[Record], names: Sequence[str]) -> dict[str
         np.array([run[name] for name in names], dtype=float).T for run in runs
     ]  # [episodes, names] each
     if len(runs) == 1:
-        estimate = statistics.estimate_columns(values[0], of=intervals.mean)
+        points = values[0]
+        estimate = statistics.estimate_columns(points, of=intervals.mean)
     else:
-        estimate = statistics.estimate_columns(np.stack([x.mean(axis=0) for x in values]))
+        points = np.stack([x.mean(axis=0) for x in values])
+        estimate = statistics.estimate_columns(points)
     pooled = np.concatenate(values)
     published = {f"{n}_mean": m for n, m in zip(names, pooled.mean(axis=0), strict=True)}
     published |= {f"{n}_std": s for n, s in zip(names, pooled.std(axis=0), strict=True)}
-    return _flatten_estimate(names, estimate) | published
+    return _flatten_estimate(names, estimate, points) | published
 
 
-def _flatten_estimate(names: Sequence[str], estimate: Estimate) -> dict[str, float]:
-    ends = zip(("", "_low", "_high"), estimate, strict=True)
+def _flatten_estimate(names: Sequence[str], estimate: Estimate, points: np.ndarray) -> dict[str, float]:
+    """Name the estimates, their intervals, and the range of the points [runs or episodes, names]."""
+    parts = (*estimate, points.min(axis=0), points.max(axis=0))
+    ends = zip(("", "_low", "_high", "_min", "_max"), parts, strict=True)
     return {f"{name}{end}": float(part[k]) for end, part in ends for k, name in enumerate(names)}
 
 
