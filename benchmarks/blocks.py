@@ -1,4 +1,4 @@
-"""The generated parts of the documentation, between `<!-- ledger:NAME -->` and `<!-- ledger end -->`."""
+"""Tables of the documentation; those of the ledger are between `<!-- ledger:NAME -->` and its end."""
 
 import math
 import re
@@ -25,14 +25,16 @@ def table(names: list[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def renew(text: str, blocks: Mapping[str, Callable[[], str]]) -> str:
-    """Renew the blocks of a page; those that `blocks` does not name stay."""
-    return BLOCK.sub(lambda m: f"{m[1]}{blocks[m[2]]()}{m[3]}" if m[2] in blocks else m[0], text)
+    """Renew the tables of a page."""
+    return BLOCK.sub(lambda m: f"{m[1]}{blocks[m[2]]()}{m[3]}", text)
 
 
-def base_of(name: str) -> str:
-    """Return the agent that the cost of another one's update is compared with."""
-    base = name.split("+")[0].split(",")[0]
-    return base if base in ("td3", "td7") else "sac"
+def write_table(page: Path, name: str, text: str) -> None:
+    """Write a table into its place on a page, between `<!-- table:NAME -->` and `<!-- table end -->`."""
+    place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- table end -->)", re.DOTALL)
+    whole, found = place.subn(lambda m: m[1] + text + m[2], page.read_text(encoding="utf-8"))
+    assert found, f"{page} has no place for {name}"
+    page.write_text(whole, encoding="utf-8")
 
 
 def show(x: float, *, like: float | None = None, sign: bool = False) -> str:
@@ -56,16 +58,3 @@ def spread(values: np.ndarray) -> str:
     if len(means) == 1:
         return f"{show(means[0])} (1 seed)"
     return f"{show(means.mean())} ± {show(means.std(ddof=1), like=means.mean())}"
-
-
-def span(values: np.ndarray, scale: float = 1.0) -> str:
-    """Format the mean over seeds with the least and the greatest seed; of a single seed its mean."""
-    means = scale * values.mean(1)
-    if len(means) == 1:
-        return show(means[0])
-    return f"{show(means.mean())} ({show(means.min())} to {show(means.max())})"
-
-
-def by_seed(values: np.ndarray) -> str:
-    """Format the mean of each seed."""
-    return ", ".join(show(mean) for mean in values.mean(1))

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import measured
 import numpy as np
 from matplotlib.ticker import MaxNLocator
-from quotes import critic_of
 
 from qscape.inspect.bias import measure_bias
 from qscape.inspect.geometry import GeometryProbe
@@ -36,6 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATES, EPISODES = 200, 10
+
+
+def critic_of(label: str) -> str:
+    """Name the critic of an arm of the study `critics`, a higher rate, and SAVO if it searches on it."""
+    recipe = label.partition("[")[0]
+    kind = recipe.removeprefix("td3").removesuffix("+savo").removesuffix("+reward_scale").lstrip("+")
+    kind = kind or ("LayerNorm" if "critic_norm=layer" in label else "plain")
+    rate = ", rate 1e-3" if "critic_learning_rate=0.001" in label else ""
+    return kind + rate + (", SAVO" if recipe.endswith("+savo") else "")
 
 
 def measure(trained: TrainedAgent, obs: np.ndarray) -> dict[str, float]:

@@ -6,8 +6,7 @@
 Scores are the returns of random and scripted policies, and of a linear controller of the restricted pendulums
 (LQR). Random policies play Gymnasium's own tasks, too, for the reference scores of `qscape compare`. Adroit
 needs the extra `robotics`. Each table renews its part of benchmarks/results/environments.json and leaves the
-other one: every episode's return, length and success, or the seconds of every turn. `report.py environments`
-writes them into docs/reference/environments.md.
+other one: every episode's return, length and success, or the seconds of every turn.
 """
 
 import argparse

@@ -8,8 +8,7 @@
 The table holds RecSim's items, scaled to [-1, 1]. The 256 queries lie beside items ("near") or anywhere
 ("uniform"). Recall is measured against distances in float64. Recall and speed each renew their part of
 benchmarks/results/nearest.json and leave the other one: how much farther than the nearest row each found row
-is (0: it is the nearest), or the seconds of every turn. `report.py environments` writes the table of
-docs/methods/savo.md from them.
+is (0: it is the nearest), or the seconds of every turn.
 """
 
 import argparse

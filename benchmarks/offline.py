@@ -4,7 +4,7 @@ python benchmarks/offline.py --steps 10000 --seeds 5
 
 The script trains TD3 and records a dataset: a third of the episodes each with the trained policy, the
 policy with noise, and random actions. It then trains every recipe on the whole dataset. It prints the mean
-of the final evaluation over seeds with a 95% bootstrap interval, and writes the settings and the returns of
+of the final evaluation over seeds with a 95% t interval, and writes the settings and the returns of
 every final evaluation to benchmarks/results/offline/pendulum.json. Needs the extra `offline`.
 """
 
@@ -20,7 +20,7 @@ import minari
 import numpy as np
 
 import qscape as qs
-from qscape.report.intervals import bootstrap
+from qscape.report import intervals
 from qscape.run.folder import origin
 from qscape.run.record import record_dataset
 
@@ -66,7 +66,7 @@ def main() -> None:
             *_, last = (e for e in qs.train(plan, folder / recipe / str(seed)) if hasattr(e, "returns"))
             finals.append(float(np.mean(last.returns)))
             rows.append({"recipe": recipe, "seed": seed, "returns": [float(x) for x in last.returns]})
-        mean, low, high = bootstrap([np.array(finals)[:, None]], np.mean, reps=2_000)
+        mean, low, high = intervals.estimate(intervals.mean(np.array(finals)[:, None]))
         said = " ".join(f"{x:.1f}" for x in finals)
         print(f"{recipe:8} {mean:9.1f} [{low:.1f}, {high:.1f}]   {said}", flush=True)
     settings = {"steps": given.steps, "expert": given.expert, "episodes": given.episodes, "mixture": MIXTURE}

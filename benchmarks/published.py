@@ -1,4 +1,4 @@
-"""What the papers publish: the numbers of their tables and points of their learning curves."""
+"""The numbers of the papers' tables and figures: published.csv."""
 
 import csv
 import functools
@@ -6,12 +6,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parent
 EPISODES = 10  # of an evaluation in the PAVE paper, whose spread is over the episodes of all runs
 
 
 class Row(NamedTuple):
-    """A row of published.csv. `mean` is NaN where the paper states only an order ("higher")."""
+    """A row of published.csv; `mean` is NaN where the paper states only an order of agents, "A over B"."""
 
     paper: str
     table: str
@@ -23,6 +22,9 @@ class Row(NamedTuple):
     spread_is: str
     seeds: int
     steps: int
+    study: str  # has the run that gives the number; "": qscape has no such agent, or the paper names no task
+    environment: str  # of that run, with its arguments and its dataset
+    label: str  # of that run
     text: str  # the published number as it is printed
 
     @property
@@ -43,47 +45,26 @@ class Row(NamedTuple):
         of_spread = self.spread / (1.96 if is_interval else math.sqrt(self.seeds * episodes))
         return math.hypot(of_spread, rounding)
 
-    @property
-    def agents(self) -> list[str]:
-        """The agents of the row: two where it states an order."""
-        return self.agent.split(" over ")
+    def sides(self) -> "list[Row]":
+        """Return the row of each agent: two where the row states an order."""
+        agents = self.agent.split(" over ")
+        labels = self.label.split(" over ") if self.label else [""] * len(agents)
+        return [self._replace(agent=a, label=b) for a, b in zip(agents, labels, strict=True)]
 
 
 @functools.cache
 def read_published() -> list[Row]:
     """Read published.csv."""
     rows = []
-    with (HERE / "published.csv").open(newline="") as file:
+    with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
         for r in csv.DictReader(file):
-            mean = float("nan" if r["mean"] == "higher" else r["mean"])
-            text = r["mean"] + (f" ± {r['spread']}" if r["spread"] else "")
-            numbers = (
-                float(r["spread"] or "nan"),
-                r["spread_is"],
-                int(r["seeds"] or 0),
-                int(r["steps"] or 0),
-            )
-            named = (r["paper"], r["table"], r["task"], r["agent"], r["metric"])
-            rows.append(Row(*named, mean, *numbers, text.replace("-", "−")))
+            text = (r["mean"] + (f" ± {r['spread']}" if r["spread"] else "")).replace("-", "−")
+            mean, spread = float(r["mean"].replace("higher", "nan")), float(r["spread"] or "nan")
+            numbers = {
+                "mean": mean,
+                "spread": spread,
+                "seeds": int(r["seeds"] or 0),
+                "steps": int(r["steps"] or 0),
+            }
+            rows.append(Row(**r | numbers, text=text))
     return rows
-
-
-class Curve(NamedTuple):
-    """A row of published_curves.csv: the last evaluation at or before a step, over the seeds."""
-
-    agent: str
-    task: str
-    step: int
-    seeds: int
-    mean: float
-    sd: float
-
-
-@functools.cache
-def read_curves() -> list[Curve]:
-    """Read published_curves.csv."""
-    with (HERE / "published_curves.csv").open(newline="") as file:
-        return [
-            Curve(r["agent"], r["task"], int(r["step"]), int(r["seeds"]), float(r["mean"]), float(r["sd"]))
-            for r in csv.DictReader(file)
-        ]

@@ -4,24 +4,25 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from arms import FRAMES, plan_of
 from blocks import RESULTS, show
 from published import Row, read_published
-from recorded import Run, at, cartpole_rows, cut, read_json, read_runs
-from scipy.stats import t as student
+from recorded import Run, at, read_json, read_runs
+from scipy.special import ndtri
 
+from qscape.report import intervals
 from qscape.report.references import reference_scores, strip_version
 
-SEEDS = 3  # fewer seeds than this have no verdict
+SEEDS = intervals.FEWEST  # fewer seeds than this have no verdict, as they have no interval
+WHOLE = 3  # so many runs of the paper's length count before more, and shorter, ones
 LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
 MARGIN = 0.2  # a number is reproduced if it is known to lie within this share of the published one
 # In combined standard errors: a paper shows a difference from NEAR on, and ours differs from FAR on.
 NEAR, FAR = 2.0, 3.0
 SHORTER = ("base.updates_per_step", "base.epsilon_decay", "base.warmup")  # fields that shorten a run
+FRAMES = 10_000_000  # steps of a run on images whose length the paper does not state: assumed
 VERDICTS = ("reproduced", "not seen", "contradicted", "undecided", "too short", "not run")
 
 
@@ -31,9 +32,11 @@ class Ours(NamedTuple):
     Attributes:
         mean: mean over seeds.
         error: its standard error; NaN for one seed.
-        half: half the width of its 95% interval; NaN for one seed.
+        half: half the width of its 95% interval; NaN for fewer than `SEEDS` seeds.
         seeds: number of runs.
         steps: environment steps of the runs that went into the number.
+        least: the least seed.
+        greatest: the greatest seed.
     """
 
     mean: float
@@ -41,6 +44,8 @@ class Ours(NamedTuple):
     half: float
     seeds: int
     steps: int
+    least: float
+    greatest: float
 
 
 def judge(
@@ -61,7 +66,7 @@ def judge(
     if ours.seeds < SEEDS or share < LENGTH:
         return "too short"
     gap = abs(ours.mean - published)
-    if gap + math.hypot(ours.half, student.ppf(0.975, math.inf) * error) <= MARGIN * abs(published):
+    if gap + math.hypot(ours.half, ndtri(0.975) * error) <= MARGIN * abs(published):
         return "reproduced"
     if gap < FAR * math.hypot(ours.error, largest):
         return "undecided"
@@ -98,30 +103,32 @@ def summarise(values: np.ndarray, steps: int) -> Ours:
         values: array [seeds] or [seeds, episodes].
         steps: environment steps of the runs.
     """
-    seeds = len(values)
-    means = values.reshape(seeds, -1).mean(1)
-    variances, halves = [0.0], [0.0]
-    if values.ndim == 2 and values.shape[1] > 1 and seeds > 1:
-        episodes = values.shape[1]
-        variances.append(float(values.mean(0).var(ddof=1)) / episodes)
-        halves.append(float(student.ppf(0.975, episodes - 1)) ** 2 * variances[-1])
-    variances.append(float(means.var(ddof=1)) / seeds if seeds > 1 else math.nan)
-    halves.append(float(student.ppf(0.975, max(seeds - 1, 1))) ** 2 * variances[-1])
-    return Ours(float(means.mean()), math.sqrt(sum(variances)), math.sqrt(sum(halves)), seeds, steps)
+    means = values.reshape(len(values), -1).mean(1)
+    of_seeds = intervals.mean(means[:, None])
+    made = of_seeds
+    if values.ndim == 2 and values.shape[1] > 1 and len(means) > 1:
+        of_states = intervals.mean(values.mean(0)[:, None])
+        made = of_seeds._replace(**add_parts(of_seeds, of_states))
+    half = float(intervals.estimate(made).high - made.value)
+    error = math.sqrt(made.variances.sum())
+    return Ours(float(made.value), error, half, len(means), steps, float(means.min()), float(means.max()))
+
+
+def add_parts(a: intervals.Spread, b: intervals.Spread) -> dict[str, np.ndarray]:
+    """Return the parts of the variance of a sum or a difference."""
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in ("variances", "freedoms")}
+    return {name: np.concatenate(pair) for name, pair in pairs.items()}
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """Return the difference of two means and its 95% interval, by Welch's t; one number for each seed."""
-    parts = [x.var(ddof=1) / len(x) for x in (a, b)]
-    error, gap = math.sqrt(sum(parts)), float(a.mean() - b.mean())
-    if error == 0:
-        return gap, gap, gap
-    freedom = sum(parts) ** 2 / sum(p**2 / (len(x) - 1) for p, x in zip(parts, (a, b), strict=True))
-    half = float(student.ppf(0.975, freedom)) * error
-    return gap, gap - half, gap + half
+    """Return the difference of two means and its 95% interval, by Welch's t; one number for each seed.
 
-
-# --- our number for a row -------------------------------------------------------------------------------
+    The bounds are NaN for fewer than `SEEDS` seeds.
+    """
+    one, two = (intervals.mean(x[:, None]) for x in (a, b))
+    gap = one._replace(value=one.value - two.value, runs=min(one.runs, two.runs), **add_parts(one, two))
+    value, low, high = intervals.estimate(gap)
+    return float(value), float(low), float(high)
 
 
 def shortest(label: str) -> str:
@@ -131,21 +138,17 @@ def shortest(label: str) -> str:
     return f"{recipe}[{','.join(kept)}]" if any(kept) else recipe
 
 
-def groups_of(row: Row, agent: str) -> list[list[Run]]:
-    """Return the recorded runs of an agent of a row, a list for each study and label, the best list first.
+def groups_of(row: Row) -> list[list[Run]]:
+    """Return the recorded runs of the agent of a row, a list for each study and label, the best list first.
 
-    They are those with the label of the row's arm, or else a shorter version of it; of equal labels the most
-    seeds are best, and of equally many seeds the most episodes per evaluation.
+    They are those with the row's label, or else a shorter version of it; of equal labels the most seeds are
+    best, and of equally many seeds the most episodes per evaluation.
     """
-    plan = plan_of(row, agent)
-    if plan is None:
-        return []
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in read_runs():
-        there = (run.env, run.env_args, run.dataset) == (plan.env, plan.env_args, Path(plan.dataset).name)
-        if there and shortest(plan.label) == shortest(run.label):
+        if row.label and run.env == row.environment and shortest(run.label) == shortest(row.label):
             groups.setdefault((run.study, run.label), []).append(run)
-    fit = {key: (key[1] == plan.label, len(runs), episodes(runs)) for key, runs in groups.items()}
+    fit = {key: (key[1] == row.label, len(runs), episodes(runs)) for key, runs in groups.items()}
     return [groups[key] for key in sorted(groups, key=fit.__getitem__, reverse=True)]
 
 
@@ -159,7 +162,7 @@ def study_of(one: Row, two: Row) -> str:
 
     Agents of different studies differ in more than their parts, such as the initial states.
     """
-    pairs = itertools.product(groups_of(one, one.agent), groups_of(two, two.agent))
+    pairs = itertools.product(groups_of(one), groups_of(two))
     shared = [(min(len(a), len(b)), episodes(a), a[0].study) for a, b in pairs if a[0].study == b[0].study]
     return max(shared, default=(0, 0, ""))[2]
 
@@ -210,8 +213,8 @@ HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action
 def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tuple[np.ndarray, int] | None:
     """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run.
 
-    The runs that reach the last of these steps count, if they are enough for a verdict. Else all count up to
-    the end of the shortest, so that a seed that went on is not compared with the others.
+    The runs that reach the last of these steps count, if they are `WHOLE` or more. Else all count up to the
+    end of the shortest, so that a seed that went on is not compared with the others.
 
     Args:
         row: the published number.
@@ -222,14 +225,14 @@ def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tu
         return geometry_of(row)
     if row.paper == "ACPG" and row.task == "CartPole (MLP)" and row.agent in HEADS:
         return cartpole_of(row.agent, row.metric, row.steps)
-    groups = [runs for runs in groups_of(row, row.agent) if study in (None, runs[0].study)]
+    groups = [runs for runs in groups_of(row) if study in (None, runs[0].study)]
     kind = " of a baseline" if row.metric == "smoothed return" and not row.agent.startswith("SAVGO") else ""
     metric = METRICS.get(row.metric + kind)
     if not groups or metric is None:
         return None
     until = min(row.steps or math.inf, until)
     whole = [run for run in groups[0] if run.evaluations["step"][-1] >= until]
-    runs = whole if len(whole) >= SEEDS else groups[0]
+    runs = whole if len(whole) >= WHOLE else groups[0]
     end = min(until, *(int(run.evaluations["step"][-1]) for run in runs))
     index = [at(run.evaluations, end) for run in runs]
     steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
@@ -238,10 +241,7 @@ def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tu
 
 def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
     """Return a measure of the geometry of Q, from the files of `qscape smoothness --json` in results."""
-    plan = plan_of(row, row.agent)
-    if plan is None:
-        return None
-    of = plan.label, plan.env, row.steps
+    of = row.label, row.environment.partition("(")[0], row.steps
     found = [
         (measured["geometry_environment_units"] or measured["geometry"])[GEOMETRY[row.metric]]
         for file in sorted((RESULTS / "smoothness").glob("*.json"))
@@ -251,10 +251,16 @@ def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
     return (np.array(found), row.steps) if found else None
 
 
+def cut(row: dict, until: int) -> np.ndarray:
+    """Return the mean returns of the rollouts of a seed on CartPole up to a step."""
+    return np.array(row["curve"]["return"])[np.array(row["curve"]["steps"]) <= until]
+
+
 def cartpole_of(agent: str, metric: str, until: int) -> tuple[np.ndarray, int] | None:
     """Return a measure of REINFORCE on CartPole by seed, up to a step, which is when unsolved seeds end."""
-    rows = cartpole_rows("reinforce", HEADS.get(agent, ""))
-    return (np.array([CARTPOLE[metric](r, until) for r in rows]), until) if rows else None
+    rows = [r for n in (50, 10) for r in read_json(f"action_collapse/cartpole-{n}.json")["rows"]]
+    rows = [r for r in rows if (r["algorithm"], r["head"]) == ("reinforce", HEADS[agent])]
+    return np.array([CARTPOLE[metric](r, until) for r in rows]), until
 
 
 CARTPOLE: dict[str, Callable[[dict, int], float]] = {  # of a seed up to a step; a rollout has eight episodes
@@ -276,9 +282,6 @@ def same_protocol(row: Row) -> bool:
     return row.paper == "PAVE" or (row.paper == "SAVGO" and row.agent.startswith("SAVGO"))
 
 
-# --- the ledger -----------------------------------------------------------------------------------------
-
-
 class Entry(NamedTuple):
     """A published number with our measurement, the distance in combined standard errors, and the verdict."""
 
@@ -290,12 +293,9 @@ class Entry(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """A difference between two agents, as published and as measured, and the verdict."""
+    """A difference between two agents, as published and as measured [low, high], and the verdict."""
 
-    paper: str
-    table: str
-    task: str
-    metric: str
+    row: Row
     agent: str
     base: str
     published: str
@@ -310,9 +310,7 @@ class Effect(NamedTuple):
 def enter(row: Row) -> Entry:
     """Compare one published number with the recorded runs."""
     if math.isnan(row.mean):
-        effects = [
-            e for e in effects_of([row]) if (e.task, f"{e.agent} over {e.base}") == (row.task, row.agent)
-        ]
+        effects = effects_of([row])
         share = effects[0].share if effects else math.nan
         return Entry(row, None, share, math.nan, effects[0].verdict if effects else "not run")
     found = values_of(row)
@@ -336,8 +334,7 @@ def effects_of(rows: Iterable[Row]) -> list[Effect]:
     rows, found = [*rows], []
     for row in rows:
         if math.isnan(row.mean):
-            agent, base = row.agent.split(" over ")
-            found += compare(row, row._replace(agent=agent), row._replace(agent=base), "higher", 1.0)
+            found += compare(row, *row.sides(), "higher", 1.0)
         elif row.agent in METHODS.get(row.paper, []):
             for other in rows:
                 same = (*row[:3], row.metric, row.steps) == (*other[:3], other.metric, other.steps)
@@ -366,8 +363,7 @@ def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[E
     share = min(steps, others) / (row.steps or FRAMES)
     same = same_protocol(one) and same_protocol(two)
     verdict = judge_effect(low, high, sign, seeds=min(len(a), len(b)), share=share, same=same)
-    names = (row.paper, row.table, row.task, row.metric, one.agent, two.agent)
-    return [Effect(*names, published, gap, low, high, (len(a), len(b)), share, verdict)]
+    return [Effect(row, one.agent, two.agent, published, gap, low, high, (len(a), len(b)), share, verdict)]
 
 
 @functools.cache
@@ -377,15 +373,14 @@ def ledger() -> tuple[list[Entry], list[Effect]]:
 
 
 def interval(ours: Ours | None) -> str:
-    """Format a mean with its 95% interval."""
+    """Format a mean with its 95% interval, or with the least and the greatest seed of too few."""
     if ours is None:
         return ""
-    if math.isnan(ours.half):
+    if ours.seeds == 1:
         return show(ours.mean)
+    if math.isnan(ours.half):
+        return (
+            f"{show(ours.mean)} ({' to '.join(show(x, like=ours.mean) for x in (ours.least, ours.greatest))})"
+        )
     low, high = (show(ours.mean + way * ours.half, like=ours.mean) for way in (-1, 1))
     return f"{show(ours.mean)} [{low}, {high}]"
-
-
-def share_text(share: float) -> str:
-    """Format a share of the paper's steps."""
-    return "" if math.isnan(share) else f"{100 * share:.0f}%"

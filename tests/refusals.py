@@ -265,9 +265,7 @@ FLAGS = {
     ),
     "watch no-run": "--every --show --dim --once",
     "evaluate no-run": "--episodes --seed --current --sample --bias",
-    "compare no-run": (
-        "--csv --latex --json --png --html --reference --final --best --policy --unequal --reps"
-    ),
+    "compare no-run": "--csv --latex --json --png --html --reference --final --best --policy --unequal",
     "plot no-run": "--png --policy --metric --smooth",
     "video no-run": "--mp4 --episodes --seed --fps --current",
     "landscape no-run": (
@@ -466,7 +464,6 @@ qscape compare td3 --json -
 qscape compare td3 --json .
 qscape compare td3 --json td3/run.json
 qscape compare td3 --final 0
-qscape compare td3 --reps 0
 qscape compare td3 --reference nosuch
 qscape plot no-run
 qscape plot td3 --png a.xyz

@@ -24,9 +24,8 @@ ENVS = ("Ant-v5", "Hopper-v5")
 
 
 def run(*argv) -> int:
-    """A command line in this process, with few resamples."""
-    more = ["--reps", "50"] if argv[0] == "compare" else []
-    return main([*map(str, argv), *more])
+    """A command line in this process."""
+    return main([*map(str, argv)])
 
 
 def group(
@@ -92,7 +91,7 @@ def test_tables_of_a_comparison(runs, says):
     )
     assert out.index("Ant-v5: evaluation return") < out.index("Hopper-v5: evaluation return")
     assert "Normalised final scores; 0: random policy, 1: TD3 after 1M steps" in out
-    assert "td3 > td7 2 0.00 [0.00, 0.00]" in out
+    assert "td3 > td7 2 0.00 [0.00, 0.23]" in out
     assert "no ranking claim" not in out
     out = says("compare", "runs", "--best", "--csv", "best.csv", "--json", "best.json")
     assert "Normalised best scores" in out
@@ -180,6 +179,60 @@ def test_fewer_than_five_seeds_claim_nothing(tmp_path, monkeypatch, says):
     out = says("compare", "runs")
     assert "Ant-v5: sac 1 seed, td3 3 seeds: no ranking claim (fewer than 5)." in out
     assert "sac current 1 100,000 1,000.0 1,000.0 1,005.0" in out  # one run: no interval, no deviation
+
+
+def test_few_runs_have_a_range_and_no_interval_in_every_file(tmp_path, monkeypatch, says):
+    monkeypatch.chdir(tmp_path)
+    group("runs", label="td3", seeds=3)
+    group("runs", label="td7", seeds=5, last=2000.0)
+    group("runs", label="sac", seeds=5)
+    ends = ("csv", "json", "latex", "png", "html")
+    out = says("compare", "runs", *(part for end in ends for part in (f"--{end}", f"c.{end}")))
+    assert "final IQM [95%] (range)" in out
+    assert "td3 current 3 100,000 1,010.0 (1,000.0 to 1,020.0) 1,010.0 ± 10.0 1,015.0" in out
+    assert re.search(r"td7 current 5 100,000 2,020\.0 \[2,000\.4, 2,039\.6\]", out)
+    assert "td3 > td7 1 0.00 " in out
+    rows = {row["label"]: row for row in csv.DictReader(Path("c.csv").read_text().splitlines())}
+    assert (rows["td3"]["final_iqm_low"], rows["td3"]["final_iqm_high"]) == ("", "")
+    assert (rows["td3"]["final_min"], rows["td3"]["final_max"]) == ("1000.0", "1020.0")
+    assert rows["td3"]["final_runs"] == "1000.0 1010.0 1020.0"
+    assert float(rows["td7"]["final_iqm_low"]) == pytest.approx(2000.4, abs=0.1)
+    made = json.loads(Path("c.json").read_text())
+    few, many = made["per_env"][1:]
+    assert (few["label"], few["final_iqm_low"], few["final_iqm_high"]) == ("td3", None, None)
+    assert few["final_runs"] == [1000.0, 1010.0, 1020.0]
+    assert many["final_iqm_high"] == pytest.approx(2039.6, abs=0.1)
+    (leader,) = made["leaders"]
+    assert (leader["env"], leader["x"], leader["y"], leader["better"]) == ("Ant-v5", "td7", "sac", True)
+    pair = {(row["x"], row["y"]): row["probability_low"] for row in made["improvement"]}
+    assert pair[("td3", "td7")] is None
+    assert pair[("sac", "td7")] == 0.0
+    tex = Path("c.latex").read_text()
+    assert "td3 & $1010.0$ ($1000.0$ to $1020.0$)" in tex
+    assert "td7 & $2020.0$ [$2000.4$, $2039.6$]" in tex
+    page = Path("c.html").read_text()
+    assert "(1,000.0 to 1,020.0)" in page
+    assert "2,000.4 to 2,039.6" in page
+    assert Path("c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_few_runs_are_drawn_one_by_one(tmp_path):
+    for label, seeds in (("few", 3), ("many", 5)):
+        for seed in range(seeds):
+            returns = {0: [1.0 * seed], 10: [5.0 * seed]}
+            write_run(tmp_path / label / str(seed), label=label, seed=seed, returns=returns)
+    rows = load_runs(tmp_path)
+    ax = figures.draw_learning_curves(rows)
+    drawn = [line.get_ydata().tolist() for line in ax.get_lines()]
+    assert drawn == [[0.0, 0.0], [1.0, 5.0], [2.0, 10.0], [1.0, 5.0], [2.0, 10.0]]
+    assert len(ax.collections) == 1  # the band of the others
+    styles = interactive.make_line_styles(["few", "many"])
+    chart = interactive.learning_curves_chart(rows, None, styles)
+    shown = [(line.legendgroup[:4], line.fill, line.y.tolist()) for line in chart.data]
+    assert [line for line in shown if line[0] == "few "] == [("few ", None, y) for y in drawn[:4]]
+    assert [fill for name, fill, _ in shown if name == "many"] == ["toself", None]
+    alone = figures.draw_learning_curves(rows[rows["label"] == "few"])
+    assert "band" not in alone.get_ylabel()
 
 
 def test_unequal_budgets_are_refused_unless_asked_for(runs, says, refused):
@@ -280,11 +333,11 @@ def test_published_curves_of_steps_stand_not_beside_updates(tmp_path, monkeypatc
     for folder, record in (("steps", {}), ("updates", {"dataset": "mujoco/ant/medium-v0"})):
         write_run(folder, env="Ant-v5", returns={0: [1.0], 100_000: [9.0]}, record=record)
     for folder, beside in (("steps", True), ("updates", False)):
-        made = tables.compare(load_runs(folder), reps=5, reference=["td3"])
+        made = tables.compare(load_runs(folder), reference=["td3"])
         assert len(made.published) == beside
         curves, styles = references.load_published(["td3"]), interactive.make_line_styles(["td3"])
-        (panel,) = figures.draw_overview(made.rows, reps=5, published=curves).axes
-        chart = interactive.learning_curves_chart(made.rows, curves, styles, 5)
+        (panel,) = figures.draw_overview(made.rows, published=curves).axes
+        chart = interactive.learning_curves_chart(made.rows, curves, styles)
         for names in ([line.get_label() for line in panel.lines], [str(line.name) for line in chart.data]):
             assert any("published" in name for name in names) == beside
 
@@ -304,7 +357,8 @@ def test_files(runs, says):
         (f"{task}-v1", "sfujim/TD3 learning_curves") for task in ("Ant", "Hopper")
     ]
     found = json.loads(Path("o/c.json").read_text())
-    assert set(found) == {"per_env", "aggregate", "improvement", "published", "score", "metric", "notes"}
+    tables_of_it = {"per_env", "aggregate", "improvement", "leaders", "published"}
+    assert set(found) == tables_of_it | {"score", "metric", "notes"}
     assert found["per_env"][0]["final_mean"] == 1020.0
     assert [row["label"] for row in found["aggregate"]] == ["td3", "td7"]
     tex = Path("o/c.tex").read_text()
@@ -366,7 +420,7 @@ def test_missing_extras_are_named(runs):
 def test_pages_need_plotly_and_nothing_else_does(runs):
     code = (
         "import sys; sys.modules['plotly'] = None\n"
-        "from qscape.cli import main; sys.exit(main(['compare', 'runs', '--reps', '9', *sys.argv[1:]]))"
+        "from qscape.cli import main; sys.exit(main(['compare', 'runs', *sys.argv[1:]]))"
     )
     for more, status in (([], 0), (["--html", "r.html"], 2)):
         done = subprocess.run([sys.executable, "-c", code, *more], capture_output=True, text=True)

@@ -13,6 +13,7 @@ import gymnasium as gym
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 import tiny
 from gymnasium.envs.registration import EnvSpec
 from rows import slow_except
@@ -27,7 +28,6 @@ from qscape.errors import RunError, UsageError
 from qscape.export import card, convert, policy, primitives, run_policy
 from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.plain import Single
-from qscape.report.intervals import bootstrap
 from qscape.run.policy import LoadedPolicy, make_programs
 
 ort = pytest.importorskip("onnxruntime")
@@ -544,13 +544,17 @@ def test_bad_flags_are_usage_errors(run, argv, says, capsys, tmp_path, monkeypat
     assert says in capsys.readouterr().err
 
 
-def test_interval_of_the_card_against_the_normal_approximation():
-    values = np.random.default_rng(3).normal(10.0, 2.0, 400)
-    mean, low, high = bootstrap([values[:, None]], np.mean, card.REPS)
-    half = 1.96 * values.std() / 20
-    assert mean == pytest.approx(values.mean())
-    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.03)
-    assert np.isnan(bootstrap([np.ones((1, 1))], np.mean, card.REPS).low)
+@pytest.mark.parametrize("episodes", [10, 4, 1])
+def test_the_interval_of_the_card_is_student_s(episodes):
+    values = np.random.default_rng(3).normal(10.0, 2.0, episodes)
+    rows = [SimpleNamespace(episode=SimpleNamespace(ret=x, length=5)) for x in values]
+    said = card.describe_evaluation(SimpleNamespace(episodes=rows))
+    assert said.startswith(f"Return **{values.mean():,.1f}**")
+    assert (" in one episode;" in said) == (episodes == 1)
+    assert ("interval" in said) == ("[" in said) == (episodes == 10)
+    if episodes == 10:
+        known = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert f" [{known.low:,.1f}, {known.high:,.1f}], 95% t interval of the mean over 10 episodes" in said
 
 
 def test_the_card_names_the_data_of_a_policy_that_was_only_shown_some():

@@ -71,7 +71,7 @@ def test_tables_show_short_labels_and_files_keep_the_full_ones(tmp_path, capsys)
     fill(tmp_path / "runs")
     files = {kind: tmp_path / f"made.{kind}" for kind in ("csv", "json", "latex")}
     flags = [word for kind, file in files.items() for word in (f"--{kind}", str(file))]
-    assert main(["compare", str(tmp_path / "runs"), "--reps", "5", *flags]) == 0
+    assert main(["compare", str(tmp_path / "runs"), *flags]) == 0
     out = capsys.readouterr().out
     assert out.startswith("All agents have base.batch_size=64.")
     assert out.count("batch_size") == 1
@@ -85,11 +85,11 @@ def test_tables_show_short_labels_and_files_keep_the_full_ones(tmp_path, capsys)
 
 def test_one_seed_has_no_probability_of_improvement(tmp_path):
     fill(tmp_path, seeds=(0,))
-    assert tables.compare(qs.load_runs(tmp_path), reps=5).improvement.empty
+    assert tables.compare(qs.load_runs(tmp_path)).improvement.empty
     for seed in (1, 2):
         write_run(tmp_path / "sac" / str(seed), label=LABELS[2], seed=seed)
         write_run(tmp_path / "td3" / str(seed), label=LABELS[0], seed=seed)
-    made = tables.compare(qs.load_runs(tmp_path), reps=5).improvement
+    made = tables.compare(qs.load_runs(tmp_path)).improvement
     assert made[["x", "y"]].to_numpy().tolist() == [[LABELS[2], LABELS[0]]]
 
 
@@ -100,7 +100,7 @@ def test_one_seed_has_no_pareto_front():
             for k, label in enumerate("ab")
             for seed in range(seeds)
         ]
-        chart = interactive.pareto_chart(pd.DataFrame(rows), interactive.make_line_styles("ab"), 5)
+        chart = interactive.pareto_chart(pd.DataFrame(rows), interactive.make_line_styles("ab"))
         return [trace.name for trace in chart.data]
 
     assert "Pareto front" in names(2)
@@ -125,17 +125,17 @@ def test_a_comparison_of_a_study_says_which_runs_are_missing(tmp_path, capsys):
     (root / "study.json").write_text(json.dumps({"name": "demo", "budget": "quick", "runs": runs}))
     said = f"{root}: 9 of the 12 runs of the study are missing: td3 on Ant-v5 seed 3, td3 on Ant-v5 seed 4,"
     for place in (root, tmp_path):
-        assert main(["compare", str(place), "--reps", "5", "--html", str(tmp_path / "page.html")]) == 0
+        assert main(["compare", str(place), "--html", str(tmp_path / "page.html")]) == 0
         out = capsys.readouterr().out
         assert said in out
         assert "sac on Ant-v5 seed 4 and 1 more." in out
         assert said in (tmp_path / "page.html").read_text()
-    assert main(["compare", str(root / "Ant-v5" / "td3"), "--reps", "5"]) == 0
+    assert main(["compare", str(root / "Ant-v5" / "td3")]) == 0
     assert "3 of the 12 runs of the study are missing" in capsys.readouterr().out
-    assert main(["compare", str(root / "Ant-v5" / "td3" / "0"), "--reps", "5"]) == 0
+    assert main(["compare", str(root / "Ant-v5" / "td3" / "0")]) == 0
     assert "missing" not in capsys.readouterr().out
     (root / "study.json").write_text("{}")
-    assert main(["compare", str(root), "--reps", "5"]) == 0
+    assert main(["compare", str(root)]) == 0
     assert "study.json: it is broken" in capsys.readouterr().out
 
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from study_files import STUDIES
 
-from qscape.cli import train
 from qscape.errors import UsageError
 from qscape.sealed import seal, unseal
 
@@ -23,26 +23,24 @@ if not (ROOT / "benchmarks" / "results" / "learning").exists():
     pytest.skip("a source distribution has no recorded runs", allow_module_level=True)
 sys.path.append(str(ROOT / "benchmarks"))
 import action_collapse  # noqa: E402
-import arms  # noqa: E402
 import blocks  # noqa: E402
 import collect  # noqa: E402
 import ledger  # noqa: E402
 import published  # noqa: E402
-import quotes  # noqa: E402
 import recorded  # noqa: E402
 import updates  # noqa: E402
 import verdicts  # noqa: E402
 
 
 def ours(half=10.0, seeds=5, mean=100.0):
-    return verdicts.Ours(mean, half / 2.776, half, seeds, 1_000)
+    return verdicts.Ours(mean, half / 2.776, half, seeds, 1_000, mean - half, mean + half)
 
 
 @pytest.mark.parametrize(
     ("measured", "error", "share", "same", "verdict"),
     [
         (None, 0.0, 1.0, True, "not run"),
-        (ours(seeds=2), 0.0, 1.0, True, "too short"),
+        (ours(seeds=4), 0.0, 1.0, True, "too short"),
         (ours(), 0.0, 0.89, True, "too short"),
         (ours(), 0.0, 0.9, False, "reproduced"),
         (ours(half=20.0), 0.0, 1.0, True, "reproduced"),
@@ -69,12 +67,12 @@ def test_a_number_that_is_near_with_the_largest_error_is_contradicted_by_nothing
 @pytest.mark.parametrize(
     ("low", "high", "sign", "seeds", "share", "same", "verdict"),
     [
-        (0.1, 2.0, 1.0, 3, 1.0, True, "reproduced"),
-        (-2.0, -0.1, -13.0, 3, 0.9, True, "reproduced"),
+        (0.1, 2.0, 1.0, 5, 1.0, True, "reproduced"),
+        (-2.0, -0.1, -13.0, 5, 0.9, True, "reproduced"),
         (-2.0, -0.1, 1.0, 5, 1.0, True, "contradicted"),
         (-2.0, -0.1, 1.0, 5, 1.0, False, "not seen"),
         (-0.1, 2.0, 1.0, 5, 1.0, True, "undecided"),
-        (0.1, 2.0, 1.0, 2, 1.0, True, "too short"),
+        (0.1, 2.0, 1.0, 4, 1.0, True, "too short"),
         (0.1, 2.0, 1.0, 5, 0.5, True, "too short"),
     ],
 )
@@ -97,7 +95,7 @@ def test_cartpole_is_judged_at_the_papers_length():
 
 def test_an_evaluation_before_the_first_is_none():
     steps = {"step": np.array([5000, 10_000])}
-    assert (recorded.at(steps, 7000), recorded.at(steps, 10_000), recorded.at(steps)) == (0, 1, 1)
+    assert (recorded.at(steps, 7000), recorded.at(steps, 10_000)) == (0, 1)
     with pytest.raises(ValueError, match="no evaluation at or before step 1000"):
         recorded.at(steps, 1000)
 
@@ -110,21 +108,36 @@ def test_a_seed_is_solved_after_the_rollout_that_solves_it():
 
 
 def test_our_interval_is_over_seeds_and_first_states():
-    found = verdicts.summarise(np.array([1.0, 2.0, 3.0]), 10)
-    assert (found.mean, found.seeds, found.steps) == (2.0, 3, 10)
-    assert found.error == pytest.approx(1 / math.sqrt(3))
-    assert found.half == pytest.approx(4.302653 / math.sqrt(3))
-    # Two seeds that agree, and two first states that do not: all of the error is that of the states.
-    found = verdicts.summarise(np.array([[0.0, 2.0], [0.0, 2.0]]), 10)
+    found = verdicts.summarise(np.arange(1.0, 6.0), 10)
+    assert (found.mean, found.seeds, found.steps, found.least, found.greatest) == (3.0, 5, 10, 1.0, 5.0)
+    assert found.error == pytest.approx(math.sqrt(0.5))
+    assert found.half == pytest.approx(2.776445 * math.sqrt(0.5))
+    assert verdicts.interval(found) == "3.00 [1.04, 4.96]"
+    # Five seeds that agree, and two first states that do not: all of the error is that of the states.
+    found = verdicts.summarise(np.array([[0.0, 2.0]] * 5), 10)
     assert found.error == pytest.approx(1.0)
     assert found.half == pytest.approx(12.706205)
-    assert math.isnan(verdicts.summarise(np.array([[1.0, 2.0]]), 10).half)
+    # Both: variances 1/2 with four degrees of freedom and 1 with one, by Welch and Satterthwaite.
+    found = verdicts.summarise(np.arange(5.0)[:, None] + [0.0, 2.0], 10)
+    assert found.error == pytest.approx(math.sqrt(1.5))
+    freedom = 1.5**2 / (0.5**2 / 4 + 1)
+    assert found.half == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * math.sqrt(1.5))
+
+
+def test_few_seeds_have_a_range():
+    found = verdicts.summarise(np.array([1.0, 2.0, 6.0]), 10)
+    assert math.isnan(found.half)
+    assert verdicts.interval(found) == "3.00 (1.00 to 6.00)"
+    assert verdicts.interval(verdicts.summarise(np.array([[1.0, 2.0]]), 10)) == "1.50"
 
 
 def test_a_difference_has_welch_s_interval():
-    gap, low, high = verdicts.welch(np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0]))
-    half = 2.776445 * math.sqrt(2 / 3)  # four degrees of freedom
-    assert (gap, low, high) == pytest.approx((-3.0, -3 - half, -3 + half))
+    a, b = np.array([1.0, 2.0, 3.0, 4.0, 9.0]), np.arange(5.0, 11.0)
+    known = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert verdicts.welch(a, b) == pytest.approx((a.mean() - b.mean(), known.low, known.high))
+    gap, *bounds = verdicts.welch(a[:4], b)
+    assert gap == pytest.approx(2.5 - 7.5)
+    assert np.isnan(bounds).all()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +151,7 @@ def test_a_difference_has_welch_s_interval():
     ],
 )
 def test_the_error_of_a_published_number(text, spread, kind, seeds, error):
-    row = published.Row("P", "T", "task", "A", "return", 0.0, spread, kind, seeds, 1_000, text)
+    row = published.Row("P", "T", "task", "A", "return", 0.0, spread, kind, seeds, 1_000, "", "", "", text)
     assert row.error == pytest.approx(error, rel=2e-3)
     largest = error * (math.sqrt(10) if "episodes" in kind else 1)  # ten episodes of a run count as one
     assert row.largest_error == pytest.approx(largest, rel=2e-3)
@@ -148,7 +161,6 @@ def test_published_numbers_are_there_once():
     rows = published.read_published()
     assert len({(*row[:5], row.steps) for row in rows}) == len(rows)
     assert {row.paper for row in rows} == {"TD7", "PAVE", "SAVGO", "SAVO", "ACPG"}
-    assert {(row.paper, row.table) for row in rows} == set(arms.STUDIES)
     cell = {(*row[:5], row.steps): row for row in rows}
     pave = cell["PAVE", "Table: TD3", "Pendulum", "TD3+PAVE", "sm", 100_000]
     assert (pave.mean, pave.spread, pave.seeds) == (0.351, 0.118, 5)
@@ -200,7 +212,8 @@ def test_a_gap_is_written_where_optima_have_no_count(monkeypatch, tmp_path, caps
 
 
 def test_every_table_has_a_study_with_three_budgets():
-    for study in {study for studies in arms.STUDIES.values() for study in studies}:
+    rows = published.read_published()
+    for study in {row.study for row in rows} - {""}:
         assert {*tomllib.loads(STUDIES[study].read_text())["budgets"]} >= {"quick", "short", "paper"}, study
 
 
@@ -215,53 +228,40 @@ NO_ARM = {  # agents of published numbers that no study of qscape has
 
 def test_the_runs_of_a_study_feed_every_number_of_its_table(monkeypatch):
     """If the arms of all studies had run to the paper's length, no number would be "not run" but these."""
-    named = {study for studies in arms.STUDIES.values() for study in studies}
     steps = np.arange(0, 10_000_001, 50_000)
     columns = {name: np.ones((len(steps), 2)) for name in recorded.COLUMNS} | {"step": steps}
-    runs = [
-        recorded.Run(study, p.env, p.env_args, Path(p.dataset).name, p.label, 0, columns, columns, 0.0)
-        for study in named
-        for p in arms.plans(study)
-    ]
+    sides = [side for row in published.read_published() for side in row.sides()]
+    arms = {(side.study, side.environment, side.label) for side in sides if side.label}
+    runs = [recorded.Run(*arm, 0, columns) for arm in sorted(arms)]
     monkeypatch.setattr(verdicts, "read_runs", lambda: runs)
     monkeypatch.setattr(verdicts, "cartpole_of", lambda *_: (np.ones(5), 1))
     geometry = dict.fromkeys(verdicts.GEOMETRY.values(), 1.0)
     measured = [
-        {"label": r.label, "env": r.env, "step": step, "geometry_environment_units": geometry}
+        {
+            "label": r.label,
+            "env": r.env.partition("(")[0],
+            "step": step,
+            "geometry_environment_units": geometry,
+        }
         for r in runs
         for step in (100_000, 200_000, 300_000, 500_000, 600_000, 1_000_000)
     ]
     monkeypatch.setattr(verdicts, "read_json", lambda name: {"runs": measured})
     fed = Counter()
-    for row in published.read_published():
-        for agent in row.agents:
-            if row.task.startswith(arms.UNNAMED) or row.table == "run time" or (row.paper, agent) in NO_ARM:
-                assert arms.plan_of(row, agent) is None
-                assert arms.command_of(row, agent) == ""
-            else:
-                assert verdicts.values_of(row._replace(agent=agent)) is not None, (row, agent)
-                fed[row.paper] += 1
+    for side in sides:
+        unnamed = side.task.startswith(("sum of", "mean of", "a ")) or side.table == "run time"
+        if unnamed or (side.paper, side.agent) in NO_ARM:
+            assert (side.study, side.label) == ("", ""), side
+        else:
+            assert verdicts.values_of(side) is not None, side
+            fed[side.paper] += 1
     assert set(fed) == set(ledger.PAPERS)
     assert sum(fed.values()) > 600
 
 
-@pytest.mark.slow
-def test_every_command_of_the_ledger_can_be_parsed(monkeypatch):
-    seen = []
-    monkeypatch.setattr(train, "run_all", lambda jobs, *_: seen.append(jobs) or 0)
-    monkeypatch.setattr(train, "is_simulator", lambda env: True)  # no environment is made to see its images
-    rows = published.read_published()
-    shortened = [
-        row._replace(steps=20_000) for row in rows if "D4RL" not in row.table and "Pong" not in row.task
-    ]
-    for command in sorted({arms.command_of(row, agent) for row in shortened for agent in row.agents} - {""}):
-        assert train.main(command.split()[2:]) == 0, command
-    assert len(seen) > 60
-
-
 def test_a_row_has_the_runs_of_one_agent_and_no_controls():
     rows = published.read_published()
-    groups = [group for row in rows for agent in row.agents for group in verdicts.groups_of(row, agent)]
+    groups = [group for row in rows for side in row.sides() for group in verdicts.groups_of(side)]
     for runs in groups:
         assert len({run.seed for run in runs}) == len(runs)
     studies = {run.study for runs in groups for run in runs}
@@ -270,21 +270,19 @@ def test_a_row_has_the_runs_of_one_agent_and_no_controls():
 
 
 def test_the_agents_of_an_effect_have_runs_of_one_study(monkeypatch):
-    def run(study, agent, seed, sm):
-        plan = arms.plan_of(one._replace(agent=agent), agent)
+    def run(study, row, seed, sm):
         table = {"step": np.array([100_000]), "return": np.zeros((1, 2)), "sm": np.array([[sm, sm]])}
-        where = plan.env, plan.env_args, "", plan.label
-        return recorded.Run(study, *where, seed, table, table, 1.0)
+        return recorded.Run(study, row.environment, row.label, seed, table)
 
     rows = [r for r in published.read_published() if r.table == "Table: TD3" and r.task == "Pendulum"]
     one, two = (
         next(r for r in rows if (r.agent, r.metric) == (agent, "sm")) for agent in ("TD3+PAVE", "TD3+CAPS")
     )
-    low = [run("a", one.agent, seed, 0.1 * seed) for seed in range(5)]
-    others = [run("b", two.agent, seed, 1 + 0.1 * seed) for seed in range(4)]
+    low = [run("a", one, seed, 0.1 * seed) for seed in range(5)]
+    others = [run("b", two, seed, 1 + 0.1 * seed) for seed in range(4)]
     monkeypatch.setattr(verdicts, "read_runs", lambda: low + others)
     assert verdicts.compare(one, one, two, "", -1.0) == []
-    both = low + others + [run("a", two.agent, seed, 2 + 0.1 * seed) for seed in range(3)]
+    both = low + others + [run("a", two, seed, 2 + 0.1 * seed) for seed in range(3)]
     monkeypatch.setattr(verdicts, "read_runs", lambda: both)
     (effect,) = verdicts.compare(one, one, two, "", -1.0)
     assert effect.seeds == (5, 3)
@@ -300,12 +298,11 @@ def test_runs_that_reach_the_length_of_the_paper_count(monkeypatch, longer, unti
     row = next(
         r for r in published.read_published() if (r.paper, r.agent, r.steps) == ("TD7", "TD7", 300_000)
     )
-    plan = arms.plan_of(row, row.agent)
 
     def run(seed, ends):
         step = np.array([k for k in (100, 300) if k <= ends])
         table = {"step": 1000 * step, "return": np.repeat(step[:, None] / 100, 2, axis=1)}
-        return recorded.Run("a", plan.env, plan.env_args, "", plan.label, seed, table, table, 1.0)
+        return recorded.Run("a", row.environment, row.label, seed, table)
 
     monkeypatch.setattr(
         verdicts, "read_runs", lambda: [run(seed, 300 if seed < longer else 100) for seed in range(5)]
@@ -314,37 +311,12 @@ def test_runs_that_reach_the_length_of_the_paper_count(monkeypatch, longer, unti
     assert (end, values.mean(), len(values)) == (1000 * steps, mean, longer if steps == 300 else 5)
 
 
-def test_the_command_of_a_row():
-    rows = {(*row[:5], row.steps): row for row in published.read_published()}
-    said = {
-        ("TD7", "Table 2 (D4RL)", "Walker2d medium-replay", "TD7", "normalised score", 1_000_000): (
-            "td7 --dataset walker2d_medium_replay-v2.hdf5 --env Walker2d-v5 --steps 1000000"
-        ),
-        ("PAVE", "Table: SAC", "LunarLander", "SAC+PAVE", "sm", 500_000): (
-            "sac+pave --env LunarLander-v3 --env-args continuous=True --steps 500000 --preset paper"
-        ),
-        ("SAVGO", "Figure: K", "Humanoid", "SAVGO, K = 16", "highest evaluation of a run", 1_000_000): (
-            "sac+savgo+normalise --env Humanoid-v5 --steps 1000000 --preset paper --savgo.candidates 16 "
-            "--savgo.exponent 1.5"
-        ),
-    }
-    for key, command in said.items():
-        assert arms.command_of(rows[key], key[3]) == f"qscape train {command}"
-    ofe = rows["TD7", "Table 1", "Hopper", "TD3+OFE", "return", 300_000]
-    assert arms.command_of(ofe, ofe.agent) == ""
-    assert arms.hours(ofe) is None
-
-
 def test_pages_are_what_the_ledger_says():
-    for page, text in ledger.outputs().items():
-        assert page.read_text() == text, f"{page.name}: run python benchmarks/ledger.py"
-    assert ledger.make_summary().count("\n- ") == 5
-
-
-def test_every_block_is_quoted_and_the_readme_has_the_summary():
-    quoted = [m[2] for page in blocks.PAGES for m in blocks.BLOCK.finditer(page.read_text())]
-    assert {*quoted} == {*ledger.BLOCKS}
-    assert "<!-- ledger:summary -->" in (ROOT / "README.md").read_text()
+    """Every block is on a page, and the page is what `python benchmarks/ledger.py` would write."""
+    pages = {page: page.read_text() for page in blocks.PAGES}
+    assert {m[2] for text in pages.values() for m in blocks.BLOCK.finditer(text)} == {*ledger.BLOCKS}
+    for page, text in pages.items():
+        assert blocks.renew(text, ledger.BLOCKS) == text, f"{page.name}: run python benchmarks/ledger.py"
 
 
 def test_finished_runs_are_packed_and_others_named(tmp_path):
@@ -377,47 +349,3 @@ def test_recorded_runs_lie_in_archives():
 def test_recorded_runs_can_be_read_and_their_commands_name_no_place_of_a_machine(file):
     records = [text for name, text in collect.read_archive(file).items() if name.endswith("run.json")]
     assert [collect.clean(record) for record in records] == records
-
-
-def test_the_record_is_read_at_a_step(monkeypatch):
-    def run(seed, last, **about):
-        step = np.arange(0, last + 1, 25_000)
-        of = {"step": step, "return": np.repeat(seed + step[:, None] / 1_000, published.EPISODES, 1)}
-        kept = {"step": step, "return": of["return"] + 0.5}
-        given = {"study": "record", "env": "Ant-v5", "label": "td7[base.n_step=3,base.warmup=5000]"} | about
-        return SimpleNamespace(seed=seed, evaluations=kept, current=of, **given)
-
-    runs = [run(2, 100_000), run(1, 100_000), run(3, 50_000), run(9, 100_000, study="mujoco")]
-    monkeypatch.setattr(quotes, "read_runs", lambda: runs)
-    label = runs[0].label
-    for steps, means in ((60_000, [51, 52]), (100_000, [101, 102]), (50_000, [51, 52, 53]), (200_000, [])):
-        of = quotes.measured_record("Ant-v5", label, steps, current=True)
-        assert of.shape == (len(means), published.EPISODES)
-        assert [*of.mean(1)] == means
-    assert [*quotes.measured_record("Ant-v5", label, 100_000, current=False).mean(1)] == [101.5, 102.5]
-    assert quotes.measured_record("Hopper-v5", label, 100_000, current=True).shape == (0, published.EPISODES)
-    ours, kept = quotes.block_record(100_000).splitlines()[-2:]
-    assert ours.startswith(
-        "| **qscape `td7` (base.n_step=3) on -v5, current policy** | 101.5 ± 0.7 (2) | not run |"
-    )
-    assert kept.startswith(
-        "| **qscape `td7` (base.n_step=3) on -v5, kept policy** | 102.0 ± 0.7 (2) | not run |"
-    )
-    rows = quotes.block_record_seeds().splitlines()[2:]
-    assert [row.split(" | ", 3)[2] for row in rows] == ["1", "2", "3"]
-    assert rows[0].startswith(
-        "| Ant-v5 | `td7` (base.n_step=3) | 1 | 1.00 | 1.00 | 26.0 | 51.0 | 76.0 | 101.0 | – |"
-    )
-    assert rows[0].endswith(" | 101.5 | – |")
-    assert rows[2].endswith(" | 3 | 3.00 | 3.00 | 28.0 | 53.0 | – | – | – | – | – | – |")
-    differences = quotes.block_record_differences(100_000)
-    assert "| SimbaV2 (UTD 2) | −12.1 |" in differences  # (101.5 − 3,880.8) / 312.5
-    runs.pop(0)
-    assert "| SimbaV2 (UTD 2) | – |" in quotes.block_record_differences(100_000), "one run has no spread"
-
-
-def test_published_curves_are_there_once():
-    curves = published.read_curves()
-    assert len({(c.agent, c.task, c.step) for c in curves}) == len(curves) == 9 * 4 * 3
-    by = {(c.agent, c.task, c.step): c for c in curves}
-    assert by["SimbaV2 (UTD 2)", "Ant", 100_000] == ("SimbaV2 (UTD 2)", "Ant", 100_000, 10, 3880.8, 988.2)

@@ -107,7 +107,7 @@ def test_the_guard_notes_the_first_update_of_each_quantity():
             ["--eval-episodes", 2**31],
             "--eval-episodes is 2147483648; a whole number is at most 2,147,483,647",
         ),
-        (["--seeds", 10**20], "--seed is 100000000000000000000; a whole number is at most"),
+        (["--seeds", 10**20], "--seeds is 100000000000000000000; a whole number is at most"),
         (["--seeds", *range(2_000)], "--seeds names 2,000 seeds; one command takes at most 1,000"),
         (["--steps", 10**10], "--steps is 10000000000; a whole number is at most"),
     ],

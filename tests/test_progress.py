@@ -114,7 +114,7 @@ def test_comparing_shows_its_progress(tmp_path, capsys, monkeypatch):
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed=seed)
     monkeypatch.setattr(Console, "is_terminal", property(lambda self: self.stderr))
-    assert main(["compare", str(tmp_path), "--reps", "10"]) == 0
+    assert main(["compare", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "runs to read" in err
     assert "runs to read" not in out

@@ -1,17 +1,19 @@
 """Runs as tables, statistics against hand-computed cases and rliable's own numbers, pictures."""
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from runs_on_disk import write_run
 
 import qscape as qs
 from qscape.cli import main
 from qscape.errors import UsageError
-from qscape.report import figures, references, statistics, tables
+from qscape.report import figures, references, rliable, statistics, tables
 from qscape.report.runs import read_runs
 
 RLIABLE = json.loads(Path(__file__).with_name("rliable_numbers.json").read_text(encoding="utf-8"))
@@ -100,10 +102,10 @@ def test_a_dataset_makes_another_task_with_the_scores_of_its_environment(tmp_pat
                 tmp_path / data / str(seed), env="Hopper-v5", seed=seed, returns={10: [last]}, record=file
             )
     frame = qs.load_runs(tmp_path)
-    made = tables.compare(frame, reps=5, normalise="d4rl")
+    made = tables.compare(frame, normalise="d4rl")
     assert made.per_env["env"].tolist() == ["Hopper-v5[hopper_expert-v2]", "Hopper-v5[hopper_medium-v2]"]
     assert made.scores["td3"][:, 0] == pytest.approx(1.0)
-    panels = figures.draw_overview(made.rows, reps=5).axes
+    panels = figures.draw_overview(made.rows).axes
     assert [ax.get_xlabel() for ax in panels] == ["updates", "updates"]
 
 
@@ -225,21 +227,22 @@ def test_the_kept_policy_counts_where_there_is_one(five):
 
 def test_numbers_by_hand():
     scores = np.array([[10.0], [20.0], [30.0], [40.0], [100.0]])
-    found = statistics.estimate_aggregates(scores / 100, reps=50)
+    found = statistics.estimate_aggregates(scores / 100)
     assert found["iqm"].value == pytest.approx(0.3)  # one of five is cut at each end
     assert found["mean"].value == pytest.approx(0.4)
     assert found["median"].value == pytest.approx(0.4)  # over tasks of the mean over runs: one task
     assert found["optimality_gap"].value == pytest.approx(0.6)
-    assert statistics.interquartile_mean(np.array([1.0, 2.0, 9.0])) == 4.0  # three: nothing is cut
+    assert (
+        statistics.estimate_aggregates(np.array([[1.0], [2.0], [9.0]]))["iqm"].value == 4.0
+    )  # nothing is cut
     x, y = np.array([1.0, 3.0]), np.array([2.0, 3.0, 0.0])
     # 1 beats 0; 3 beats 2 and 0 and draws with 3: 3.5 of 6
-    assert statistics.probability_of_improvement([x], [y], reps=50).value == pytest.approx(3.5 / 6)
+    assert statistics.probability_of_improvement([x], [y]).value == pytest.approx(3.5 / 6)
     # a second task, with other numbers of seeds, counts as much: all of y are beaten there
-    more = statistics.probability_of_improvement([x, y + 9], [y, x], reps=50)
+    more = statistics.probability_of_improvement([x, y + 9], [y, x])
     assert more.value == pytest.approx((3.5 / 6 + 1) / 2)
-    assert more.low < more.value < more.high
     taus = np.array([0.0, 0.15, 0.4, 2.0])
-    profile = statistics.performance_profile(scores / 100, taus, reps=50)
+    profile = statistics.performance_profile(scores / 100, taus)
     assert profile.value.tolist() == [1.0, 0.8, 0.2, 0.0]
 
 
@@ -247,51 +250,176 @@ def test_numbers_by_hand():
 def test_metrics_equal_rliable(runs):
     theirs = RLIABLE["runs"][runs]
     x, y = np.array(theirs["x"]), np.array(theirs["y"])
-    found = statistics.estimate_aggregates(x, reps=2)
+    found = statistics.estimate_aggregates(x)
     assert {name: one.value for name, one in found.items()} == pytest.approx(theirs["aggregates"], rel=1e-12)
-    improvement = statistics.probability_of_improvement(x.T, y.T, reps=2).value
+    improvement = statistics.probability_of_improvement(x.T, y.T).value
     assert improvement == pytest.approx(theirs["improvement"], rel=1e-12)
-    curve = statistics.performance_profile(x, np.array(RLIABLE["taus"]), reps=2)
+    curve = statistics.performance_profile(x, np.array(RLIABLE["taus"]))
     np.testing.assert_allclose(curve.value, theirs["profile"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("runs", RLIABLE["runs"])
-def test_intervals_equal_rliable_after_its_seed(runs):
+def test_intervals_under_rliable_s_name_equal_its_own_after_its_seed(runs):
     """Rliable's own after `np.random.seed(0)`, which alone sets its random numbers."""
     theirs, reps = RLIABLE["runs"][runs], RLIABLE["reps"]
     x, y = np.array(theirs["x"]), np.array(theirs["y"])
-    found = [*statistics.estimate_aggregates(x, reps=reps).values()]
+    found = [*rliable.estimate_aggregates(x, reps).values()]
     bounds = [[one.low for one in found], [one.high for one in found]]
     np.testing.assert_allclose(bounds, theirs["aggregates_interval"], rtol=1e-12)
-    pair = statistics.probability_of_improvement(x.T[:1], y.T[:1], reps=reps)
+
+    def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.array([statistics.probability_of_improvement(a.T, b.T).value])
+
+    pair = rliable.bootstrap([x[:, :1], y[:, :1]], wins, reps)
     assert pair.value == pytest.approx(theirs["improvement_on_first_task"], rel=1e-12)
-    bounds = [[pair.low], [pair.high]]
-    np.testing.assert_allclose(bounds, theirs["improvement_on_first_task_interval"], rtol=1e-12)
-    profile = statistics.performance_profile(x, np.array(RLIABLE["taus"]), reps=reps)
+    bounds = theirs["improvement_on_first_task_interval"]
+    np.testing.assert_allclose([pair.low, pair.high], bounds, rtol=1e-12)
+    taus = np.array(RLIABLE["taus"])
+    profile = rliable.bootstrap([x], lambda x: statistics.performance_profile(x, taus).value, reps)
     np.testing.assert_allclose([profile.low, profile.high], theirs["profile_interval"], rtol=1e-12)
 
 
-def test_intervals_repeat_and_leave_the_global_state_alone():
+def test_rliable_s_intervals_repeat_and_leave_the_global_state_alone():
     x = np.random.default_rng(0).normal(size=(5, 2))
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    found = statistics.estimate_aggregates(x, reps=200)["iqm"]
+    found = rliable.estimate_aggregates(x, 200)["iqm"]
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-    assert statistics.estimate_aggregates(x, reps=200)["iqm"] == found
+    assert rliable.estimate_aggregates(x, 200)["iqm"] == found
     assert found.low < found.value < found.high
+    assert np.isnan(rliable.bootstrap([x[:1]], np.mean).low)
 
 
-def test_the_interval_covers_95_percent_of_resampled_means():
-    """Of n equal halves at 0 and 1 the bootstrap mean is binomial: the bounds are its quantiles."""
-    x = np.repeat([0.0, 1.0], 50)[:, None]
-    found = statistics.estimate_aggregates(x, reps=2000)["mean"]
-    assert found.low == pytest.approx(0.40, abs=0.015)
-    assert found.high == pytest.approx(0.60, abs=0.015)
+# --- intervals ----------------------------------------------------------------------------------------
 
 
-def test_one_run_has_no_interval():
-    found = statistics.estimate_aggregates(np.array([[3.0]]), reps=50)["iqm"]
-    assert found.value == 3.0
-    assert np.isnan([found.low, found.high]).all()
+@pytest.mark.parametrize(("runs", "trimmed"), [(5, 0), (7, 0), (8, 1), (10, 1), (13, 2), (20, 4)])
+def test_the_interval_of_the_interquartile_mean_against_scipy(runs, trimmed):
+    """Tukey-McLaughlin's, whose error trims one run fewer at each end than the mean."""
+    x = np.random.default_rng(runs).normal(size=runs).round(1)
+    found = statistics.estimate_aggregates(x[:, None])["iqm"]
+    assert found.value == pytest.approx(scipy.stats.trim_mean(x, 0.25))
+    winsorised = np.asarray(scipy.stats.mstats.winsorize(x, (trimmed / runs, trimmed / runs)))
+    kept = runs - 2 * trimmed
+    error = winsorised.std(ddof=1) / (kept / runs * np.sqrt(runs))
+    low, high = scipy.stats.t.interval(0.95, kept - 1, found.value, error)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_the_interval_of_a_mean_over_one_task_is_student_s():
+    x = np.random.default_rng(0).normal(size=6)
+    found = statistics.estimate_aggregates(x[:, None])
+    known = scipy.stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    for name in ("mean", "median"):  # over one task they are the same
+        assert (found[name].low, found[name].high) == pytest.approx((known.low, known.high))
+    clipped = scipy.stats.ttest_1samp(1 - np.minimum(x, 1), 0).confidence_interval(0.95)
+    gap = found["optimality_gap"]
+    assert (gap.low, gap.high) == pytest.approx((clipped.low, clipped.high))
+
+
+def test_the_intervals_over_tasks_have_welch_s_degrees_of_freedom():
+    """The sum over two tasks is spread as the difference that Welch's test is of."""
+    x = np.random.default_rng(0).normal(size=(7, 2)) * [1.0, 4.0]
+    found = statistics.estimate_aggregates(x)["mean"]
+    known = scipy.stats.ttest_ind(x[:, 0], -x[:, 1], equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((known.low / 2, known.high / 2))
+    three = np.concatenate([x, x[:, :1] + 9.0], axis=1)  # the task in the middle is the first or the second
+    middle = statistics.estimate_aggregates(three)["median"]
+    order = np.argsort(three.mean(0))
+    alone = statistics.estimate_aggregates(three[:, [order[1]]])["mean"]
+    assert tuple(middle) == pytest.approx(tuple(alone))
+    assert statistics.estimate_aggregates(x)["median"].low == pytest.approx(found.low)
+
+
+def test_the_interquartile_mean_over_tasks_by_hand():
+    """Of 5 × 2 scores two are cut at each end, and none for the error: one run of each task fewer."""
+    x = np.array([[0.0, 10.0], [1.0, 12.0], [2.0, 14.0], [3.0, 16.0], [9.0, 30.0]])
+    found = statistics.estimate_aggregates(x)["iqm"]
+    assert found.value == pytest.approx((2 + 3 + 9 + 10 + 12 + 14) / 6)
+    half = statistics.estimate_aggregates(x)["mean"]
+    assert found.high - found.value == pytest.approx(half.high - half.value)
+
+
+def test_the_interval_of_a_profile_is_wilson_s():
+    scores = np.arange(10.0).reshape(5, 2)
+    found = statistics.performance_profile(scores, np.array([-1.0, 2.5, 9.0]))
+    for above, low, high in zip((10, 7, 0), found.low, found.high, strict=True):
+        known = scipy.stats.binomtest(above, 10).proportion_ci(0.95, method="wilson")
+        assert (low, high) == pytest.approx((known.low, known.high), abs=1e-9)
+
+
+def test_the_interval_of_a_probability_solves_newcombe_s_equation():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0.3, 1.0, 8), rng.normal(size=6)
+    found = statistics.probability_of_improvement([x], [y])
+    assert found.value == scipy.stats.mannwhitneyu(x, y).statistic / 48
+    for bound in (found.low, found.high):
+        more = (7 - 1) * ((1 - bound) / (2 - bound) + bound / (1 + bound))
+        variance = bound * (1 - bound) * (1 + more) / 48
+        far = abs(found.value - bound) - 0.5 / 48
+        assert far == pytest.approx(scipy.stats.norm.ppf(0.975) * variance**0.5)
+    twice = statistics.probability_of_improvement([x, x], [y, y])
+    assert found.low < twice.low < twice.value == found.value < twice.high < found.high
+
+
+def test_agents_that_never_lose_are_better_and_not_certain_to_be():
+    x = np.arange(5.0)
+    found = statistics.probability_of_improvement([x + 9], [x])
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert 0.5 < found.low < 0.65
+    assert statistics.is_better(found)
+    assert not statistics.is_better(statistics.probability_of_improvement([x], [x + 9]))
+
+
+def test_fewer_than_five_runs_have_no_interval_and_no_claim():
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    for runs, has in ((5, True), (4, False), (2, False), (1, False)):
+        some = x[:runs]
+        parts = [
+            *statistics.estimate_aggregates(some).values(),
+            statistics.performance_profile(some, np.array([0.0])),
+            statistics.estimate_columns(some),
+            statistics.probability_of_improvement(some.T, some.T - 99),
+        ]
+        for part in parts:
+            assert np.isfinite(part.value).all()
+            assert np.isfinite([part.low, part.high]).all() == has
+            assert np.isnan([part.low, part.high]).any() != has
+        assert statistics.is_better(parts[-1]) == has
+
+
+def test_intervals_hold_the_true_value_as_often_as_they_say():
+    """A small version of benchmarks/coverage.py: 20,000 samples, so a share is sure to 0.004."""
+    rng = np.random.default_rng(0)
+    for runs in (5, 10):
+        normal = statistics.estimate_columns(rng.normal(size=(runs, 20_000)))
+        assert 0.93 < np.mean((normal.low < 0) & (normal.high > 0)) < 0.96
+    stuck = (rng.random((10, 20_000)) > 0.2) + rng.normal(0.0, 0.1, (10, 20_000))
+    many = np.sort((rng.random(400_000) > 0.2) + rng.normal(0.0, 0.1, 400_000))
+    found = statistics.estimate_columns(stuck)
+    true = many[100_000:300_000].mean()
+    assert 0.93 < np.mean((found.low < true) & (found.high > true)) < 0.96
+
+
+@pytest.mark.parametrize("runs", [5, 6, 8])
+def test_better_is_as_rare_as_the_exact_test_allows(runs):
+    """All orders of the runs of two equal agents are equally likely: those called better are one in forty."""
+    orders = np.array([*itertools.combinations(range(2 * runs), runs)]).T
+    others = np.array([sorted({*range(2 * runs)} - {*order}) for order in orders.T]).T
+    said = statistics.is_better(statistics.probability_of_improvement([orders], [others]))
+    assert 0.01 < said.mean() <= 0.025
+
+
+def test_equal_agents_are_rarely_called_better():
+    """In 0.05 of cases one of two is, and the best of ten less often."""
+    x = np.random.default_rng(0).normal(size=(5, 10, 4_000))
+    pairs = [statistics.probability_of_improvement([x[:, a]], [x[:, b]]) for a, b in ((0, 1), (1, 0))]
+    assert 0.02 < sum(np.mean(statistics.is_better(pair)) for pair in pairs) < 0.06
+    first, second = np.argsort(-statistics.estimate_columns(x.reshape(5, -1)).value.reshape(10, -1), axis=0)[
+        :2
+    ]
+    at = np.arange(4_000)
+    best = statistics.probability_of_improvement([x[:, first, at]], [x[:, second, at]])
+    assert np.mean(statistics.is_better(best)) < 0.01
 
 
 # --- curves -------------------------------------------------------------------------------------------
@@ -314,7 +442,7 @@ def test_a_common_grid_makes_nothing_up():
     values = statistics.align_to_grid(rows, grid)
     nan = np.nan
     np.testing.assert_array_equal(values, [[1, 1, 2, 2, 3], [nan, 10, 10, 20, nan]])
-    curve = statistics.estimate_columns(values, reps=20)
+    curve = statistics.estimate_columns(values)
     np.testing.assert_array_equal(curve.value, [nan, 5.5, 6.0, 11.0, nan])
     thin = statistics.common_grid(rows_of(dict.fromkeys(range(1000), 0.0)), points=5)
     assert len(thin) == 5
@@ -323,9 +451,13 @@ def test_a_common_grid_makes_nothing_up():
 
 def test_curves_are_interquartile_means_point_by_point():
     theirs = RLIABLE["curve"]
-    found = statistics.estimate_columns(np.array(theirs["values"]), reps=RLIABLE["reps"])
+    values = np.array(theirs["values"])
+    found = statistics.estimate_columns(values)
     np.testing.assert_allclose(found.value, theirs["iqm"], rtol=1e-12)
-    np.testing.assert_allclose([found.low, found.high], theirs["interval"], rtol=1e-12)
+    resampled = rliable.bootstrap([values], lambda x: statistics.estimate_columns(x).value, RLIABLE["reps"])
+    np.testing.assert_allclose([resampled.low, resampled.high], theirs["interval"], rtol=1e-12)
+    one = statistics.estimate_aggregates(values[:, 2:3])["iqm"]
+    assert (found.low[2], found.high[2]) == (one.low, one.high)
     assert (found.low < found.value).all()
     assert (found.value < found.high).all()
 
@@ -407,7 +539,7 @@ def test_unequal_seeds_over_environments_take_the_fewest(tmp_path):
     for env, n in (("Ant-v5", 6), ("Hopper-v5", 5)):
         for seed in range(n):
             write_run(tmp_path / env / str(seed), env=env, seed=seed, returns={10: [100.0 * (seed + 1)]})
-    made = tables.compare(qs.load_runs(tmp_path), reps=20)
+    made = tables.compare(qs.load_runs(tmp_path))
     assert made.scores["td3"].shape == (5, 2)
     assert "td3: the aggregate takes 5 seeds of each environment" in " ".join(made.notes)
     assert made.per_env["seeds"].tolist() == [6, 5]
@@ -420,7 +552,7 @@ def test_improvement_counts_every_seed_where_environments_have_unequal_numbers(t
             for label, ret in (("a", 9.0 if seed == 0 or n == 2 else 1.0), ("b", 5.0)):
                 folder = tmp_path / env / label / str(seed)
                 write_run(folder, env=env, label=label, seed=seed, returns={10: [ret]})
-    made = tables.compare(qs.load_runs(tmp_path), reps=20)
+    made = tables.compare(qs.load_runs(tmp_path))
     assert made.improvement["probability"].tolist() == [pytest.approx(0.6)]
 
 
@@ -429,13 +561,13 @@ def test_success_is_smoothed_as_returns_are_and_silence_is_no_success(tmp_path):
         write_run(tmp_path / str(seed), label="a", seed=seed, returns={0: [0.0], 10: [1.0]})
     runs = qs.load_runs(tmp_path)
     runs["success"] = np.where(runs["step"] == 10, 1.0, np.nan)
-    made = tables.compare(runs, reps=20, metric="success")
+    made = tables.compare(runs, metric="success")
     assert made.rows["return"].tolist() == [0.0, 100.0] * 5
-    smooth = tables.compare(runs, reps=20, metric="success", smooth=0.75)
+    smooth = tables.compare(runs, metric="success", smooth=0.75)
     assert smooth.per_env["final_iqm"].item() == pytest.approx(25.0)
     assert "All returns are smoothed: 0.75 of the past" in " ".join(smooth.notes)
     with pytest.raises(UsageError, match="reports no success"):
-        tables.compare(runs.assign(success=np.nan), reps=20, metric="success")
+        tables.compare(runs.assign(success=np.nan), metric="success")
 
 
 def test_best_ranks_by_the_best_evaluation(tmp_path):
@@ -443,7 +575,7 @@ def test_best_ranks_by_the_best_evaluation(tmp_path):
         write_run(tmp_path / "a" / str(seed), label="a", seed=seed, returns={0: [9.0], 10: [1.0]})
         write_run(tmp_path / "b" / str(seed), label="b", seed=seed, returns={0: [0.0], 10: [5.0]})
     runs = qs.load_runs(tmp_path)
-    final, best = tables.compare(runs, reps=20), tables.compare(runs, reps=20, best=True)
+    final, best = tables.compare(runs), tables.compare(runs, best=True)
     assert final.per_env[["final_iqm", "best_iqm"]].values.tolist() == [[1, 9], [5, 5]]
     assert final.improvement[["x", "y", "score", "probability"]].values.tolist() == [["a", "b", "final", 0.0]]
     assert best.improvement[["score", "probability"]].values.tolist() == [["best", 1.0]]
@@ -456,7 +588,7 @@ def test_a_note_says_that_runs_are_not_evaluated_equally_often(tmp_path):
         for seed in range(5):
             returns = {step: [rng.normal()] for step in range(every, 201, every)}
             write_run(tmp_path / label / str(seed), label=label, seed=seed, returns=returns)
-    made = tables.compare(qs.load_runs(tmp_path), reps=20, best=True)
+    made = tables.compare(qs.load_runs(tmp_path), best=True)
     assert made.improvement["probability"].item() < 0.2
     assert "not evaluated equally often (a 2 evaluations; b 20 evaluations): the best" in made.notes[0]
     assert not [note for note in tables.compare(qs.load_runs(tmp_path / "a")).notes if "equally" in note]
@@ -467,9 +599,9 @@ def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys)
     for seed, returns in enumerate(curves):
         at = {10 * k: [x] for k, x in enumerate(returns)}
         write_run(tmp_path / "a" / str(seed), label="a", seed=seed, returns=at)
-    row = tables.compare(qs.load_runs(tmp_path), reps=20, threshold=9.0).per_env
+    row = tables.compare(qs.load_runs(tmp_path), threshold=9.0).per_env
     assert row[["stop_epoch", "stopped"]].values.tolist() == [[2.0, 2]]  # 1, 3 and never
-    assert main(["compare", str(tmp_path), "--threshold", "9", "--reps", "20"]) == 0
+    assert main(["compare", str(tmp_path), "--threshold", "9"]) == 0
     assert "2.0 (2 of 3)" in capsys.readouterr().out
     assert main(["compare", str(tmp_path), "--threshold", "nan"]) == 2
     assert "--threshold is nan; it must be a finite return" in capsys.readouterr().err
@@ -477,16 +609,16 @@ def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys)
 
 def test_small_returns_keep_their_decimals_and_paths_their_labels(tmp_path, capsys):
     for label, value in (("td3[base.batch_size=64]", 0.304), ("sac[base.batch_size=64]", 0.312)):
-        for seed in (0, 1):
+        for seed in range(5):
             write_run(tmp_path / label / str(seed), label=label, seed=seed, returns={0: [0.0], 10: [value]})
-    write_run(tmp_path / "td3[base.batch_size=64]" / "2", label="td3[base.batch_size=64]", seed=2, steps=20)
-    assert main(["compare", str(tmp_path), "--reps", "20", "--latex", str(tmp_path / "t.tex")]) == 0
+    write_run(tmp_path / "td3[base.batch_size=64]" / "9", label="td3[base.batch_size=64]", seed=9, steps=20)
+    assert main(["compare", str(tmp_path), "--latex", str(tmp_path / "t.tex")]) == 0
     printed = capsys.readouterr().out
     assert "0.304 [0.304, 0.304]" in printed
     assert "0.312" in printed
     assert "$0.304$ [$0.304$, $0.304$]" in (tmp_path / "t.tex").read_text()
-    path = f"{tmp_path}/td3[base.batch_size=64]/2"
-    made = tables.compare(qs.load_runs(tmp_path), reps=20)
+    path = f"{tmp_path}/td3[base.batch_size=64]/9"
+    made = tables.compare(qs.load_runs(tmp_path))
     made = made._replace(notes=[f"left out {path}: it is of td3[base.batch_size=64]"])
     assert tables.shorten(made).notes == [f"left out {path}: it is of td3"]
 
@@ -507,8 +639,8 @@ def test_figures_give_back_the_axes_they_take(five, tmp_path):
     mine = Figure()
     ax = mine.subplots()
     rows = statistics.select_policy(five)
-    assert figures.draw_learning_curves(rows, ax, reps=20) is ax
-    assert isinstance(figures.draw_learning_curves(rows, reps=20), Axes)
+    assert figures.draw_learning_curves(rows, ax) is ax
+    assert isinstance(figures.draw_learning_curves(rows), Axes)
     ax.set_title("mine")
     mine.savefig(tmp_path / "mine.png")
     assert (tmp_path / "mine.png").stat().st_size > 5_000
@@ -520,7 +652,7 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
         write_run(tmp_path / str(seed), label="$td3$", env="Ant-v5", seed=seed, returns=returns)
     rows = qs.load_runs(tmp_path)
     published = references.load_published(["td3", "sac"])
-    ax = figures.draw_learning_curves(rows, published=published, reps=20)
+    ax = figures.draw_learning_curves(rows, published=published)
     ours, sac, td3 = ax.get_lines()
     assert ours.get_xydata().tolist() == [[0, 0], [50_000, 200], [100_000, 400]]
     assert ours.get_color() in figures.COLOURS
@@ -549,22 +681,20 @@ def test_a_curve_of_one_evaluation_is_a_point_with_its_interval(tmp_path):
     from qscape.report import interactive
 
     for label, shown in (("begun", {10: 2.0}), ("longer", {0: 1.0, 10: 3.0, 20: 4.0})):
-        for seed in range(3):
+        for seed in range(5):
             returns = {step: [ret + seed] for step, ret in shown.items()}
             write_run(tmp_path / label / str(seed), label=label, seed=seed, returns=returns)
     rows = qs.load_runs(tmp_path)
-    for each, markers in ((False, ["o", "None"]), (True, ["o"] * 4 + ["None"] * 4)):
-        ax = figures.draw_learning_curves(rows, each=each, reps=20)
+    for each, markers in ((False, ["o", "None"]), (True, ["o"] * 6 + ["None"] * 6)):
+        ax = figures.draw_learning_curves(rows, each=each)
         assert [line.get_marker() for line in ax.get_lines()] == markers
-    (interval,) = (
-        c for c in figures.draw_learning_curves(rows, reps=20).collections if hasattr(c, "get_segments")
-    )
+    (interval,) = (c for c in figures.draw_learning_curves(rows).collections if hasattr(c, "get_segments"))
     (shown,) = interval.get_segments()
     assert shown[:, 0].tolist() == [10, 10]
-    assert shown[0, 1] < 3.0 < shown[1, 1]
+    assert shown[0, 1] < 4.0 < shown[1, 1]
     styles = interactive.make_line_styles(["begun", "longer"])
-    point, *_ = interactive.learning_curves_chart(rows, None, styles, 20).data
-    assert (point.mode, point.error_y.array[0]) == ("markers", shown[1, 1] - 3.0)
+    point, *_ = interactive.learning_curves_chart(rows, None, styles).data
+    assert (point.mode, point.error_y.array[0]) == ("markers", shown[1, 1] - 4.0)
 
 
 def test_more_labels_than_colours_are_told_apart():
@@ -576,10 +706,10 @@ def test_an_overview_has_a_panel_for_each_environment_and_a_profile(tmp_path):
     for env in ("Ant-v5", "Hopper-v5"):
         for seed in range(3):
             write_run(tmp_path / env / str(seed), env=env, seed=seed, returns={0: [0.0], 10: [100.0 * seed]})
-    made = tables.compare(qs.load_runs(tmp_path), reps=20)
-    titles = [ax.get_title() for ax in figures.draw_overview(made.rows, scores=made.scores, reps=20).axes]
+    made = tables.compare(qs.load_runs(tmp_path))
+    titles = [ax.get_title() for ax in figures.draw_overview(made.rows, scores=made.scores).axes]
     assert titles == ["Ant-v5", "Hopper-v5", "Performance profile"]
-    assert [ax.get_title() for ax in figures.draw_overview(made.rows, reps=20).axes] == [
+    assert [ax.get_title() for ax in figures.draw_overview(made.rows).axes] == [
         "Ant-v5",
         "Hopper-v5",
     ]

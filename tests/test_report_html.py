@@ -91,7 +91,7 @@ def runs(tmp_path_factory):
 def report(runs):
     """The page of these runs, beside published curves."""
     file = runs.parent / "out" / "report.html"
-    argv = ["compare", str(runs), "--html", str(file), "--reps", "50", "--reference", "td3"]
+    argv = ["compare", str(runs), "--html", str(file), "--reference", "td3"]
     assert main([*argv, "--csv", str(runs.parent / "c.csv")]) == 0
     return file
 
@@ -249,13 +249,13 @@ def test_paper_is_light(report, visit):
 
 
 def compared(root: Path, **given) -> tables.Comparison:
-    return tables.compare(read_runs(root).frame, reps=200, **given)
+    return tables.compare(read_runs(root).frame, **given)
 
 
 def test_best_evaluations_stand_beside_final_ones(tmp_path):
     for seed in range(2):
         write_run(tmp_path / "runs" / str(seed), env=ENVS[0], seed=seed, returns={0: [9.0], 100_000: [1.0]})
-    argv = ["compare", str(tmp_path / "runs"), "--reps", "2", "--reference", "td3", "--best", "--html"]
+    argv = ["compare", str(tmp_path / "runs"), "--reference", "td3", "--best", "--html"]
     assert main([*argv, str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text()
     leaders = re.search(r"<table>.*?</table>", text[text.index('id="leaders"') :], re.DOTALL)[0]
@@ -281,12 +281,13 @@ def test_words_say_who_leads_and_whether_it_means_anything(tmp_path):
     ant, hopper, swimmer, walker = words.summarise_comparison(compared(tmp_path))
     # interquartile means of 100 ... 104 and of 50 ... 54: one is cut at each end
     assert re.fullmatch(
-        r"Ant-v5: a has the highest score, 102\.0 \(5 seeds, 95% interval 10\d\.\d to 10\d\.\d\); "
-        r"next is b with 52\.0 \(.*\)\. Their intervals do not overlap\.",
+        r"Ant-v5: a has the highest score, 102\.0 \(5 seeds, 95% interval 100\.0 to 104\.0\); "
+        r"next is b with 52\.0 \(.*\)\. It is better: a run of it scores higher with probability 1\.00 "
+        r"\(95% interval 0\.62 to 1\.00\)\.",
         ant,
     )
     assert hopper.startswith("Hopper-v5: d has the highest score, 20.0")
-    assert hopper.endswith("Their intervals overlap: these runs do not separate the two.")
+    assert "These runs do not separate the two: a run of the first scores higher with probab" in hopper
     assert swimmer.endswith(
         "with 6.00 (1 seed, no interval). A single seed does not predict the next one: no claim."
     )
@@ -303,8 +304,20 @@ def test_words_over_environments_and_of_few_seeds(tmp_path):
                 tmp_path / env / f"b{seed}", label="b", env=env, seed=seed, returns={10: [1000.0 + seed]}
             )
     said = words.summarise_comparison(compared(tmp_path))
-    assert said[0].endswith("do not overlap, but fewer than 5 seeds do not support a claim.")
+    assert "a has the highest score, 3,001.0 (3 seeds, from 3,000.0 to 3,002.0); next" in said[0]
+    assert said[0].endswith("Fewer than 5 seeds do not support a claim.")
     assert said[2].startswith("Over all 2 environments: a has the highest normalised interquartile mean, ")
+
+
+def test_words_over_environments_of_enough_seeds(tmp_path):
+    for env in ENVS:
+        for seed in range(5):
+            for label, last in (("a", 3000.0), ("b", 1000.0)):
+                folder = tmp_path / env / f"{label}{seed}"
+                write_run(folder, label=label, env=env, seed=seed, returns={10: [last + seed]})
+    *_, said = words.summarise_comparison(compared(tmp_path))
+    assert re.search(r"interquartile mean, \S+ \(5 seeds, 95% interval \S+ to \S+\); next is b", said)
+    assert "It is better: a run of it scores higher with probability 1.00 (95% interval 0.7" in said
 
 
 def test_settings_that_differ(tmp_path):
@@ -337,7 +350,7 @@ def test_smoothness_is_measured_or_else_probed(tmp_path):
     found, _ = records.read_findings(sorted(read_runs(tmp_path).runs))
     points = collect_smoothness(made.rows, found)
     assert points[["seed", "sm", "return"]].to_numpy().tolist() == [[0, 1.0, 20.0], [1, 8.0, 3.0]]
-    assert main(["compare", str(tmp_path), "--html", str(tmp_path / "r.html"), "--reps", "9"]) == 0
+    assert main(["compare", str(tmp_path), "--html", str(tmp_path / "r.html")]) == 0
     told = re.findall(
         r"left out of smoothness: \S*/(\d)/inspect/smoothness.json", (tmp_path / "r.html").read_text()
     )
@@ -363,7 +376,7 @@ def test_findings_that_are_broken_are_named(runs, tmp_path, capsys):
         write_run(tmp_path / kind)
         (tmp_path / kind / "inspect").mkdir()
         (tmp_path / kind / "inspect" / f"{kind}.json").write_text(text)
-        assert main(["compare", str(tmp_path / kind), "--html", str(tmp_path / "r.html"), "--reps", "9"]) == 0
+        assert main(["compare", str(tmp_path / kind), "--html", str(tmp_path / "r.html")]) == 0
         assert f"skipped {tmp_path / kind}/inspect/{kind}.json: it is" in (tmp_path / "r.html").read_text()
 
 
@@ -387,7 +400,7 @@ def test_a_page_reads_every_file_of_a_run_once(tmp_path, monkeypatch):
     from qscape.report import html
 
     made = read_runs(tmp_path)
-    assert "sm" in html.render_report(tables.compare(made.frame, reps=9), made.runs, reps=9)
+    assert "sm" in html.render_report(tables.compare(made.frame), made.runs)
     files = ("run.json", "evaluations.csv", "inspect/smoothness.json")
     assert opened == {f"{seed}/{file}": 1 for seed in range(2) for file in files}
 
@@ -396,7 +409,7 @@ def test_a_record_that_nobody_of_us_wrote(tmp_path):
     strange = {"settings": {"base": 5, "lap": {"alpha": {"a": [None]}}}, "versions": [1], "machine": "x"}
     write_run(tmp_path / "0", record={**strange, "threads": {}, "command": None})
     write_run(tmp_path / "1", seed=1, record={"settings": None})
-    assert main(["compare", str(tmp_path), "--html", str(tmp_path / "r.html"), "--reps", "9"]) == 0
+    assert main(["compare", str(tmp_path), "--html", str(tmp_path / "r.html")]) == 0
 
 
 def test_large_comparisons_hold_a_row_for_each_evaluation(runs, monkeypatch):
@@ -404,7 +417,7 @@ def test_large_comparisons_hold_a_row_for_each_evaluation(runs, monkeypatch):
 
     monkeypatch.setattr(html, "LARGEST", 3)
     text, row = html.evaluations_csv(
-        draft.begin_draft(compared(runs, smooth=0.9), read_runs(runs).runs, (), 9)
+        draft.begin_draft(compared(runs, smooth=0.9), read_runs(runs).runs, ())
     )  # raw data are never smoothed
     rows = list(csv.DictReader(io.StringIO(text)))
     assert (row, len(rows)) == ("an evaluation", len(ENVS) * len(LABELS) * 5 * 3)

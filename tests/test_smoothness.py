@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -599,7 +600,7 @@ def said(group, tmp_path_factory):
 
 
 def test_the_command_over_seeds(group, said):
-    _, found, _ = said
+    _, found, printed = said
     assert [r["name"] for r in found["runs"]] == [str(group / "0"), str(group / "1")]
     for k, record in enumerate(found["runs"]):
         assert json.loads((group / str(k) / "inspect/smoothness.json").read_text()) == record
@@ -613,7 +614,8 @@ def test_the_command_over_seeds(group, said):
     sm = np.array([r["per_episode"]["sm"] for r in found["runs"]])
     assert (row["seeds"], row["episodes"]) == (2, 6)
     assert row["sm"] == pytest.approx(sm.mean())  # of two runs nothing is cut
-    assert (row["sm_low"], row["sm_high"]) == pytest.approx((sm.mean(1).min(), sm.mean(1).max()))
+    assert (row["sm_low"], row["sm_high"]) == (None, None)  # of fewer than five
+    assert (row["sm_min"], row["sm_max"]) == pytest.approx((sm.mean(1).min(), sm.mean(1).max()))
     assert (row["sm_mean"], row["sm_std"]) == pytest.approx((sm.mean(), sm.std()))
     sup = [r["geometry"]["mixed_norm_sup"] for r in found["runs"]]
     assert row["geometry.mixed_norm_sup"] == pytest.approx(np.mean(sup))
@@ -622,6 +624,10 @@ def test_the_command_over_seeds(group, said):
     assert other != sup
     assert [r["sigma"] for r in found["under_noise"]] == [0.0, 0.1]
     assert any("2 seeds: no ranking claim" in note for note in found["notes"])
+    low, high = sorted(sm.mean(1))
+    table = next(a[0] for a in printed if a and isinstance(a[0], Table))
+    cells = [cell for column in table.columns for cell in column.cells]
+    assert any(str(cell).endswith(f" ({low:.3g} to {high:.3g})") for cell in cells)
 
 
 def test_the_picture_and_the_table(said):
@@ -645,10 +651,13 @@ def test_the_picture_and_the_table(said):
 def test_one_run_has_its_interval_over_episodes(said):
     _, found, _ = said
     one = found["runs"][0]
-    row = report.summarise([one], reps=500).iloc[0]
-    sm = one["per_episode"]["sm"]
-    assert row["sm"] == pytest.approx(np.mean(sm))
-    assert min(sm) <= row["sm_low"] < row["sm"] < row["sm_high"] <= max(sm)
+    few = report.summarise([one]).iloc[0]
+    assert (few["episodes"], few["sm_min"]) == (3, min(one["per_episode"]["sm"]))
+    assert np.isnan(few["sm_low"])
+    more = {name: [*values, *np.add(values, 0.1)] for name, values in one["per_episode"].items()}
+    row = report.summarise([{**one, "per_episode": more}]).iloc[0]
+    known = scipy.stats.ttest_1samp(more["sm"], 0).confidence_interval(0.95)
+    assert (row["sm_low"], row["sm_high"]) == pytest.approx((known.low, known.high))
     assert report.list_notes([one])[-1].endswith("one seed, so intervals are over its episodes.")
     assert report.summarise_noise([{**one, "robustness": None}]).empty
 
@@ -656,7 +665,7 @@ def test_one_run_has_its_interval_over_episodes(said):
 def test_a_folder_that_cannot_be_written_loses_no_number(group, tmp_path, capsys):
     shutil.copytree(group / "0", tmp_path / "0", ignore=shutil.ignore_patterns("inspect"))
     (tmp_path / "0/inspect").write_text("a file where the folder would be")
-    assert main(["smoothness", str(tmp_path), "--episodes", "1", "--reps", "50"]) == 0
+    assert main(["smoothness", str(tmp_path), "--episodes", "1"]) == 0
     out, err = capsys.readouterr()
     assert "Pendulum-v1: smoothness of actions" in out
     assert (
@@ -696,9 +705,9 @@ def test_a_seed_counts_once(said):
     copied = [*found["runs"], {**found["runs"][1], "name": "copy"}]
     with pytest.raises(UsageError, match=r"/1 and copy are the same agent, environment and seed: leave one"):
         report.summarise(copied)
-    assert len(report.summarise([*copied[:2], {**copied[2], "dataset": "data/mine.hdf5"}], reps=50)) == 2
+    assert len(report.summarise([*copied[:2], {**copied[2], "dataset": "data/mine.hdf5"}])) == 2
     in_memory = [{**record, "seed": None} for record in copied]
-    assert report.summarise(in_memory, reps=50)["seeds"].tolist() == [3]
+    assert report.summarise(in_memory)["seeds"].tolist() == [3]
 
 
 @pytest.mark.slow
@@ -708,6 +717,6 @@ def test_a_run_whose_actions_are_choices_is_left_out(group, tmp_path, capsys):
     go(train(plan, tmp_path / "ppo"))
     assert main(["smoothness", str(tmp_path / "ppo"), "--episodes", "1"]) == 2
     assert "the actions of ppo are choices among 2" in capsys.readouterr().err
-    argv = ["smoothness", str(group / "0"), str(tmp_path / "ppo"), "--episodes", "1", "--reps", "50"]
+    argv = ["smoothness", str(group / "0"), str(tmp_path / "ppo"), "--episodes", "1"]
     assert main(argv) == 0
     assert "left out: the actions of ppo are choices among 2" in capsys.readouterr().out

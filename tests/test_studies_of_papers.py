@@ -1,5 +1,6 @@
 """The studies of five papers: budget `paper` has the arms, steps, seeds and environments of their numbers."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -11,6 +12,7 @@ import pytest
 from study_files import STUDIES
 
 from qscape.jobs.study import read_study
+from qscape.report import task_label
 from qscape.run.plan import prepare
 
 pytest.importorskip("Box2D")
@@ -19,18 +21,17 @@ ROOT = Path(__file__).parent.parent
 if not (ROOT / "benchmarks" / "published.csv").exists():
     pytest.skip("a source distribution has no published numbers", allow_module_level=True)
 sys.path.append(str(ROOT / "benchmarks"))
-import arms  # noqa: E402
 from collect import read_archive  # noqa: E402
 from published import read_published  # noqa: E402
 
 
 def key_of(plan):
-    return plan.env, Path(plan.dataset).name, plan.label
+    return task_label(dataclasses.asdict(plan)), plan.label
 
 
 @functools.cache
 def plans(study):
-    """Plans of the budget `paper`, one for each seed, by environment, dataset and label."""
+    """Plans of the budget `paper`, one for each seed, by environment (with its dataset) and label."""
     found = defaultdict(list)
     for row in read_study(STUDIES[study], "paper").rows:
         found[key_of(row.plan)].append(row.plan)
@@ -39,12 +40,12 @@ def plans(study):
 
 @functools.cache
 def needed():
-    """Rows of published.csv by arm: (study, (environment, dataset, label)) -> (seeds, steps) of its rows."""
+    """Rows of published.csv by arm: (study, (environment, label)) -> (seeds, steps) of its rows."""
     found = defaultdict(list)
     for row in read_published():
-        for plan in filter(None, (arms.plan_of(row, agent) for agent in row.agents)):
-            (study,) = (of for of in arms.STUDIES[row.paper, row.table] if plan in arms.plans(of))
-            found[study, key_of(plan)].append((row.seeds, row.steps))
+        for side in row.sides():
+            if side.label:
+                found[side.study, (side.environment, side.label)].append((row.seeds, row.steps))
     return found
 
 

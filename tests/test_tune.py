@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import optuna
 import pytest
 from tiny import SIZES, environment, evaluations, flags, start
@@ -25,7 +26,7 @@ from qscape.jobs import tune
 from qscape.jobs.progress import LOSSES
 from qscape.jobs.ranges import Range, find_ranges
 from qscape.jobs.trials import Search, Trial, next_job
-from qscape.jobs.tune import NAME, open_search
+from qscape.jobs.tune import NAME, find_influences, open_search
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -393,20 +394,20 @@ def test_a_trial_below_the_median_of_earlier_ones_is_stopped(here, ranges, capsy
     search = Search(small_plan(), find_ranges(small_plan(), (), ranges()), Path("out"))
     with open_search(search):  # makes the search's database
         pass
-    for k in range(10):  # earlier trials, better than Pendulum can be
+    for k in range(50):  # earlier trials, better than Pendulum can be
         distributions = {
             "base.warmup": optuna.distributions.IntDistribution(20, 200),
             "base.updates_per_step": optuna.distributions.CategoricalDistribution([0.5, 1.0]),
         }
         study("out").add_trial(
             optuna.trial.create_trial(
-                params={"base.warmup": 30 + 10 * k, "base.updates_per_step": 1.0},
+                params={"base.warmup": 30 + 3 * k, "base.updates_per_step": 1.0},
                 distributions=distributions,
                 value=float(k),
                 intermediate_values=dict.fromkeys(range(0, STEPS + 1, EVERY), float(k)),
             )
         )
-    assert main(command("out", "--ranges", ranges(), trials=11)) == 0
+    assert main(command("out", "--ranges", ranges(), trials=51)) == 0
     waiting = study("out").get_trials()[0]
     assert waiting.state.name == "PRUNED"
     assert list(waiting.intermediate_values) == [EVERY]
@@ -414,7 +415,36 @@ def test_a_trial_below_the_median_of_earlier_ones_is_stopped(here, ranges, capsy
     assert folders.unfinished(here / "out/trials/0/0")
     out = capsys.readouterr().out
     assert "trial   0  pruned   return" in out
-    assert "what mattered, of 1: base.warmup" in out
+    assert "what mattered, of 1, by the best 5 of 50 finished trials: base.warmup 1.00\n" in out
+
+
+def searched_by_chance(score, trials=50):
+    """An in-memory search of two fields at random values, and the score of each trial."""
+    rng = np.random.default_rng(0)
+    made = optuna.create_study(direction="maximize")
+    spread = optuna.distributions.FloatDistribution(0.0, 1.0)
+    for _ in range(trials):
+        params = dict(zip(("a.x", "b.y"), rng.random(2), strict=True))
+        value = score(*params.values(), rng)
+        distributions = dict.fromkeys(params, spread)
+        made.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    return made
+
+
+def test_what_mattered_is_named_if_it_stands_out(recwarn):
+    one = find_influences(searched_by_chance(lambda x, y, rng: -((y - 0.7) ** 2)))
+    assert one is not None
+    assert [*one] == ["b.y"]
+    assert 0.8 < one["b.y"] < 1
+    assert find_influences(searched_by_chance(lambda x, y, rng: rng.normal())) == {}
+    assert not recwarn
+
+
+def test_nothing_is_said_to_have_mattered_where_nothing_can_be_known(recwarn):
+    assert find_influences(searched_by_chance(lambda x, y, rng: 1.0)) is None
+    assert find_influences(searched_by_chance(lambda x, y, rng: -y, trials=49)) is None
+    assert find_influences(searched_by_chance(lambda x, y, rng: -y, trials=50))
+    assert not recwarn
 
 
 def small_plan():

@@ -319,7 +319,7 @@ MEASURES: dict[str, Callable[[Path], dict[str, float]]] = {
 def compare(folders: Sequence[Path], aside: Path) -> list[dict[str, Any]]:
     """Final scores that `qscape compare` finds in folders of runs; writes its tables to the file `aside`."""
     paths = map(str, folders)
-    assert qscape(["compare", *paths, "--unequal", "--reps", "10", "--json", str(aside)]) == 0
+    assert qscape(["compare", *paths, "--unequal", "--json", str(aside)]) == 0
     columns = ("env", "label", "policy", "seeds", "steps", "final_mean")
     return [{name: row[name] for name in columns} for row in json.loads(aside.read_text())["per_env"]]
 

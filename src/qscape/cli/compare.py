@@ -1,6 +1,7 @@
 """The command `qscape compare RUNS...`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,7 +50,6 @@ class CompareOptions:
     threshold: float | None = setting(
         None, "Also show the first evaluation that reaches this return (stop epoch): the mean over runs."
     )
-    reps: int = setting(2000, "Number of bootstrap resamples.")
 
 
 def main(argv: list[str]) -> int:
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(CompareOptions()), rest, "qscape compare RUNS")
-    require_positive(given, "final", "reps")
+    require_positive(given, "final")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():
@@ -69,7 +69,6 @@ def main(argv: list[str]) -> int:
             final=given.final,
             best=given.best,
             unequal=given.unequal,
-            reps=given.reps,
             normalise=given.normalise,
             metric=given.metric,
             smooth=given.smooth,
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> int:
         if given.html:
             from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
-            save_text(html.render_report(made, read.runs, names, given.reps), given.html)
+            save_text(html.render_report(made, read.runs, names), given.html)
     print_written(console, given.csv, given.latex, given.json, given.png, given.html)
     return 0
 
@@ -100,6 +99,7 @@ def main(argv: list[str]) -> int:
 def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     """Print a table per environment, those over environments, and the notes for the reader."""
     from qscape.report import statistics
+    from qscape.report.intervals import FEWEST
     from qscape.report.labels import describe_shared
 
     if made.shared:
@@ -110,7 +110,7 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     for env, group in made.per_env.groupby("env"):
         rows = [
             [row["label"], row["policy"], str(row["seeds"]), f"{row['steps']:,}",
-             _estimate(*(row[f"{score}_iqm{end}"] for end in ("", "_low", "_high"))),
+             _estimate(*(row[f"{score}{end}"] for end in ("_iqm", "_iqm_low", "_iqm_high", "_min", "_max"))),
              _mean(row[f"{score}_mean"], row[f"{score}_std"]), _number(row[f"{other}_iqm"]),
              *_stop_epoch(row)]
             for row in group.to_dict("records")
@@ -125,14 +125,19 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
                 for row in theirs.to_dict("records")
             ]  # fmt: skip
         columns = ["label", "policy", "seeds", "steps"]
-        columns += [f"{score} IQM [95%]", f"{score} mean ± std", f"{other} IQM"]
+        has_range = made.per_env["seeds"].between(2, FEWEST - 1).any()
+        columns += [
+            f"{score} IQM [95%]{' (range)' if has_range else ''}",
+            f"{score} mean ± std",
+            f"{other} IQM",
+        ]
         columns += [] if given.threshold is None else [f"stop epoch at {given.threshold:g}"]
         print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; {said[score]}", columns, rows)
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
             [row["label"], str(row["seeds"]), str(row["environments"])]
-            + [_estimate(row[m], row[f"{m}_low"], row[f"{m}_high"], 3) for m in names]
+            + [_estimate(row[m], row[f"{m}_low"], row[f"{m}_high"], digits=3) for m in names]
             for row in made.aggregate.to_dict("records")
         ]
         columns = ["label", "seeds", "envs", "IQM [95%]", "mean", "median", "optimality gap"]
@@ -141,7 +146,7 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     if len(made.improvement):
         rows = [
             [f"{row['x']} > {row['y']}", str(row["environments"]),
-             _estimate(row["probability"], row["probability_low"], row["probability_high"], 2)]
+             _estimate(row["probability"], row["probability_low"], row["probability_high"], digits=2)]
             for row in made.improvement.to_dict("records")
         ]  # fmt: skip
         title = f"Probability that a run of the first scores higher; {made.score} scores"
@@ -160,7 +165,6 @@ def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
         made.rows,
         published=published,
         scores=made.scores,
-        reps=given.reps,
         metric=made.metric,
         styles=figures.line_styles(labels, made.names),
     )
@@ -180,11 +184,21 @@ def _number(x: float, digits: int | None = None) -> str:
     return "-" if x != x else f"{x:,.{digits_of(x) if digits is None else digits}f}"
 
 
-def _estimate(value: float, low: float, high: float, digits: int | None = None) -> str:
+def _estimate(
+    value: float,
+    low: float,
+    high: float,
+    least: float = math.nan,
+    greatest: float = math.nan,
+    digits: int | None = None,
+) -> str:
+    """Return the cell of a mean with its interval, or with the range of its runs if they are too few for one."""
     digits = digits_of(value) if digits is None else digits
-    if low != low:  # a single run has no interval
-        return _number(value, digits)
-    return f"{_number(value, digits)} [{_number(low, digits)}, {_number(high, digits)}]"
+    if low == low:
+        return f"{_number(value, digits)} [{_number(low, digits)}, {_number(high, digits)}]"
+    if least < greatest:
+        return f"{_number(value, digits)} ({_number(least, digits)} to {_number(greatest, digits)})"
+    return _number(value, digits)
 
 
 def _mean(mean: float, std: float) -> str:

@@ -45,7 +45,6 @@ class SmoothnessOptions:
     noise_episodes: int = setting(20, "Number of episodes for each noise amplitude.")
     json: str | None = setting(None, "Write the results as JSON.")
     png: str | None = setting(None, "Plot actions and their spectra; the suffix selects png, svg or pdf.")
-    reps: int = setting(2000, "Number of bootstrap resamples.")
 
 
 def main(argv: list[str]) -> int:
@@ -55,14 +54,14 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
     given: Any = options.parse(options.flags_of(SmoothnessOptions()), rest, "qscape smoothness RUN...")
-    require_positive(given, "episodes", "noise_episodes", "reps")
+    require_positive(given, "episodes", "noise_episodes")
     refuse_same(given.json, given.png)
     for name in ("sigmas", "noise_episodes"):
         if not given.robustness and getattr(given, name) != getattr(SmoothnessOptions, name):
             flag = name.replace("_", "-")
             raise Conflict(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.", field=flag)
     records, notes, written = measure_runs(paths, given)
-    of_runs, noisy = report.summarise(records, given.reps), report.summarise_noise(records, given.reps)
+    of_runs, noisy = report.summarise(records), report.summarise_noise(records)
     notes += report.list_notes(records)
     console = plain_console()
     print_findings(console, of_runs, noisy, notes)
@@ -154,9 +153,14 @@ def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame
 
 
 def _estimate(row: Mapping[Any, Any], name: str) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    """Return the cell of a mean with its interval, or with the range of runs (episodes) that are too few for
+    one.
+    """
+    value, low, high, least, greatest = (row[f"{name}{end}"] for end in ("", "_low", "_high", "_min", "_max"))
     text = _number(value)
-    return text if low != low else f"{text} [{_number(low)}, {_number(high)}]"
+    if low == low:
+        return f"{text} [{_number(low)}, {_number(high)}]"
+    return f"{text} ({_number(least)} to {_number(greatest)})" if least < greatest else text
 
 
 def _number(x: float) -> str:

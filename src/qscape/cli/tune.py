@@ -19,7 +19,7 @@ from qscape.envs.build import refuse_without_version
 from qscape.errors import MissingArgument, OutOfRange, RunsFailed
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
-from qscape.jobs.tune import Tuner, open_search
+from qscape.jobs.tune import Tuner, find_influences, open_search
 from qscape.report.numbers import format_return
 from qscape.run.plan import Plan, folder_name, moot_notes, prepare
 from qscape.system import count_cores, file_name
@@ -219,14 +219,17 @@ class SearchBoard(LiveBoard):
         return sorted(self.tuner.of("done"), key=lambda t: -(t.score or 0.0))
 
     def ending(self) -> None:
-        """Print the best trials, the importance of each field, and the best trial as a command."""
+        """Print the best trials, the fields that mattered, and the best trial as a command."""
         best = self.tuner.best
         if best is None:
             return
         self.console.print(self.table(self.ranking()[:SHOWN]))
-        if importances := self.tuner.importances():
-            text = ", ".join(f"{name} {share:.2f}" for name, share in importances.items())
-            self.say(f"what mattered, of 1: {text}")
+        influences = find_influences(self.tuner.study)
+        if influences is not None:
+            trials = len(self.tuner.of("done"))
+            named = ", ".join(f"{name} {share:.2f}" for name, share in influences.items())
+            by = f"by the best {-(-trials // 10)} of {trials} finished trials"
+            self.say(f"what mattered, of 1, {by}: {named or 'no field stands out'}")
         over = f", mean of {self.search.seeds} seeds" if self.search.seeds > 1 else ""
         self.say(
             f"best: trial {best.number}, {self.search.metric} return {format_return(best.score)}{over}; "

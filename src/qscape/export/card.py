@@ -13,10 +13,8 @@ import numpy as np
 from qscape.errors import CannotRead, one_line
 from qscape.export.policy import OnnxCheck, PolicySource, describe
 from qscape.inspect.store import write_atomically
-from qscape.report.intervals import INTERVAL, bootstrap
+from qscape.report import intervals
 from qscape.run.folder import origin
-
-REPS = 2_000  # bootstrap resamples
 
 
 def write_card(source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
@@ -107,9 +105,10 @@ def describe_evaluation(source: PolicySource) -> str:
     returns = [r.episode.ret for r in source.episodes]
     if not returns:
         return "Not evaluated: the policy was trained on a dataset without an environment."
-    mean, low, high = bootstrap([np.array(returns)[:, None]], np.mean, REPS)
-    between = f" [{low:,.1f}, {high:,.1f}]" if len(returns) > 1 else ""
-    what = f", {INTERVAL} of the mean over {len(returns)} episodes" if between else " in one episode"
+    mean, low, high = intervals.estimate(intervals.mean(np.array(returns)[:, None]))
+    between = "" if np.isnan(low) else f" [{low:,.1f}, {high:,.1f}]"
+    interval = f"{intervals.INTERVAL} of the " if between else ""
+    what = f", {interval}mean over {len(returns)} episodes" if len(returns) > 1 else " in one episode"
     length = np.mean([r.episode.length for r in source.episodes])
     return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
 

@@ -21,7 +21,6 @@ class Draft:
         comparison: the tables to present.
         runs: the compared runs.
         published: published learning curves; None if none were requested.
-        reps: number of bootstrap resamples.
         styles: colour and dash of each label.
         notes: sentences for the reader, shown at the top.
         figures: the page's charts, by name.
@@ -31,7 +30,6 @@ class Draft:
     comparison: Comparison
     runs: list[RunRecord]
     published: pd.DataFrame | None
-    reps: int
     styles: dict[str, interactive.LineStyle]
     notes: list[str]
     figures: dict[str, Figure | dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -53,9 +51,7 @@ class Draft:
         return page.figure(name, caption, title)
 
 
-def begin_draft(
-    comparison: Comparison, runs: Sequence[RunRecord], reference: Sequence[str], reps: int
-) -> Draft:
+def begin_draft(comparison: Comparison, runs: Sequence[RunRecord], reference: Sequence[str]) -> Draft:
     """Read the inspection results of the compared runs and return an empty report of these."""
     by_folder = {run.folder: run for run in runs}
     runs, broken = records.read_findings(by_folder[folder] for folder in comparison.rows["run"].unique())
@@ -63,4 +59,4 @@ def begin_draft(
     runs = [run._replace(label=names.get(run.label, run.label)) for run in runs]
     published = references.load_published(reference) if reference else None
     styles = interactive.make_line_styles(labels, names)
-    return Draft(comparison, runs, published, reps, styles, [*comparison.notes, *broken])
+    return Draft(comparison, runs, published, styles, [*comparison.notes, *broken])

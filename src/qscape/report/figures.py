@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import name_steps, references, require_extra, statistics
+from qscape.report.intervals import FEWEST
 from qscape.report.labels import number_agents
 from qscape.tracking import track
 
@@ -45,34 +46,33 @@ def draw_learning_curves(
     *,
     published: pd.DataFrame | None = None,
     each: bool = False,
-    reps: int = 2000,
     styles: Styles | None = None,
     metric: str = "return",
 ) -> "Axes":
-    """Draw the learning curves of one environment: interquartile mean over seeds with a 95% bootstrap band.
+    """Draw the learning curves of one environment: interquartile mean over seeds with a 95% band.
 
     Args:
         rows: evaluations of one policy (`statistics.select_policy`) in one environment.
         ax: axes to draw on; None: new ones.
         published: curves of `references.load_published`, drawn in grey up to our last step.
-        each: draw a thin line for each run instead of the band.
-        reps: number of bootstrap resamples.
+        each: draw a thin line for each run instead of the band, as of fewer than five runs always.
         styles: line properties by label; None: `line_styles`.
         metric: the metric that `statistics.select_metric` put into `rows`.
     """
     ax = ax or new_figure().subplots()
     styles = styles or line_styles(rows["label"].tolist())
     (env,) = rows["env"].unique()
-    grid = statistics.common_grid(rows)
+    grid, banded = statistics.common_grid(rows), False
     for label, group in rows.groupby("label"):
         values, style = statistics.align_to_grid(group, grid), styles[str(label)]
-        estimate = statistics.estimate_columns(values, 0 if each else reps)
+        estimate = statistics.estimate_columns(values)
         n = len(values)
-        if each and n > 1:
+        if n > 1 and (each or n < FEWEST):
             for run in values:
                 thin = {"color": style["color"], "lw": 0.8, "alpha": 0.45}
                 ax.plot(grid, run, marker=_choose_marker(run), ms=4, **thin)
-        elif n > 1:
+        elif n >= FEWEST:
+            banded = True
             ax.fill_between(grid, estimate.low, estimate.high, color=style["color"], alpha=0.18, lw=0)
             if _choose_marker(estimate.value):
                 at = np.isfinite(estimate.value)
@@ -82,7 +82,7 @@ def draw_learning_curves(
     if published is not None:
         _draw_published(ax, published, env, grid[-1])
     style_axes(
-        ax, env, name_steps(env), f"{statistics.METRIC_NAMES[metric]} (IQM{'' if each else ', 95% band'})"
+        ax, env, name_steps(env), f"{statistics.METRIC_NAMES[metric]} (IQM{', 95% band' if banded else ''})"
     )
     ax.xaxis.set_major_formatter(_step_formatter())
     return ax
@@ -92,7 +92,6 @@ def draw_profile(
     scores: Mapping[str, np.ndarray],
     ax: "Axes | None" = None,
     *,
-    reps: int = 2000,
     styles: Styles | None = None,
 ) -> "Axes":
     """Draw performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
@@ -100,7 +99,7 @@ def draw_profile(
     styles = styles or line_styles(list(scores))
     taus = statistics.profile_thresholds(scores.values())
     for label, x in scores.items():
-        estimate = statistics.performance_profile(x, taus, reps)
+        estimate = statistics.performance_profile(x, taus)
         ax.plot(taus, estimate.value, label=wrap_label(label), **styles[label])
         ax.fill_between(taus, estimate.low, estimate.high, color=styles[label]["color"], alpha=0.18, lw=0)
     style_axes(
@@ -116,7 +115,6 @@ def draw_overview(
     published: pd.DataFrame | None = None,
     scores: Mapping[str, np.ndarray] | None = None,
     each: bool = False,
-    reps: int = 2000,
     metric: str = "return",
     styles: Styles | None = None,
 ) -> "Figure":
@@ -134,11 +132,9 @@ def draw_overview(
     styles = styles or line_styles(rows["label"].tolist())
     for env, ax in zip(track(envs, "learning curves"), axes, strict=False):
         of_env = rows[rows["env"] == env]
-        draw_learning_curves(
-            of_env, ax, published=published, each=each, reps=reps, styles=styles, metric=metric
-        )
+        draw_learning_curves(of_env, ax, published=published, each=each, styles=styles, metric=metric)
     if scores:
-        draw_profile(scores, axes[len(envs)], reps=reps, styles=styles)
+        draw_profile(scores, axes[len(envs)], styles=styles)
     for ax in axes[panels:]:
         ax.remove()
     return figure
@@ -146,7 +142,7 @@ def draw_overview(
 
 def set_notes(figure: "Figure", *notes: str) -> None:
     """Write sentences above all panels; empty ones are left out."""
-    if lines := [textwrap.fill(note, int(16 * figure.get_figwidth())) for note in notes if note]:
+    if lines := [textwrap.fill(note, int(13 * figure.get_figwidth())) for note in notes if note]:
         figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=9)
 
 

@@ -32,13 +32,13 @@ def add_smoothness(draft: Draft) -> None:
     if points.empty:
         return
     placed = [
-        draft.add_figure(interactive.pareto_chart(group, draft.styles, draft.reps), "", str(env))
+        draft.add_figure(interactive.pareto_chart(group, draft.styles), "", str(env))
         for env, group in points.groupby("env")
     ]
     intro = (
         "<p>sm sums the amplitudes of the actions' spectrum, each times its frequency: <strong>lower is "
         "smoother</strong>, so the best agents stand at the top left. Large: interquartile mean over seeds "
-        "with 95% intervals; small: the seeds. Returns are not smoothed here.</p>"
+        "with 95% intervals (five seeds and more); small: the seeds. Returns are not smoothed here.</p>"
     )
     draft.add_section("smoothness", "Smoothness against return", intro, page.charts(*placed))
 

@@ -7,7 +7,7 @@ from typing import Any
 from qscape.report import draft as drafts
 from qscape.report import findings, interactive, page, records, require_extra, tables, words
 from qscape.report.draft import Draft
-from qscape.report.intervals import INTERVAL
+from qscape.report.intervals import FEWEST, INTERVAL
 from qscape.report.labels import describe_shared
 from qscape.report.numbers import digits_of
 from qscape.report.page import escape_with_breaks
@@ -24,27 +24,25 @@ LARGEST = 100_000  # episodes in the page's evaluations.csv; with more, a row is
 NAMED = 4  # agents or environments listed in the title; more are counted
 
 FOOTER = (
-    f"<footer>Made by qscape compare --html. Every interval is a {INTERVAL} over seeds, stratified by "
-    "environment. The page is self-contained and needs no network.</footer>"
+    f"<footer>Made by qscape compare --html. Every interval of a mean is a {INTERVAL} over seeds, stratified "
+    f"by environment; those of shares are score intervals. Fewer than {FEWEST} seeds have none. The page is "
+    "self-contained and needs no network.</footer>"
 )
 
 
-def render_report(
-    comparison: Comparison, runs: Sequence[RunRecord], reference: Sequence[str] = (), reps: int = 2000
-) -> str:
+def render_report(comparison: Comparison, runs: Sequence[RunRecord], reference: Sequence[str] = ()) -> str:
     """Render a comparison and the contents of its run folders as one HTML file.
 
     Args:
         comparison: the result of `tables.compare`.
         runs: the run folders, of `runs.read_runs`; those that are not compared are left out.
         reference: names of published curves.
-        reps: number of bootstrap resamples.
 
     Raises:
         UsageError: a published curve is unknown.
     """
     full, comparison = comparison, tables.shorten(comparison)
-    draft = drafts.begin_draft(comparison, runs, reference, reps)
+    draft = drafts.begin_draft(comparison, runs, reference)
     add_leaders(draft)
     add_curves(draft)
     add_profile(draft)
@@ -101,7 +99,8 @@ def add_leaders(draft: Draft) -> None:
     """Add tables with intervals: per environment, over environments, and pairwise."""
     comparison = draft.comparison
     of = "each run's best evaluation" if comparison.score == "best" else "the last evaluations of each run"
-    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its {INTERVAL}.</p>"
+    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its {INTERVAL}, or "
+    intro += f"the range of fewer than {FEWEST} seeds, in brackets.</p>"
     parts = [_environment_table(comparison, env) for env in draft.envs]
     if len(comparison.aggregate):
         parts.append(_aggregate_table(comparison))
@@ -117,7 +116,10 @@ def add_leaders(draft: Draft) -> None:
             for row in comparison.improvement.to_dict("records")
         ]
         caption = "Probability that a run of the first agent scores higher than one of the second; "
-        caption += f"{comparison.score} scores."
+        caption += (
+            f"{comparison.score} scores. Each pair stands for itself: of many pairs of equal agents, some "
+        )
+        caption += "intervals miss 0.5 by chance."
         parts += [
             "<h3>Probability of improvement</h3>",
             page.table(columns, rows, numbers=range(1, 4), caption=caption),
@@ -159,9 +161,11 @@ def _published_cells(row: Mapping[Any, Any], score: str) -> list[str]:
 
 
 def _estimate_cells(row: Mapping[Any, Any], score: str) -> list[str]:
-    """Format interquartile mean, interval, and mean ± std with the same number of decimals."""
+    """Format interquartile mean, interval or range, and mean ± std with the same number of decimals."""
     value = row[f"{score}_iqm"]
     between = format_interval(row[f"{score}_iqm_low"], row[f"{score}_iqm_high"], digits_of(value))
+    if 1 < row["seeds"] < FEWEST:
+        between = f"({format_interval(row[f'{score}_min'], row[f'{score}_max'], digits_of(value))})"
     return [format_number(value), between, _mean_and_std(row[f"{score}_mean"], row[f"{score}_std"])]
 
 
@@ -197,7 +201,7 @@ def add_curves(draft: Draft) -> None:
     placed = [
         draft.add_figure(
             interactive.learning_curves_chart(
-                rows[rows["env"] == env], draft.published, draft.styles, draft.reps, draft.comparison.metric
+                rows[rows["env"] == env], draft.published, draft.styles, draft.comparison.metric
             ),
             "",
             env,
@@ -205,8 +209,8 @@ def add_curves(draft: Draft) -> None:
         for env in track(draft.envs, "learning curves")
     ]
     intro = (
-        "<p>Interquartile mean over seeds with a 95% bootstrap band. Click on a name to hide its curve and "
-        "its band, double-click to show it alone.</p>"
+        f"<p>Interquartile mean over seeds with a 95% band, or with the runs of fewer than {FEWEST} seeds. "
+        "Click on a name to hide its curve, double-click to show it alone.</p>"
     )
     draft.add_section("curves", "Learning curves", intro, page.charts(*placed))
 
@@ -214,7 +218,7 @@ def add_curves(draft: Draft) -> None:
 def add_profile(draft: Draft) -> None:
     """Add the performance profile if there are normalised scores."""
     if draft.comparison.scores:
-        chart = interactive.profile_chart(draft.comparison.scores, draft.styles, draft.reps)
+        chart = interactive.profile_chart(draft.comparison.scores, draft.styles)
         scale = draft.comparison.aggregate["one_is"].iloc[0]
         caption = f"Normalised {draft.comparison.score} scores: 0 is a random policy, 1 is {scale}. "
         caption += "Higher is better."

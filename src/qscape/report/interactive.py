@@ -10,6 +10,7 @@ from qscape.report import name_steps, references, require_extra, statistics
 from qscape.report.collapse import FLOOR, METRICS, metric_over_saves, note_trivial
 from qscape.report.embeddings import target_cosines
 from qscape.report.figures import COLOURS, GREYS
+from qscape.report.intervals import FEWEST
 from qscape.report.labels import number_agents
 from qscape.report.page import make_translucent, wrap_for_plotly
 
@@ -45,10 +46,10 @@ def learning_curves_chart(
     rows: pd.DataFrame,
     published: pd.DataFrame | None,
     styles: Mapping[str, LineStyle],
-    reps: int,
     metric: str = "return",
 ) -> Figure:
-    """Draw the learning curves of one environment: interquartile mean over seeds with a 95% bootstrap band.
+    """Draw the learning curves of one environment: interquartile mean over seeds with a 95% band,
+    and each run where there are fewer than five.
 
     A click in the legend toggles a curve with its band. `rows`, `published` and `metric` as in
     `figures.draw_learning_curves`.
@@ -60,11 +61,23 @@ def learning_curves_chart(
     for name, group in rows.groupby("label"):
         values = statistics.align_to_grid(group, grid)
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-        estimate = statistics.estimate_columns(values, reps)
+        estimate = statistics.estimate_columns(values)
+        if 1 < len(values) < FEWEST:
+            _add_runs(chart, grid, values, f"{name} ({seeds})", styles[str(name)])
         _add_curve_with_band(chart, grid, estimate, f"{name} ({seeds})", styles[str(name)], ",.5~r")
     if published is not None:
         _add_published(chart, published, str(env), float(grid[-1]))
     return chart
+
+
+def _add_runs(chart: Figure, x: np.ndarray, values: np.ndarray, name: str, style: LineStyle) -> None:
+    """Add a thin line for each run, or points; one click in the legend hides them with the curve."""
+    for run in values:
+        at = np.isfinite(run)
+        chart.add_scatter(
+            x=x[at], y=run[at], mode="markers" if at.sum() == 1 else "lines", opacity=0.45,
+            line={"width": 0.8, **style}, hoverinfo="skip", showlegend=False, legendgroup=name,
+        )  # fmt: skip
 
 
 def _add_curve_with_band(
@@ -107,34 +120,33 @@ def _add_published(chart: Figure, published: pd.DataFrame, env: str, last: float
         )  # fmt: skip
 
 
-def profile_chart(scores: Mapping[str, np.ndarray], styles: Mapping[str, LineStyle], reps: int) -> Figure:
+def profile_chart(scores: Mapping[str, np.ndarray], styles: Mapping[str, LineStyle]) -> Figure:
     """Draw performance profiles of normalised scores [R, T] by label."""
     y = {"title": "share of runs with score > τ", "range": [-0.02, 1.02], "tickformat": ".0%"}
     chart = empty_chart({"title": "normalised score τ"}, y, hovermode="x unified")
     taus = statistics.profile_thresholds(scores.values())
     for name, x in scores.items():
-        estimate = statistics.performance_profile(x, taus, reps)
+        estimate = statistics.performance_profile(x, taus)
         _add_curve_with_band(chart, taus, estimate, name, styles[name], ".0%")
     return chart
 
 
-def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int) -> Figure:
+def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle]) -> Figure:
     """Draw smoothness against return in one environment.
 
-    Large markers: interquartile mean over seeds with 95% intervals; small ones: the seeds. A line joins the
-    agents that no other agent beats in both, if all have several seeds.
+    Large markers: interquartile mean over seeds with 95% intervals (five and more); small ones: the seeds. A
+    line joins the agents that no other agent beats in both, if all have several seeds.
 
     Args:
         runs: label, seed, sm and return of each run.
         styles: colour and dash of each label; the dash selects the symbol.
-        reps: number of bootstrap resamples.
     """
     chart = empty_chart({"title": "sm (lower is smoother)", "rangemode": "tozero"}, {"title": "return"})
     centres = {}
     for name, group in runs.groupby("label"):
         colour, symbol = styles[str(name)]["color"], SYMBOLS[DASHES.index(styles[str(name)]["dash"])]
         hover = "<br>sm %{x:.4g}<br>return %{y:,.5~r}<extra></extra>"
-        estimate = statistics.estimate_columns(group[["sm", "return"]].to_numpy(float), reps)
+        estimate = statistics.estimate_columns(group[["sm", "return"]].to_numpy(float))
         centres[str(name)] = estimate.value
         chart.add_scatter(
             x=group["sm"].to_numpy(), y=group["return"].to_numpy(), mode="markers", opacity=0.45,
@@ -149,7 +161,8 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
         chart.add_scatter(
             x=estimate.value[:1], y=estimate.value[1:], mode="markers",
             marker={"size": 13, "color": colour, "symbol": symbol},
-            error_x=bars[0] if len(group) > 1 else None, error_y=bars[1] if len(group) > 1 else None,
+            error_x=bars[0] if len(group) >= FEWEST else None,
+            error_y=bars[1] if len(group) >= FEWEST else None,
             name=wrap_for_plotly(f"{name} ({len(group)} seed{'s' if len(group) > 1 else ''})"),
             legendgroup=name, hovertemplate=wrap_for_plotly(name) + hover,
         )  # fmt: skip

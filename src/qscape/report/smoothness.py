@@ -6,7 +6,7 @@ A record is one run: the result of `measure_smoothness`, as RUN/inspect/smoothne
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import require_extra, statistics, tables, task_label
+from qscape.report import intervals, require_extra, statistics, tables, task_label
 from qscape.report.figures import COLOURS, GREYS, new_figure, style_axes
 from qscape.report.statistics import Estimate
 
@@ -42,15 +42,17 @@ def group_by_agent(records: Sequence[Record]) -> dict[tuple[str, str], list[Reco
     return groups
 
 
-def summarise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
+def summarise(records: Sequence[Record]) -> pd.DataFrame:
     """Summarise records in one row for each environment and label.
 
     Several runs: each number is the interquartile mean over runs (of their means over episodes) with a 95%
-    bootstrap interval over runs. One run: the mean over its episodes, with an interval over episodes.
+    interval over runs. One run: the mean over its episodes, with an interval over episodes. Fewer than five
+    runs, or episodes of one run: no interval.
 
     Returns:
-        Columns env, label, policy, seeds, episodes, steps; NAME, NAME_low and NAME_high for every name of
-        `EPISODE`, and for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and,
+        Columns env, label, policy, seeds, episodes, steps; NAME, its interval NAME_low and NAME_high, and the
+        range NAME_min and NAME_max of the runs (of one run: of its episodes) for every name of `EPISODE`, and
+        for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and,
         in the form of published tables, NAME_mean and NAME_std over all episodes of all runs (population
         std).
 
@@ -75,16 +77,16 @@ def summarise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
             "episodes": sum(len(r["per_episode"]["sm"]) for r in runs),
             "steps": max(r["step"] for r in runs),
         }
-        row |= _estimate_episodes([r["per_episode"] for r in runs], EPISODE, reps)
+        row |= _estimate_episodes([r["per_episode"] for r in runs], EPISODE)
         for form in FORMS:
             names = [f"{form}.{name}" for name in GEOMETRY]
             values = np.array([[(r[form] or {}).get(name) for name in GEOMETRY] for r in runs], dtype=float)
-            row |= _flatten_estimate(names, statistics.estimate_columns(values, reps))
+            row |= _flatten_estimate(names, statistics.estimate_columns(values), values)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def summarise_noise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
+def summarise_noise(records: Sequence[Record]) -> pd.DataFrame:
     """Summarise robustness in one row for each environment, label and noise amplitude.
 
     Returns:
@@ -95,7 +97,7 @@ def summarise_noise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame
     for (env, label), runs in group_by_agent(records).items():
         tested = [r["robustness"] for r in runs if r.get("robustness")]
         for sigma in tested[0]["sigma"] if tested else ():
-            estimate = _estimate_episodes([t["sigma"][sigma] for t in tested], EPISODE, reps)
+            estimate = _estimate_episodes([t["sigma"][sigma] for t in tested], EPISODE)
             rows.append({"env": env, "label": label, "seeds": len(tested), "sigma": float(sigma), **estimate})
     return pd.DataFrame(rows)
 
@@ -125,23 +127,27 @@ def _note_single_seeds(records: Sequence[Record]) -> list[str]:
     return [f"{', '.join(single)}: one seed, so intervals are over its episodes."] if single else []
 
 
-def _estimate_episodes(runs: Sequence[Record], names: Sequence[str], reps: int) -> dict[str, Any]:
+def _estimate_episodes(runs: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
     """Estimate `names` from runs that each hold lists over episodes, with mean and std of all episodes."""
     values = [
         np.array([run[name] for name in names], dtype=float).T for run in runs
     ]  # [episodes, names] each
     if len(runs) == 1:
-        estimate = statistics.estimate_columns(values[0], reps, of=lambda x: x.mean(axis=0))
+        points = values[0]
+        estimate = statistics.estimate_columns(points, of=intervals.mean)
     else:
-        estimate = statistics.estimate_columns(np.stack([x.mean(axis=0) for x in values]), reps)
+        points = np.stack([x.mean(axis=0) for x in values])
+        estimate = statistics.estimate_columns(points)
     pooled = np.concatenate(values)
     published = {f"{n}_mean": m for n, m in zip(names, pooled.mean(axis=0), strict=True)}
     published |= {f"{n}_std": s for n, s in zip(names, pooled.std(axis=0), strict=True)}
-    return _flatten_estimate(names, estimate) | published
+    return _flatten_estimate(names, estimate, points) | published
 
 
-def _flatten_estimate(names: Sequence[str], estimate: Estimate) -> dict[str, float]:
-    ends = zip(("", "_low", "_high"), estimate, strict=True)
+def _flatten_estimate(names: Sequence[str], estimate: Estimate, points: np.ndarray) -> dict[str, float]:
+    """Name the estimates, their intervals, and the range of the points [runs or episodes, names]."""
+    parts = (*estimate, points.min(axis=0), points.max(axis=0))
+    ends = zip(("", "_low", "_high", "_min", "_max"), parts, strict=True)
     return {f"{name}{end}": float(part[k]) for end, part in ends for k, name in enumerate(names)}
 
 

@@ -2,32 +2,25 @@
 
 arXiv 2108.13264. The numbers equal those of their package rliable 1.2.0, which cannot be imported
 beside pandas 3; the tests have them in a file. A score matrix is [R, T]: runs (seeds) × tasks (environments).
-Intervals are those of `intervals.bootstrap`.
+Intervals are those of `intervals`; those of rliable are in `rliable`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from qscape.errors import OutOfRange, UnfitEnv
-from qscape.report import require_extra
-from qscape.report.intervals import Estimate, bootstrap
+from qscape.report import intervals, require_extra
+from qscape.report.intervals import FEWEST, Estimate
 
 with require_extra("Statistics"):
     import numpy as np
     import pandas as pd
 
 
-def interquartile_mean(x: np.ndarray) -> np.ndarray:
-    """Average over the first axis without the lowest and the highest quarter (rounded down) of the values."""
-    cut = len(x) // 4
-    return np.sort(x, axis=0)[cut : len(x) - cut].mean(axis=0)
-
-
-METRICS: dict[str, Callable[[np.ndarray], Any]] = {  # of scores [R, T]
-    "iqm": lambda x: interquartile_mean(x.ravel()),
-    "mean": lambda x: x.mean(axis=0).mean(),
-    "median": lambda x: np.median(x.mean(axis=0)),
-    "optimality_gap": lambda x: 1 - np.minimum(x, 1).mean(),
+METRICS: dict[str, Callable[[np.ndarray], intervals.Spread]] = {  # of scores [R, T]
+    "iqm": intervals.interquartile_mean,
+    "mean": intervals.mean,
+    "median": intervals.median,
+    "optimality_gap": lambda x: intervals.mean(1 - np.minimum(x, 1)),
 }
 
 
@@ -155,34 +148,50 @@ def scores_by_env(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list
 # --- estimates with intervals -------------------------------------------------------------------------
 
 
-def estimate_aggregates(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-    """Estimate interquartile mean, mean, median and optimality gap of scores [R, T], from the same resamples.
+def estimate_aggregates(scores: np.ndarray) -> dict[str, Estimate]:
+    """Estimate interquartile mean, mean, median and optimality gap of scores [R, T].
 
     The optimality gap (mean distance to 1 of scores clipped at 1) is meaningful for normalised scores only.
     With fewer than four scores the interquartile mean is the mean.
     """
-
-    def all_metrics(x: np.ndarray) -> np.ndarray:
-        return np.array([metric(x) for metric in METRICS.values()])
-
-    estimate = bootstrap([scores], all_metrics, reps, seed)
-    return {name: Estimate(*(part[k] for part in estimate)) for k, name in enumerate(METRICS)}
+    return {name: intervals.estimate(of(scores)) for name, of in METRICS.items()}
 
 
-def probability_of_improvement(
-    x: Sequence[np.ndarray], y: Sequence[np.ndarray], reps: int = 2000, seed: int = 0
-) -> Estimate:
+def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> Estimate:
     """Estimate P(X > Y) + P(X = Y) / 2 for a run of each, averaged over tasks (Mann-Whitney U).
 
-    `x`, `y`: for every task the scores [R_t] and [S_t]; numbers of runs may differ between tasks.
+    The interval is Newcombe's score interval (Statistics in Medicine 2006, method 5) with a correction for
+    continuity, half a pair at each end. No number of pairs that one agent wins makes it vanish.
+
+    Args:
+        x: for every task the scores [R_t, ...] of one agent.
+        y: the scores [S_t, ...] of the other one; numbers of runs may differ between tasks.
     """
+    pairs = [*zip(x, y, strict=True)]
+    shares = [np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b), axis=(0, 1)) for a, b in pairs]
+    wins = np.mean(shares, axis=0)
+    if min(map(len, (*x, *y))) < FEWEST:
+        return Estimate(wins, np.full_like(wins, np.nan)[()], np.full_like(wins, np.nan)[()])
+    runs = np.array([(len(a), len(b)) for a, b in pairs])
 
-    def wins(*scores: np.ndarray) -> np.ndarray:  # Mann-Whitney U, over the number of pairs
-        pairs = zip(scores[: len(x)], scores[len(x) :], strict=True)
-        return np.array([np.mean([np.mean((a > b.T) + 0.5 * (a == b.T)) for a, b in pairs])])
+    def variance(share: np.ndarray) -> np.ndarray:
+        spread = (1 - share) / (2 - share) + share / (1 + share)
+        factors = [(1 + (m + n) / 2 * spread - spread) / (m * n) for m, n in runs]
+        return share * (1 - share) * np.mean(factors, axis=0) / len(runs)
 
-    columns = [scores[:, None] for scores in (*x, *y)]
-    return Estimate(*(float(part[0]) for part in bootstrap(columns, wins, reps, seed)))
+    half = np.mean([0.5 / (m * n) for m, n in runs]) / len(runs)
+    low, high = (np.clip(wins + side, 0.0, 1.0) for side in (-half, half))
+    bounds = intervals.score_interval(low, variance).low, intervals.score_interval(high, variance).high
+    return Estimate(wins, *bounds)
+
+
+def is_better(improvement: Estimate) -> np.ndarray:
+    """Say whether the first of two agents is better: its interval lies above one half.
+
+    `benchmarks/coverage.py` measures how often this is said of equal agents, for the best and the next of
+    several. It holds for that one pair. Of all pairs of several agents, some would come out better by chance.
+    """
+    return improvement.low > 0.5
 
 
 def profile_thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:
@@ -191,13 +200,15 @@ def profile_thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.nd
     return np.linspace(min(0.0, values.min()), max(1.0, values.max()) * 1.02, points)
 
 
-def performance_profile(scores: np.ndarray, taus: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:
-    """Estimate the share of runs × tasks with a normalised score above each of `taus`, from scores [R, T]."""
+def performance_profile(scores: np.ndarray, taus: np.ndarray) -> Estimate:
+    """Estimate the share of runs × tasks with a normalised score above each of `taus`, from scores [R, T].
 
-    def above(x: np.ndarray) -> np.ndarray:
-        return (x.reshape(-1, 1) > taus).mean(axis=0)
-
-    return bootstrap([scores], above, reps, seed)
+    The interval is Wilson's. It takes all scores as draws of one kind, so it is too wide where tasks differ.
+    """
+    share = (scores.reshape(-1, 1) > taus).mean(axis=0)
+    if len(scores) < FEWEST:
+        return Estimate(share, np.full(share.shape, np.nan), np.full(share.shape, np.nan))
+    return intervals.score_interval(share, lambda true: true * (1 - true) / scores.size)
 
 
 # --- learning curves ----------------------------------------------------------------------------------
@@ -224,7 +235,7 @@ def align_to_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
 
 
 def estimate_columns(
-    values: np.ndarray, reps: int = 2000, seed: int = 0, of: Callable[[np.ndarray], Any] = interquartile_mean
+    values: np.ndarray, of: Callable[[np.ndarray], intervals.Spread] = intervals.interquartile_mean
 ) -> Estimate:
     """Estimate the interquartile mean [G] over runs of values [R, G], each column separately.
 
@@ -232,13 +243,9 @@ def estimate_columns(
 
     Args:
         values: one row per run.
-        reps: number of bootstrap resamples; 0: no interval.
-        seed: of the bootstrap.
-        of: another statistic over the first axis.
+        of: another mean of `intervals`.
     """
     whole = ~np.isnan(values).any(axis=0)
     parts = np.full((3, values.shape[1]), np.nan)
-    if whole.any():
-        estimate = bootstrap([values[:, whole]], of, reps, seed)
-        parts[:, whole] = estimate
+    parts[:, whole] = intervals.estimate(of(values[:, None, whole]))
     return Estimate(*parts)

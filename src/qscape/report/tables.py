@@ -3,12 +3,12 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from qscape.errors import Conflict, Mismatch, NothingToDo
 from qscape.report import references, require_extra, statistics
-from qscape.report.intervals import INTERVAL
+from qscape.report.intervals import FEWEST, INTERVAL
 from qscape.report.labels import describe_shared, shorten_labels
 from qscape.report.numbers import digits_of
 from qscape.tracking import track
@@ -16,8 +16,6 @@ from qscape.tracking import track
 with require_extra("Tables of runs"):
     import numpy as np
     import pandas as pd
-
-FEW_SEEDS = 5
 
 
 class Comparison(NamedTuple):
@@ -27,6 +25,7 @@ class Comparison(NamedTuple):
     per_env: pd.DataFrame  # raw returns: one row for each environment and label
     aggregate: pd.DataFrame  # normalised scores over all environments; empty if one has no reference score
     improvement: pd.DataFrame  # probability of improvement for each pair of labels
+    leaders: pd.DataFrame  # the same of the best and the next: by environment, and over all (env None)
     published: pd.DataFrame  # published results, at the same number of steps
     score: str  # the scores that rank agents: "final" or "best" evaluations
     scores: dict[str, np.ndarray]  # normalised scores [R, T] by label
@@ -43,7 +42,6 @@ def compare(
     final: int = 1,
     best: bool = False,
     unequal: bool = False,
-    reps: int = 2000,
     normalise: str = "td3",
     metric: str = "return",
     smooth: float = 0.0,
@@ -58,7 +56,6 @@ def compare(
         final: the final score of a run is the mean of its last `final` evaluations.
         best: rank by each run's best evaluation instead of its final score.
         unequal: also compare runs of unequal budgets and unfinished runs.
-        reps: number of bootstrap resamples.
         normalise: table of reference scores ("td3", "d4rl" or "best").
         metric: "return", or "success": the share of successful episodes in percent, never normalised.
         smooth: weight of the past, see `statistics.smooth_returns`.
@@ -97,11 +94,13 @@ def compare(
         matrices, more = _score_matrices(normalised)
         notes += more
     published, more = _published_at(curves, rows, reference)
+    per_env, aggregate = _per_env(rows, scores, threshold), _aggregate(matrices, of, normalise)
     return Comparison(
         rows,
-        _per_env(rows, scores, reps, threshold),
-        _aggregate(matrices, of, normalise, reps),
-        _improvement(scores[of], of, reps),
+        per_env,
+        aggregate,
+        _improvement(scores[of], of),
+        _leaders(per_env, scores[of], aggregate, matrices, of),
         published,
         of,
         matrices,
@@ -134,6 +133,7 @@ def shorten(comparison: Comparison) -> Comparison:
         per_env=rename(comparison.per_env),
         aggregate=rename(comparison.aggregate),
         improvement=rename(comparison.improvement),
+        leaders=rename(comparison.leaders),
         scores={names[label]: x for label, x in comparison.scores.items()},
         notes=[*map(reword, comparison.notes)],
         names=names,
@@ -202,13 +202,13 @@ def refuse_repeated(runs: pd.DataFrame) -> None:
 def note_few_seeds(scores: pd.DataFrame) -> list[str]:
     """Write a sentence for each environment with too few seeds; `scores`: a row (env, label) for each run."""
     counts = scores.groupby(["env", "label"], as_index=False).size()
-    few = counts[counts["size"] < FEW_SEEDS]
+    few = counts[counts["size"] < FEWEST]
     notes = []
     for env, group in few.groupby("env"):
         listed = ", ".join(
             f"{label} {format_seeds(n)}" for label, n in zip(group["label"], group["size"], strict=True)
         )
-        notes.append(f"{env}: {listed}: no ranking claim (fewer than {FEW_SEEDS}).")
+        notes.append(f"{env}: {listed}: no ranking claim (fewer than {FEWEST}).")
     return notes
 
 
@@ -217,9 +217,7 @@ def format_seeds(n: int) -> str:
     return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
-def _per_env(
-    rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int, threshold: float | None
-) -> pd.DataFrame:
+def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], threshold: float | None) -> pd.DataFrame:
     lines = []
     stops = None if threshold is None else statistics.stop_epochs(rows, threshold)
     for key, group in track([*rows.groupby(["env", "label"])], "intervals"):
@@ -232,11 +230,12 @@ def _per_env(
             "steps": group["step"].max(),
         }
         both = [statistics.score_matrix(frame, label, [env]) for frame in scores.values()]
-        estimate = statistics.estimate_columns(np.concatenate(both, axis=1), reps)
+        estimate = statistics.estimate_columns(np.concatenate(both, axis=1))
         for k, (name, x) in enumerate(zip(scores, both, strict=True)):
             row |= _estimate_columns(f"{name}_iqm", statistics.Estimate(*(part[k] for part in estimate)))
             row |= {f"{name}_mean": x.mean(), f"{name}_std": x.std(ddof=1) if len(x) > 1 else np.nan}
-            row[f"{name}_median"] = np.median(x)
+            row |= {f"{name}_median": np.median(x), f"{name}_min": x.min(), f"{name}_max": x.max()}
+            row[f"{name}_runs"] = x[:, 0].tolist()
         if stops is not None:
             of_label = stops[(stops["env"] == env) & (stops["label"] == label)]["score"]
             row |= {"stop_epoch": of_label.mean(), "stopped": int(of_label.notna().sum())}
@@ -266,20 +265,20 @@ def _score_matrices(scores: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[s
     return matrices, notes
 
 
-def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) -> pd.DataFrame:
+def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str) -> pd.DataFrame:
     scores = references.reference_scores()
     scale = scores[scores["table"] == table]["high_is"].iloc[0]
     lines = []
     for label, x in track([*matrices.items()], "intervals over environments"):
         row: dict[str, Any] = {"label": label, "score": of, "one_is": scale}
         row |= {"seeds": x.shape[0], "environments": x.shape[1]}
-        for name, estimate in statistics.estimate_aggregates(x, reps).items():
+        for name, estimate in statistics.estimate_aggregates(x).items():
             row |= _estimate_columns(name, estimate)
         lines.append(row)
     return pd.DataFrame(lines)
 
 
-def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
+def _improvement(scores: pd.DataFrame, of: str) -> pd.DataFrame:
     """Compare pairs of labels over their common environments, where both have several seeds.
 
     Only the order counts: raw returns suffice.
@@ -290,9 +289,35 @@ def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
         envs = sorted(where[x] & where[y])
         a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
         if envs and min(map(len, (*a, *b))) > 1:  # one seed says nothing about the next one
-            estimate = statistics.probability_of_improvement(a, b, reps)
+            estimate = statistics.probability_of_improvement(a, b)
             row = {"x": x, "y": y, "score": of, "environments": len(envs)}
             lines.append(row | _estimate_columns("probability", estimate))
+    return pd.DataFrame(lines)
+
+
+def _leaders(
+    per_env: pd.DataFrame,
+    scores: pd.DataFrame,
+    aggregate: pd.DataFrame,
+    matrices: Mapping[str, np.ndarray],
+    of: str,
+) -> pd.DataFrame:
+    """Compare the best label with the next, in every environment and over all of them."""
+    lines = []
+
+    def add(env: str | None, ranked: pd.DataFrame, score: str, columns: Callable[[str], Any]) -> None:
+        if len(ranked) > 1:
+            x, y = ranked.sort_values(score, ascending=False, kind="stable")["label"].iloc[:2]
+            estimate = statistics.probability_of_improvement(columns(x), columns(y))
+            better = bool(statistics.is_better(estimate))
+            row = {"env": env, "x": x, "y": y, "score": of, "better": better}
+            lines.append(row | _estimate_columns("probability", estimate))
+
+    for env, group in per_env.groupby("env"):
+        one = str(env)
+        add(one, group, f"{of}_iqm", lambda label, e=one: statistics.scores_by_env(scores, label, [e]))
+    if per_env["env"].nunique() > 1:
+        add(None, aggregate, "iqm", lambda label: [*matrices[label].T])
     return pd.DataFrame(lines)
 
 
@@ -334,6 +359,8 @@ def _published_at(
 def to_csv(comparison: Comparison) -> str:
     """Format the table per environment as CSV; published rows follow with the policy "published".
 
+    The scores of all runs are one cell, with spaces between them; of fewer than five runs bounds are empty.
+
     `score`: the scores that rank agents, "final" or "best"; published ones are final. `metric`: "return", or
     "success" in percent.
     """
@@ -346,13 +373,16 @@ def to_csv(comparison: Comparison) -> str:
             policy="published", score="final", metric="return"
         )
         frame = pd.concat([frame, theirs[[c for c in theirs if c in frame]]], ignore_index=True)
+    for name in ("final_runs", "best_runs"):
+        frame[name] = [" ".join(map(str, x)) if isinstance(x, list) else "" for x in frame[name]]
     return frame.to_csv(index=False)
 
 
 def to_json(comparison: Comparison) -> str:
     """Format all tables, the scores that rank agents, their metric, and notes as JSON; missing are null."""
     tables = {
-        name: getattr(comparison, name) for name in ("per_env", "aggregate", "improvement", "published")
+        name: getattr(comparison, name)
+        for name in ("per_env", "aggregate", "improvement", "leaders", "published")
     }
     result: dict[str, Any] = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
     result |= {name: getattr(comparison, name) for name in ("score", "metric", "notes")}
@@ -360,9 +390,10 @@ def to_json(comparison: Comparison) -> str:
 
 
 def to_latex(comparison: Comparison) -> str:
-    """Format a booktabs table: labels × environments, interquartile mean of the score with its interval."""
+    """Format a booktabs table: labels × environments, interquartile mean of the score and its interval."""
     envs = sorted(comparison.per_env["env"].unique())
-    columns = [f"{comparison.score}_iqm{end}" for end in ("", "_low", "_high")]
+    ends = ("_iqm", "_iqm_low", "_iqm_high", "_min", "_max")
+    columns = [f"{comparison.score}{end}" for end in ends]
     cells = {
         (row["label"], row["env"]): _latex_estimate(*(row[c] for c in columns))
         for row in comparison.per_env.to_dict("records")
@@ -376,7 +407,8 @@ def to_latex(comparison: Comparison) -> str:
                 f"% {' '.join(note.split())}"
                 for note in filter(None, [describe_shared(comparison.shared), *comparison.notes])
             ),  # a line break in a label must not end the comment
-            f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds, {INTERVAL}.",
+            f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds [{INTERVAL}], of "
+            f"fewer than {FEWEST} seeds (least to greatest).",
             rf"\begin{{tabular}}{{l{'r' * len(envs)}}}",
             r"\toprule",
             " & ".join(["", *map(escape_latex, envs)]) + r" \\",
@@ -389,9 +421,12 @@ def to_latex(comparison: Comparison) -> str:
     )
 
 
-def _latex_estimate(value: float, low: float, high: float) -> str:
+def _latex_estimate(value: float, low: float, high: float, least: float, greatest: float) -> str:
     digits = digits_of(value)
-    return f"${value:.{digits}f}$" + ("" if np.isnan(low) else f" [${low:.{digits}f}$, ${high:.{digits}f}$]")
+    text = f"${value:.{digits}f}$"
+    if not np.isnan(low):
+        return f"{text} [${low:.{digits}f}$, ${high:.{digits}f}$]"
+    return text if least == greatest else f"{text} (${least:.{digits}f}$ to ${greatest:.{digits}f}$)"
 
 
 def _latex_published(published: pd.DataFrame, envs: Sequence[str], score: str) -> list[list[str]]:

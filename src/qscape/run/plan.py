@@ -125,7 +125,7 @@ class Plan(Pace):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value > LARGEST:
-                flag = field.name.replace("_", "-")
+                flag = "seeds" if field.name == "seed" else field.name.replace("_", "-")
                 why = f"--{flag} is {value}; a whole number is at most {LARGEST:,}."
                 raise OutOfRange(why, field=field.name)
         if self.steps < 1:
