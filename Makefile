@@ -16,6 +16,9 @@ quick = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensi
 OLDEST ?= 3.11
 NEWEST ?= 3.13
 VERSIONED := test,report,tune,video,export,offline
+# gymnax comes apart, because it holds JAX and Gymnasium back: 0.0.9 among the oldest, 1.0 among the newest.
+GYMNAX := test,gymnax
+SIMULATED := tests/test_simulators.py
 TOUCHING := $(patsubst %,tests/test_%.py,cli run saves resume envs snapshot record report compare tune export probes)
 
 .PHONY: help demo test test-slow test-all test-oldest test-newest lint docs bench clean browser
@@ -49,18 +52,25 @@ test-all: $(VENV)/.dev $(VENV)/.docs browser ## run every test (an hour and a ha
 test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour); PARTS=4 PART=2: a quarter
 	@$(PYTEST) -m "slow and not long" --splits $(PARTS) --group $(PART)
 
-test-oldest: ## run a part of the tests with the oldest dependencies that are allowed (needs uv)
-	$(call with-versions,oldest,$(OLDEST),lowest-direct)
+test-oldest: $(BIN)/python ## run a part of the tests with the oldest dependencies that are allowed, on Python 3.11
+	$(call with-versions,oldest-gymnax,$(OLDEST),lowest-direct,$(GYMNAX),$(SIMULATED))
+	$(call with-versions,oldest,$(OLDEST),lowest-direct,$(VERSIONED),$(TOUCHING))
 
-test-newest: ## run a part of the tests with the newest dependencies and Python 3.13 (needs uv)
-	$(call with-versions,newest,$(NEWEST),highest)
+test-newest: $(BIN)/python ## run a part of the tests with the newest dependencies, on Python 3.13
+	$(call with-versions,newest-gymnax,$(NEWEST),highest,$(GYMNAX),$(SIMULATED))
+	$(call with-versions,newest,$(NEWEST),highest,$(VERSIONED),$(TOUCHING))
 
-# A virtual environment .venv-NAME of its own, with a Python and a resolution of uv.
+# A virtual environment .venv-NAME of its own, with a Python that is at hand, a resolution of uv and extras, and test files
+# to run in it. pyenv's folders come first, because uv stops at a command of pyenv that stands for no version.
 define with-versions
-@command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
-@uv venv --quiet --clear --python $(2) .venv-$(1)
-@uv pip install --quiet --python .venv-$(1) --resolution $(3) --upgrade --editable '.[$(VERSIONED)]'
-@$(call quick,.venv-$(1)/bin/python) NPROC=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(TOUCHING)
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+@export PATH="$$(echo "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin | tr ' ' ':'):$$PATH" UV_PYTHON_DOWNLOADS=never; \
+$(BIN)/uv python find --system --quiet $(2) >/dev/null 2>&1 || { \
+  echo "The tests of $(1) did not run: no Python $(2) is here; $(BIN)/uv python install $(2) would get one"; exit 0; }; \
+$(BIN)/uv venv --quiet --clear --python $(2) .venv-$(1) && \
+$(BIN)/uv pip install --quiet --python .venv-$(1) --resolution $(3) --upgrade --editable '.[$(4)]' && \
+$(call quick,.venv-$(1)/bin/python) NPROC=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(5) && \
+echo "The tests of $(1) ran: $$(.venv-$(1)/bin/python -V), JAX $$(.venv-$(1)/bin/python -c 'import jax; print(jax.__version__)')"
 endef
 
 lint: $(VENV)/.dev ## style, import rules and types
@@ -88,7 +98,7 @@ bench: $(VENV)/.bench ## measure training speed beside other libraries
 	$(BIN)/python benchmarks/throughput.py --quick
 
 clean: ## remove caches, builds and test environments; runs/ and .venv stay
-	rm -rf .venv-oldest .venv-newest build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv-oldest* .venv-newest* build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # .venv/.EXTRA stands for "installed with that extra".

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from qscape.agents import build
+from qscape.run.adapters import open_adapters
 from qscape.run.folder import origin
-from qscape.run.loop import open_adapters
 from qscape.run.plan import Plan, prepare
-from qscape.run.rollouts import RolloutTrainer
+from qscape.run.training import make_session
 
 FILE = Path(__file__).parent / "results" / "on_policy" / "atari.json"
 ENV, FRAMES, STEPS = "ALE/Pong-v5", 4, 200
@@ -42,20 +42,20 @@ def main() -> None:
     given = parser.parse_args()
     plan = prepare(Plan("ppo", ENV, steps=10**9, eval_every=0, preset="paper"))[0]
     agent = build(plan.recipe, plan.settings)
-    trainer = RolloutTrainer(plan, agent, *open_adapters(plan, agent))
-    adapter, programs = trainer.adapter, trainer.programs
+    trainer = make_session(plan, agent, *open_adapters(plan, agent))
+    adapter, programs = trainer.adapter, trainer.learner.programs
     adapter.reset()
     action = np.zeros((1, 1), np.float32)
 
     def act() -> None:
         for n in range(STEPS):
             chosen = programs.act(
-                trainer.acting,
+                trainer.learner.acting,
                 None,
                 adapter.observation,
                 trainer.first,
                 np.int32(n),
-                trainer.key,
+                trainer.learner.seeds.key,
                 mode="explore",
             )
             np.asarray(chosen[0])
@@ -64,19 +64,19 @@ def main() -> None:
         for n in range(STEPS):
             action[:] = n % adapter.spec.choices
             step = adapter.step(action)
-            trainer.buffer.add(adapter.observation, action, step)
-        trainer.buffer.clear()
+            trainer.engine.buffer.add(adapter.observation, action, step)
+        trainer.engine.buffer.clear()
 
     def update() -> None:
-        trainer.state, trainer.metrics = programs.update(
-            trainer.state, trainer.buffer.rollout(), np.float32(0), trainer.key
+        trainer.learner.state, trainer.metrics = programs.update(
+            trainer.learner.state, trainer.engine.buffer.rollout(), np.float32(0), trainer.learner.seeds.key
         )
         jax.block_until_ready(trainer.metrics)
 
     parts = {
         "environment": (environment, STEPS),
         "acting": (act, STEPS),
-        "update": (update, trainer.buffer.rows),
+        "update": (update, trainer.engine.buffer.rows),
     }
     spent: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(given.turns + 1):

@@ -69,7 +69,7 @@ def make_trainer(
 ) -> Any:
     """Make the loop of a run, or of several seeds in one program, without evaluations, log and saves."""
     from qscape.run import training
-    from qscape.run.loop import open_adapter
+    from qscape.run.adapters import open_adapter
     from qscape.run.plan import Plan, prepare
     from qscape.run.seeds import CompiledSeeds, RolloutSeeds
 
@@ -82,7 +82,7 @@ def make_trainer(
     plans, agent = [fit[0] for fit in fits], fits[0][1]
     adapters = [open_adapter(plan, agent) for plan in plans]
     if seeds == 1:
-        return training.trainer_of(plans[0], agent, adapters[0])
+        return training.make_session(plans[0], agent, adapters[0])
     kind: Any = RolloutSeeds if recipe.startswith("ppo") else CompiledSeeds
     return kind(plans, agent, adapters)
 
@@ -106,7 +106,7 @@ class QScape(Contender):
         before, clock = self.trainer.env_steps, Clock()
         for _ in self.trainer.events(before + count):
             pass
-        jax.block_until_ready(self.trainer.state)
+        jax.block_until_ready(self.trainer.learner.state)
         return {"steps": self.seeds * (self.trainer.env_steps - before), **clock()}
 
 
@@ -588,7 +588,7 @@ def list_programs(recipe: str, env: str, envs: int, settings: dict[str, Any]) ->
     from qscape.run import scan, scan_rollouts
 
     trainer = make_trainer(recipe, env, envs, settings)
-    agent, sim, key = trainer.agent, trainer.env, trainer.key
+    agent, sim, key = trainer.agent, trainer.env, trainer.learner.seeds.key
     world = jax.eval_shape(partial(reset_world, sim, envs), key)
     zero = np.int32(0)
     action = jax.ShapeDtypeStruct((envs, agent.task.action_size), np.float32)

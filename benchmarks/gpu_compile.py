@@ -69,7 +69,7 @@ def child(recipe: str, envs: int) -> dict[str, float | str]:
     from jax.experimental import topologies
 
     from qscape.run import compiled, scan
-    from qscape.run.loop import open_adapter
+    from qscape.run.adapters import open_adapter
     from qscape.run.plan import Plan, prepare
 
     jax.default_backend = lambda: "gpu"  # functions that have another form on a CPU ask it

@@ -46,10 +46,10 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
     """Train and evaluate `ppo` with its defaults: batch size 64, 10 passes, 3e-4, networks 64-64."""
     from qscape.agents import build
     from qscape.envs import make
+    from qscape.run.adapters import open_adapters
     from qscape.run.evaluation import evaluate
-    from qscape.run.loop import open_adapters
     from qscape.run.plan import Plan
-    from qscape.run.training import trainer_of
+    from qscape.run.training import make_session
 
     recipe, settings = "ppo", {"base": {"rollout": ENVS * STEPS}}
     if task in SCALED:
@@ -57,14 +57,15 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
     plan = Plan(recipe, task, rollouts * ENVS * STEPS, seed, ENVS, settings=settings, eval_every=0)
     agent = build(recipe, settings)
     begun = clocks()
-    trainer = trainer_of(plan, agent, *open_adapters(plan, agent))
+    trainer = make_session(plan, agent, *open_adapters(plan, agent))
     for _ in trainer.events(plan.steps):
         pass
     spent = since(begun)
     adapter = make(task, EPISODES, seed=EVALUATION_SEED, index_actions=True)
 
     def play(mode: str) -> list[float]:
-        played = evaluate(trainer.programs, trainer.acting, adapter, EPISODES, EVALUATION_SEED, mode=mode)
+        learner = trainer.learner
+        played = evaluate(learner.programs, learner.acting, adapter, EPISODES, EVALUATION_SEED, mode=mode)
         return [float(e.ret) for e in played]
 
     steps = {"steps": trainer.env_steps}

@@ -33,7 +33,7 @@ from qscape.offpolicy.agent import Agent
 from qscape.run import scan
 from qscape.run.folder import origin
 from qscape.run.plan import Plan, prepare
-from qscape.run.trainer import Trainer
+from qscape.run.training import make_session
 
 PLACE = Path(__file__).parent / "results" / "recsim"
 ENV, ENVS, WARM_UP = "recsim/10k-v0", 16, 1_008
@@ -67,12 +67,12 @@ def scans(agent: Agent, env: JaxEnv, seeds: int, steps: int) -> dict[str, Callab
 
 def loop(plan: Plan, agent: Agent, steps: int) -> Callable[[], None]:
     """Return the ordinary loop of one seed; each call of it makes `steps` steps."""
-    trainer = Trainer(plan, agent, make(ENV, ENVS))
+    trainer = make_session(plan, agent, make(ENV, ENVS))
 
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
             pass
-        jax.block_until_ready((trainer.state, trainer.carry.replay_state))
+        jax.block_until_ready((trainer.learner.state, trainer.learner.carry.replay_state))
 
     advance(WARM_UP)
     return partial(advance, steps)

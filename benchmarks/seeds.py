@@ -34,7 +34,7 @@ from updates import CONTENDERS, SPEC, filled
 from qscape.agents import build
 from qscape.offpolicy.state import SEED_AXES
 from qscape.run import trainer
-from qscape.run.loop import open_adapter
+from qscape.run.adapters import open_adapter
 from qscape.run.plan import Plan, prepare
 from qscape.run.programs import EMPTY
 from qscape.run.seeds import SeedPrograms, Seeds
@@ -116,7 +116,7 @@ class HostRun:
         ]
         agent, adapters = plans[0][1], [open_adapter(*one[:2]) for one in plans]
         if seeds == 1:
-            self.run: Any = trainer.Trainer(plans[0][0], agent, adapters[0])
+            self.run: Any = trainer.make_session(plans[0][0], agent, adapters[0])
         else:
             self.run = Seeds([plan for plan, *_ in plans], agent, adapters)
         self.drives, self.seeds, self.steps = drives, seeds, steps

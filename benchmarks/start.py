@@ -35,9 +35,9 @@ def child(recipe: str, env: str, begun: float) -> dict[str, float]:
     import jax
 
     from qscape.run import Plan
-    from qscape.run.loop import open_adapters
+    from qscape.run.adapters import open_adapters
     from qscape.run.plan import prepare
-    from qscape.run.training import set_up_jax, trainer_of
+    from qscape.run.training import make_session, set_up_jax
 
     spent = dict.fromkeys(DURATIONS.values(), 0.0)
 
@@ -52,8 +52,8 @@ def child(recipe: str, env: str, begun: float) -> dict[str, float]:
     plan, agent, _ = prepare(Plan(recipe, env, steps=100_000, settings=settings, eval_every=0))
     adapters = open_adapters(plan, agent)
     marks.append(time.time())
-    trainer = trainer_of(plan, agent, *adapters)
-    jax.block_until_ready(trainer.state)
+    trainer = make_session(plan, agent, *adapters)
+    jax.block_until_ready(trainer.learner.state)
     marks.append(time.time())
     until = RANDOM_STEPS
     for _ in trainer.events(until):
@@ -63,7 +63,7 @@ def child(recipe: str, env: str, begun: float) -> dict[str, float]:
         until += 1
         for _ in trainer.events(until):
             pass
-    jax.block_until_ready(trainer.state)
+    jax.block_until_ready(trainer.learner.state)
     marks.append(time.time())
     phases = {name: b - a for name, a, b in zip(PHASES, marks, marks[1:], strict=False)}
     return {**phases, "total": marks[-1] - begun, **{f"of it {name}": s for name, s in spent.items()}}

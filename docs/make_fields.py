@@ -8,9 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from qscape.agents import BASES, EXPANSIONS, PARTS, build
+from qscape.agents import BASES, EXPANSIONS, PARTS, SOCKET_MEANS, build
 from qscape.agents import onpolicy as on_policy
-from qscape.agents.recipes import SOCKET_MEANS
 from qscape.errors import UsageError
 from qscape.offpolicy import plain
 from qscape.onpolicy.descent import Clipped

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
+from qscape.agents import building, parse
 from qscape.cli import COMMANDS, main, options, train
 from qscape.envs import EnvAdapter
 from qscape.errors import memory_error
 from qscape.methods.resets import Resets
-from qscape.run import events, saves, sinks
+from qscape.run import events, saves, sinks, training
 from qscape.run import folder as folders
 from qscape.run.plan import Plan, anywhere, prepare, to_json
 
@@ -675,6 +677,38 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     assert other["settings"] == record["settings"]
     assert other["save_every"] == 30
     assert arrays(Path("again/4"), {"state"}) == arrays(folder, {"state"})
+
+
+class FirstStepError(Exception):
+    """Raised in place of the first step of a run."""
+
+
+@pytest.mark.parametrize(("typed", "built"), [([], 1), (flags("td7", discount=0.98), 2)])
+def test_a_run_begins_with_one_plan_one_recipe_and_one_agent(typed, built, tmp_path, monkeypatch):
+    plans, opened = [], Counter()
+
+    def prepare_and_count(plan):
+        plans.append(plan)
+        return prepare(plan)
+
+    def step(*args):
+        raise FirstStepError
+
+    for module in (train, training):
+        monkeypatch.setattr(module, "prepare", prepare_and_count)
+    monkeypatch.setattr(EnvAdapter, "step", step)
+    sys.addaudithook(lambda event, args: opened.update(args[:1]) if event == "open" else None)
+    for function in (parse, building._build):
+        function.cache_clear()
+    with pytest.raises(FirstStepError):
+        run("--debug", "train", "td7+savo+pave", *CLOCK, "--steps", 2_000, *typed, "--out", tmp_path)
+    assert len(plans) == 1
+    assert parse.cache_info().misses == 1
+    assert building._build.cache_info().misses == built  # with flags that were typed also one without them
+    ours = [f for f in opened if str(f).startswith((str(tmp_path), str(Path(qscape.__file__).parent)))]
+    data = {Path(f).name: opened[f] for f in ours if Path(f).suffix in (".json", ".toml", ".csv")}
+    assert data == {"run.json": 1, "evaluations.csv": 1}, "each file of ours is opened once"
+    assert sum(".run.json." in str(f) for f in ours) == 1, "run.json is written once"
 
 
 def test_a_config_gives_what_was_typed_and_not_what_followed_from_it(tmp_path, monkeypatch):

@@ -23,9 +23,9 @@ from qscape.masks import ActionMask
 from qscape.run import events as ev
 from qscape.run import training
 from qscape.run.chunks import ChunkLength
-from qscape.run.compiled import CompiledRollouts, CompiledTrainer
+from qscape.run.engines.replay import ReplayEngine
+from qscape.run.engines.scan import ReplayScan, RolloutScan
 from qscape.run.plan import Plan, prepare
-from qscape.run.trainer import Trainer
 from qscape.types import stream
 
 TINY = {"actor_hidden": (8,), "critic_hidden": (8,), "batch_size": 8, "replay_capacity": 2_000}
@@ -48,17 +48,17 @@ def plan_of(recipe, env, steps, settings, **more):
     return Plan(recipe, env, steps, settings=settings, **more)
 
 
-def trainer_of(plan):
+def make_session(plan):
     plan, agent, _ = prepare(plan)
     adapter, eval_adapter = training.open_adapters(plan, agent)
-    return training.trainer_of(plan, agent, adapter, eval_adapter)
+    return training.make_session(plan, agent, adapter, eval_adapter)
 
 
 def trained(plan, most=None):
     """A trainer that made all steps, in chunks of at most `most` steps."""
-    trainer = trainer_of(plan)
+    trainer = make_session(plan)
     if most:
-        trainer.length.most = trainer.length.steps = most
+        trainer.engine.length.most = trainer.engine.length.steps = most
     events = list(trainer.events(plan.steps))
     return trainer, events
 
@@ -81,9 +81,9 @@ CASES = {
 
 def state_of(trainer):
     """Everything that a run carries, without the storage's unused rows."""
-    if isinstance(trainer, CompiledRollouts):
-        return trainer.state, trainer.world, trainer.metrics
-    return trainer.carry, trainer.world
+    if isinstance(trainer.engine, RolloutScan):
+        return trainer.learner.state, trainer.engine.worlds.now, trainer.learner.values
+    return trainer.learner.carry, trainer.engine.worlds.now
 
 
 @pytest.mark.parametrize("name", slow_except(["replay"], CASES))
@@ -103,16 +103,16 @@ def test_checkpoints_decide_as_in_the_host_loop():
     plan, agent, _ = prepare(short)
     program, _ = trained(plan)
     beside = Beside(Line(), plan.envs, jax.random.key(plan.seed))
-    host = Trainer(dataclasses.replace(plan, loop="host"), agent, beside)
+    host = make_session(dataclasses.replace(plan, loop="host"), agent, beside)
     list(host.events(plan.steps))
     assert (host.env_steps, host.updates) == (program.env_steps, program.updates)
     assert host.updates > 20
     close = partial(np.testing.assert_allclose, rtol=2e-2, atol=5e-3)
-    jax.tree.map(close, host.state.actor, program.state.actor)
+    jax.tree.map(close, host.learner.state.actor, program.learner.state.actor)
     jax.tree.map(close, host.kept, program.kept)
     for name in ("steps", "age", "episodes"):
-        assert host.schedule[name] == program.schedule[name]
-    close(host.schedule["returns"], program.schedule["returns"])
+        assert host.learner.schedule[name] == program.learner.schedule[name]
+    close(host.learner.schedule["returns"], program.learner.schedule["returns"])
 
 
 @pytest.mark.parametrize("name", slow_except(["replay"], CASES))
@@ -130,7 +130,7 @@ def test_resuming_in_an_episode_changes_no_bit(name, tmp_path):
         assert found[0].env_steps == whole.env_steps
         return
     assert_equal(state_of(whole), state_of(found[0]))
-    assert not np.isin(np.asarray(found[0].world.length), 0).all(), "in the middle of episodes"
+    assert not np.isin(np.asarray(found[0].engine.worlds.now.length), 0).all(), "in the middle of episodes"
 
 
 @pytest.mark.slow
@@ -238,17 +238,17 @@ def test_only_the_environment_itself_is_compiled():
     assert make(lambda: Shifted(LineEnv())).jax_env is None
     assert make("Pendulum-v1").jax_env is None
     with pytest.raises(UsageError, match=r"--loop compiled needs an environment in JAX.*Pendulum-v1 is not"):
-        trainer_of(plan_of("td3", "Pendulum-v1", 100, OFF, loop="compiled"))
+        make_session(plan_of("td3", "Pendulum-v1", 100, OFF, loop="compiled"))
     with pytest.raises(UsageError, match=r"batch_size is 99, more than the 50 transitions that replay holds"):
         prepare(plan_of("td3", "compiled/Line-v0", 9, {"base": {"batch_size": 99, "replay_capacity": 50}}))
     with pytest.raises(UsageError, match=r"--loop quick is unknown"):
         plan_of("td3", "Pendulum-v1", 100, OFF, loop="quick")
-    host = trainer_of(plan_of("td3", "compiled/Line-v0", 100, OFF, loop="host", envs=3))
-    assert type(host) is Trainer
+    host = make_session(plan_of("td3", "compiled/Line-v0", 100, OFF, loop="host", envs=3))
+    assert isinstance(host.engine, ReplayEngine)
     assert host.adapter.envs == 3
-    many = trainer_of(plan_of("td3", "compiled/Line-v0", 100, OFF, envs=3))
-    assert isinstance(many, CompiledTrainer)
-    assert (many.adapter.envs, many.envs) == (1, 3)
+    many = make_session(plan_of("td3", "compiled/Line-v0", 100, OFF, envs=3))
+    assert isinstance(many.engine, ReplayScan)
+    assert (many.adapter.envs, many.engine.envs) == (1, 3)
 
 
 def test_a_slow_chunk_is_followed_by_a_shorter_one():

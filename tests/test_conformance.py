@@ -12,8 +12,6 @@ from qscape.errors import UsageError
 OWN = ["jax/CartPole-v1", "cliff/IdealCliffWalking-v0", "recsim/10k-v0", "mineworld/MineWorld-v0"]
 PROBES = ["qscape/ProbeTimeLimit-v0", "qscape/ProbePolicy-v0"]
 OTHERS = {
-    "gymnax/CartPole-v1": "gymnax",
-    "gymnax/Pendulum-v1": "gymnax",
     "brax/fast": "brax",
     "brax/inverted_pendulum": "brax",
     "playground/CartpoleBalance": "mujoco_playground",

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import Clock, settings
 
 from qscape import agents
 from qscape.cli import main
+from qscape.envs import make
 from qscape.errors import UsageError
 from qscape.methods.c51 import C51
 from qscape.methods.hl_gauss import HLGauss
@@ -23,8 +25,9 @@ from qscape.ops.distributional import (
     quantile_huber_loss,
     quantile_levels,
 )
-from qscape.run.loop import Loop
+from qscape.run import Plan
 from qscape.run.plan import part_notes
+from qscape.run.training import make_session
 from qscape.types import Batch, Event
 
 ATOMS = C51(low=-2.0, high=2.0, atoms=5)
@@ -367,11 +370,10 @@ def test_bins_that_fit_targets_far_beyond_their_end_are_saturated(atoms):
 
 
 def test_a_warning_comes_once():
-    class Run:
-        agent, _warned = agents.build("td3+hl_gauss"), set()
-
+    plan = Plan("td3+hl_gauss", "Clock", 10, settings=settings("td3", warmup=5))
+    run = make_session(plan, agents.build(plan.recipe, plan.settings), make(Clock))
     narrow = {"saturated_values": 1.0, "clipped_targets": 1.0}
-    said = [Loop._new_warnings(Run, metrics) for metrics in ({}, narrow, narrow)]
+    said = [run._new_warnings(run.seeds[0], metrics) for metrics in ({}, narrow, narrow)]
     assert [len(sentences) for sentences in said] == [0, 1, 0]
 
 

@@ -23,7 +23,8 @@ from qscape.inspect.survey import Surveyor
 from qscape.inspect.trained_agent import critic_values
 from qscape.nets.per_action import ActionCritic, Dueling
 from qscape.run.plan import Plan
-from qscape.run.trainer import Trainer
+from qscape.run.session import Session
+from qscape.run.training import make_session
 from qscape.types import Batch, Event, Spec
 
 DISCOUNT, STATES, ACTIONS = 0.8, 4, 3
@@ -85,9 +86,9 @@ def fitted_quantiles(moves, rewards, levels=25) -> np.ndarray:
     return quantiles.mean(-1)
 
 
-def optimal_values_of(trainer: Trainer, solve=optimal_values) -> np.ndarray:
+def optimal_values_of(trainer: Session, solve=optimal_values) -> np.ndarray:
     """Q* of the MDP with the frequencies of the transitions in replay."""
-    rows = np.asarray(trainer.storage)[: int(trainer.carry.replay_state.size[0])]
+    rows = np.asarray(trainer.learner.storage)[: int(trainer.learner.carry.replay_state.size[0])]
     obs, action, reward, ended = rows[:, :STATES], rows[:, STATES], rows[:, STATES + 1], rows[:, STATES + 2]
     state, action = obs.argmax(1), action.astype(int)
     after = rows[:, STATES + 4 : 2 * STATES + 4] * (1.0 - ended[:, None])
@@ -111,13 +112,13 @@ TABLE_SETTINGS = {
 }
 
 
-def learn(recipe: str, steps: int, **base) -> Trainer:
+def learn(recipe: str, steps: int, **base) -> Session:
     """A trainer that made its steps in the table MDP."""
     parts = agents.build(recipe).parts
     settings = {name: own for name, own in TABLE_SETTINGS.items() if name in parts}
     settings["base"] = BASE | base | {"schedule_updates": steps}
     plan = Plan(recipe, "TableMDP", steps, settings=settings, eval_every=0)
-    trainer = Trainer(plan, agents.build(recipe, settings), make(TableMDP, index_actions=True))
+    trainer = make_session(plan, agents.build(recipe, settings), make(TableMDP, index_actions=True))
     for _ in trainer.events(steps):
         pass
     return trainer
@@ -139,14 +140,19 @@ def values_of(agent, state, obs) -> np.ndarray:
 )
 def test_the_optimal_values_of_a_table_are_learned(recipe):
     trainer = learn(recipe, 4_000)
-    found = values_of(trainer.agent, trainer.state, np.eye(STATES, dtype=np.float32))
+    found = values_of(trainer.agent, trainer.learner.state, np.eye(STATES, dtype=np.float32))
     known = optimal_values_of(trainer)
     assert np.ptp(known) > 1.0
     wanted = optimal_values_of(trainer, fitted_quantiles) if "quantile" in recipe else known
     np.testing.assert_allclose(found, wanted, atol=0.08)
     np.testing.assert_allclose(known, optimal_values(), atol=0.25)
-    acted = trainer.programs.act(
-        trainer.acting, None, np.eye(STATES, dtype=np.float32), np.ones(STATES, bool), 0, trainer.key
+    acted = trainer.learner.programs.act(
+        trainer.learner.acting,
+        None,
+        np.eye(STATES, dtype=np.float32),
+        np.ones(STATES, bool),
+        0,
+        trainer.learner.seeds.key,
     )[0]
     np.testing.assert_array_equal(np.asarray(acted)[:, 0], known.argmax(1))
 
@@ -348,11 +354,11 @@ def test_images_go_through_convolutions():
     base |= {"updates_per_step": 1.0}
     settings = {"base": base | {"replay_observations": "bfloat16"}}
     plan = Plan("dqn", "Pictures", 30, settings=settings, eval_every=0)
-    trainer = Trainer(plan, agents.build("dqn", settings), make(Pictures, index_actions=True))
-    start = trainer.state.critics[0]
+    trainer = make_session(plan, agents.build("dqn", settings), make(Pictures, index_actions=True))
+    start = trainer.learner.state.critics[0]
     first = jax.tree.map(np.array, start)
     list(trainer.events(30))
-    after = trainer.state.critics[0]
+    after = trainer.learner.state.critics[0]
     assert trainer.updates == 20
     assert len(after.body.torso.kernels) == 3
     assert not any(

@@ -23,10 +23,9 @@ from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd
 from qscape.run import Plan, drive
 from qscape.run import events as ev
-from qscape.run import trainer as trainers
 from qscape.run.drive import MOST
-from qscape.run.seeds import Seeds
-from qscape.run.trainer import Trainer
+from qscape.run.engines import replay
+from qscape.run.training import make_session, make_shared_session
 
 STEPS = 400
 
@@ -38,8 +37,8 @@ def driven(monkeypatch):
 
 
 def take_early(monkeypatch):
-    monkeypatch.setattr(trainers, "LONG", 0)
-    monkeypatch.setattr(trainers, "CHUNK", 20)
+    monkeypatch.setattr(replay, "LONG", 0)
+    monkeypatch.setattr(replay, "CHUNK", 20)
     monkeypatch.setattr(adapters, "HOST_ONLY", (*adapters.HOST_ONLY, "tiny"))
 
 
@@ -55,7 +54,7 @@ def begun(recipe="td3", env=Clock, envs=1, steps=STEPS, evaluated=True, **base):
         log_every=70,
     )
     built = agents.build(recipe, plan.settings)
-    return Trainer(plan, built, make(env, envs), make(env, 2, seed=9) if evaluated else None)
+    return make_session(plan, built, make(env, envs), make(env, 2, seed=9) if evaluated else None)
 
 
 def told(trainer, until=STEPS):
@@ -73,7 +72,7 @@ def said(event):
 def leaves(trainer):
     return [
         (jax.tree_util.keystr(path), np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x))
-        for path, x in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.asarray, trainer.arrays()))
+        for path, x in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.asarray, trainer.engine.arrays()))
     ]
 
 
@@ -104,8 +103,8 @@ def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
     take_early(monkeypatch)
     driven = begun(recipe, **how)
     assert str(told(driven)) == str(heard)
-    assert apart.driver is None
-    assert driven.driver is not None
+    assert apart.engine.driver is None
+    assert driven.engine.driver is not None
     for (name, one), (_, other) in zip(leaves(apart), leaves(driven), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
     numbers = [{k: v for k, v in t.counters().items() if k != "seconds"} for t in (apart, driven)]
@@ -136,7 +135,9 @@ def seeds_begun(env=Clock, seeds=(3, 5), **how):
     """Several seeds in one program, whose episodes have other lengths."""
     plans = [Plan("td3", "Clock", STEPS, seed=k, settings=settings("td3", warmup=50), **how) for k in seeds]
     adapters = [make(env, seed=seed) for seed in seeds]
-    return Seeds(plans, agents.build("td3", plans[0].settings), adapters, make(Clock, 2, seed=9))
+    return make_shared_session(
+        plans, agents.build("td3", plans[0].settings), adapters, make(Clock, 2, seed=9)
+    )
 
 
 def seeds_told(runs):
@@ -151,8 +152,8 @@ def test_several_seeds_are_the_same_to_the_bit(monkeypatch):
     take_early(monkeypatch)
     driven = seeds_begun(**how)
     assert str(seeds_told(driven)) == str(heard)
-    assert apart.driver is None
-    assert driven.driver is not None
+    assert apart.engine.driver is None
+    assert driven.engine.driver is not None
     assert {k for k, name, _ in heard if name == "EpisodeDone"} == {0, 1}
     for k in range(2):
         for (name, one), (_, other) in zip(leaves(apart.run(k)), leaves(driven.run(k)), strict=True):
@@ -163,7 +164,7 @@ def test_an_environments_nan_inside_the_program_names_the_seed(driven):
     runs = seeds_begun(env=lambda: Clock(30, fail_at=200), eval_every=0)
     with pytest.raises(RunError, match=r"seed 3: Clock_: reward.* is nan .*step 20 of its episode 7"):
         seeds_told(runs)
-    assert runs.driver is not None
+    assert runs.engine.driver is not None
     assert runs.env_steps == 199
 
 
@@ -192,9 +193,9 @@ def test_images_are_driven_as_bytes(monkeypatch):
     monkeypatch.setattr(adapters, "HOST_ONLY", (*adapters.HOST_ONLY, Bytes.__module__))
     sizes = {"critic_hidden": (8,), "batch_size": 4, "replay_capacity": 256, "updates_per_step": 0.5}
     plan = Plan("dqn", "Bytes", 120, settings={"base": sizes | {"warmup": 10}}, eval_every=0)
-    trainer = Trainer(plan, agents.build("dqn", plan.settings), make(Bytes, index_actions=True))
+    trainer = make_session(plan, agents.build("dqn", plan.settings), make(Bytes, index_actions=True))
     told(trainer, 120)
-    assert trainer.driver is not None
+    assert trainer.engine.driver is not None
     assert trainer.updates == 55
 
 
@@ -224,15 +225,15 @@ def test_environments_that_may_call_jax_stay_outside(env, known, envs):
 def test_short_runs_are_not_driven():
     trainer = begun()
     told(trainer)
-    assert trainer.driver is None
+    assert trainer.engine.driver is None
 
 
 def test_agents_that_learn_between_episodes_make_their_updates_there(driven):
     trainer = begun("td3+checkpoints")
     told(trainer)
-    assert trainer.driver is not None
+    assert trainer.engine.driver is not None
     assert (
-        trainer.updates == int(trainer.state.updates) == 11 * 30
+        trainer.updates == int(trainer.learner.state.updates) == 11 * 30
     )  # after each of the episodes from 60 to 390
 
 
@@ -252,9 +253,9 @@ def test_schedules_of_ones_own_hear_of_every_episode(driven):
     plan = Plan("td3", "Clock", STEPS, settings=settings("td3", warmup=50), eval_every=0)
     schedule = Own()
     agent = dataclasses.replace(agents.build("td3", plan.settings), schedule=schedule)
-    trainer = Trainer(plan, agent, make(partial(Clock, 30)))
+    trainer = make_session(plan, agent, make(partial(Clock, 30)))
     told(trainer)
-    assert trainer.driver is None
+    assert trainer.engine.driver is None
     assert schedule.heard == [30] * 12  # those after the 50 steps of the warm-up
 
 
@@ -263,7 +264,7 @@ def test_environments_whose_resets_are_rows_are_not_driven(driven):
     trainer = begun(env=many, evaluated=False)
     told(trainer)
     assert trainer.updates
-    assert trainer.driver is None
+    assert trainer.engine.driver is None
 
 
 def test_most_steps_are_taken_inside_the_program(driven):
@@ -291,10 +292,10 @@ def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
     why = rf"Clock_: {what}.* is nan in environment 0, step 20 of its episode 7"
     with pytest.raises(RunError, match=why):
         told(trainer)
-    assert trainer.driver is not None
+    assert trainer.engine.driver is not None
     assert trainer.env_steps == 199
-    assert int(trainer.state.updates) == trainer.updates  # what was learned can still be used
-    assert int(trainer.carry.replay_state.size[0]) == 199
+    assert int(trainer.learner.state.updates) == trainer.updates  # what was learned can still be used
+    assert int(trainer.learner.carry.replay_state.size[0]) == 199
 
 
 def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
@@ -312,7 +313,7 @@ def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
     assert isinstance(end, ev.Ended)
     assert end.interrupted
     assert trainer.env_steps == 201
-    assert trainer.carry.action is not None
+    assert trainer.learner.carry.action is not None
 
 
 @pytest.mark.slow
@@ -322,15 +323,15 @@ def test_a_stop_from_outside_is_seen_within_moments(driven):
     for _ in trainer.events(100):
         pass
     trainer.due = dict.fromkeys(trainer.due, 10**9)  # no log, no evaluation, no end of an episode
-    drive, calls = trainer._drive, []
+    drive, calls = trainer.engine._drive, []
 
-    def third_time_stop():
+    def third_time_stop(limit):
         calls.append(trainer.env_steps)
         if len(calls) == 3:
             trainer.stop()
-        return drive()
+        return drive(limit)
 
-    trainer._drive = third_time_stop
+    trainer.engine._drive = third_time_stop
     *_, end = trainer.events(10**6)
     assert end.interrupted
     assert len(calls) == 3
@@ -340,8 +341,8 @@ def test_a_stop_from_outside_is_seen_within_moments(driven):
 def test_the_program_does_not_copy_the_replay(driven):
     trainer = begun("td3+lap", replay_capacity=65_536)
     told(trainer)
-    arguments = trainer.carry, np.ones(MOST, np.int32), 1, 0, trainer.key
-    text = trainer.driver.program.lower(*arguments).compile().as_text()
+    arguments = trainer.learner.carry, np.ones(MOST, np.int32), 1, 0, trainer.learner.seeds.key
+    text = trainer.engine.driver.program.lower(*arguments).compile().as_text()
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", text)
     sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
     assert max(sizes, default=0) < 65_536

@@ -495,6 +495,21 @@ def test_a_missing_package_is_answered_with_the_extra(env_id, package, why, monk
         make(env_id)
 
 
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "FetchReach-v4"])
+def test_a_mujoco_that_cannot_be_imported_is_told_with_the_command_that_mends_it(
+    env_id, tmp_path, monkeypatch
+):
+    pytest.importorskip("gymnasium_robotics")
+    (tmp_path / "mujoco").mkdir()
+    (tmp_path / "mujoco" / "__init__.py").write_text("import mujoco._gone")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = ("mujoco", "gymnasium.envs.mujoco", "gymnasium_robotics")
+    for name in [name for name in sys.modules if name.startswith(broken)]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UsageError, match=r"_gone.*pip install .*mujoco=="):
+        make(env_id)
+
+
 def test_a_robot_that_its_mujoco_cannot_make_is_told_with_the_versions(monkeypatch):
     pytest.importorskip("gymnasium_robotics")
 

@@ -26,8 +26,8 @@ from qscape.errors import RunError, UsageError
 from qscape.nets.distributions import Categorical, FactoredCategorical
 from qscape.ops.etf import is_simplex_etf
 from qscape.run import saves, scan
+from qscape.run.engines.rollout import RolloutPrograms
 from qscape.run.evaluation import evaluate
-from qscape.run.rollouts import RolloutPrograms
 
 SMALL = {"actor_hidden": (16,), "critic_hidden": (16,)}
 ON = SMALL | {"rollout": 128, "batch_size": 64, "passes": 4, "learning_rate": 0.01}

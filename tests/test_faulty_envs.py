@@ -19,7 +19,7 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
 from qscape.run import Plan, resume, saves, train
-from qscape.run.seeds import SeedAdapters
+from qscape.run.engines.replay import SeedAdapters
 
 
 class Broken(Clock):
@@ -232,10 +232,10 @@ def test_an_error_while_a_jax_environment_is_traced_is_one_sentence():
 def test_an_environment_that_exits_inside_a_program(tmp_path, monkeypatch):
     """Of the driven program, which calls the environments from XLA's thread."""
     from qscape.envs import adapter
-    from qscape.run import trainer
+    from qscape.run.engines import replay
 
-    monkeypatch.setattr(trainer, "CHUNK", 5)
-    monkeypatch.setattr(trainer, "LONG", 10)
+    monkeypatch.setattr(replay, "CHUNK", 5)
+    monkeypatch.setattr(replay, "LONG", 10)
     monkeypatch.setattr(adapter, "HOST_ONLY", (*adapter.HOST_ONLY, Exits.__module__))
     monkeypatch.setattr(Exits, "count", 0)
     monkeypatch.setattr(Exits, "at", 61)
@@ -243,7 +243,7 @@ def test_an_environment_that_exits_inside_a_program(tmp_path, monkeypatch):
     seen = []
     with pytest.raises(SystemExit):
         list(train(plan, tmp_path / "run", on_trainer=seen.append))
-    assert seen[0].driver is not None
+    assert seen[0].engine.driver is not None
     assert saves.names(tmp_path / "run" / "saves")[-1] == "000000060"
     *_, ended = resume(tmp_path / "run")
     assert (ended.step, ended.updates) == (200, 180)

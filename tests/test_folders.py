@@ -28,8 +28,8 @@ from qscape.jobs.worker import Job, run_job
 from qscape.run import Plan, files, resume, saves, stopping, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.loop import open_adapters
-from qscape.run.training import trainer_of
+from qscape.run.adapters import open_adapters
+from qscape.run.training import make_session
 from qscape.sealed import seal
 
 PLAN = Plan(
@@ -354,7 +354,7 @@ def test_a_forged_save_is_one_sentence(run):
     file = folders.newest_save(run) / "save.json"
     whole = json.loads(file.read_text())
     adapter, _ = open_adapters(PLAN, build(PLAN.recipe, PLAN.settings))
-    trainer = trainer_of(PLAN, build(PLAN.recipe, PLAN.settings), adapter)
+    trainer = make_session(PLAN, build(PLAN.recipe, PLAN.settings), adapter)
     refused = 0
     meta = ("numbers", "environment", "table", "milestone", "qscape", "threads")
     places = [("meta", name) for name in meta]

@@ -1,4 +1,4 @@
-"""Run folders of an earlier version load, act, resume and compare as they did when they were written.
+"""Run folders of released versions load, act, resume, export and compare as they did when they were written.
 
 `golden/make.py` says what the folders hold and how the expected results were made. This file uses what users
 have: `qs`, the command line and the files of a run.
@@ -13,22 +13,42 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.make import EPISODES, MEASURES, act, compare, finish, this_platform
+import tiny  # noqa: F401  # the environment of the images, which the run folder names
+from golden.make import (
+    EPISODES,
+    MEASURES,
+    PLANS,
+    SEEDS,
+    TOGETHER,
+    act,
+    compare,
+    export,
+    find_names,
+    finish,
+    make_observations,
+    this_platform,
+)
 
 from qscape.cli import main as qscape
 from qscape.report.numbers import format_return
 
-GOLDEN = Path(__file__).parent / "golden"
-NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/run.json"))
+GOLDEN = Path(__file__).parent / "golden" / "0.2.0"
+NAMES = find_names(GOLDEN)
 
 # Relative difference of returns and actions on another processor. Programs restricted to SSE4.2 instead of
 # AVX-512 gave 1e-7 for the policies in the folders and 3e-8 for evaluations after the resumed updates.
 LOADED, MEASURED, RESUMED = 1e-5, 1e-4, 1e-4
 
 
+@pytest.fixture(autouse=True)
+def _datasets(monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(GOLDEN / "datasets"))
+
+
 def expected(name: str) -> dict[str, Any]:
-    """The results that the code of that time gave."""
-    return json.loads((GOLDEN / f"{name}.json").read_text())
+    """The results that the code of that time gave: on this platform, or else on the first."""
+    known = json.loads((GOLDEN / f"{name}.json").read_text())
+    return next((results for results in known if results["platform"] == this_platform()), known[0])
 
 
 def copy(name: str, place: Path) -> Path:
@@ -58,7 +78,7 @@ def assert_same_rows(found: list[str], wanted: list[str], name: str) -> None:
 
 
 def assert_same_leaves(found: list[str], wanted: list[str]) -> None:
-    """The arrays of a save, whatever their names are."""
+    """The arrays of a file, whatever their names are."""
     now, then = (Counter(line.rpartition(" ")[0] for line in lines) for lines in (found, wanted))
     lost = [line for line in wanted if line.rpartition(" ")[0] in then - now]
     new = [line for line in found if line.rpartition(" ")[0] in now - then]
@@ -67,8 +87,11 @@ def assert_same_leaves(found: list[str], wanted: list[str]) -> None:
 
 
 def test_there_are_golden_runs():
-    assert len(NAMES) >= 7
+    of_seeds = {f"{name}/{seed}" for name in TOGETHER for seed in SEEDS}
+    assert {*NAMES} == PLANS.keys() - TOGETHER | of_seeds
     assert sum(file.stat().st_size for file in GOLDEN.rglob("*") if file.is_file()) < 3e6
+    for file in GOLDEN.rglob("save.json"):
+        assert json.loads(file.read_text())["version"] == 2, file
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +99,7 @@ def test_a_golden_run_acts_as_it_did(name, tmp_path, capsys):
     folder, wanted = copy(name, tmp_path), expected(name)["loaded"]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = act(folder, wanted["observations"])
+        found = act(folder, make_observations(folder))
     assert not [str(w.message) for w in said if "cannot be resumed" in str(w.message)]
     assert found["env_steps"] == wanted["env_steps"]
     assert_close(found["actions"], wanted["actions"], name, LOADED)
@@ -98,6 +121,12 @@ def test_a_golden_run_is_measured_as_it_was(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_golden_run_is_exported_as_it_was(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert_same_leaves(export(copy(name, tmp_path)), expected(name)["exported"])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_golden_run_is_resumed_to_the_same_end(name, tmp_path):
     wanted = expected(name)["resumed"]
     found = finish(copy(name, tmp_path))
@@ -110,7 +139,7 @@ def test_a_golden_run_is_resumed_to_the_same_end(name, tmp_path):
 
 def test_golden_runs_are_compared(tmp_path, capsys):
     wanted = json.loads((GOLDEN / "compare.json").read_text())
-    found = compare(GOLDEN, tmp_path / "tables.json")
+    found = compare([GOLDEN], tmp_path / "tables.json")
     for row, other in zip(found, wanted, strict=True):
         assert row == other | {"final_mean": pytest.approx(other["final_mean"], rel=1e-9)}
     shown = "".join(capsys.readouterr().out.split())

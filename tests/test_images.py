@@ -12,7 +12,7 @@ from qscape.envs import make
 from qscape.errors import UsageError
 from qscape.nets.conv import Convolutions, image_layout, min_image_size, patches
 from qscape.run.plan import Plan
-from qscape.run.rollouts import RolloutTrainer
+from qscape.run.training import make_session
 from qscape.types import Spec
 
 SMALL = ((4, 4, 2), (6, 3, 1))  # channels, kernel, stride
@@ -115,15 +115,15 @@ def test_flat_pictures():
 def test_a_policy_learns_from_pictures():
     base = {"rollout": 64, "batch_size": 32, "passes": 4, "learning_rate": 3e-3}
     agent = agents.build("ppo+etf", {"base": base, "plain": {"image_hidden": (16,)}})
-    trainer = RolloutTrainer(
+    trainer = make_session(
         Plan("ppo+etf", "Bars", 512, eval_every=0), agent, make(Bars, 4, index_actions=True)
     )
     assert trainer.adapter.observation.dtype == np.uint8
     for _ in trainer.events(512):
         pass
-    assert trainer.buffer.columns["observation"].dtype == np.uint8
-    assert trainer.buffer.columns["next_observation"].dtype == np.uint8
-    assert trainer.state.networks.critic[0] is None, "one torso for both"
+    assert trainer.engine.buffer.columns["observation"].dtype == np.uint8
+    assert trainer.engine.buffer.columns["next_observation"].dtype == np.uint8
+    assert trainer.learner.state.networks.critic[0] is None, "one torso for both"
     pictures = []
     for side in (0, 1):
         env = Bars()
@@ -132,7 +132,7 @@ def test_a_policy_learns_from_pictures():
         rows, several = trainer.adapter.observations(env.shown())
         assert not several
         np.testing.assert_array_equal(rows[0], pictures[-1])
-    dist = trainer.agent.get_distribution(trainer.acting, np.stack(pictures))
+    dist = trainer.agent.get_distribution(trainer.learner.acting, np.stack(pictures))
     assert dist.mode()[:, 0].tolist() == [0.0, 1.0]
 
 

@@ -48,7 +48,7 @@ def test_actions_and_values_are_equal(home, tmp_path, capsys):
     with torch.no_grad():
         theirs = model.critic(torch.as_tensor(obs), torch.as_tensor(action))
         slow = model.critic_target(torch.as_tensor(obs), torch.as_tensor(action))
-    state = mine.trainer.state
+    state = mine.trainer.learner.state
     for critics, values in ((state.critics, theirs), (state.critics_target, slow)):
         assert len(critics) == len(values)
         for critic, value in zip(critics, values, strict=True):

@@ -24,7 +24,7 @@ from qscape.model import SEED
 from qscape.run import evaluation, resume, training
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.loop import Loop
+from qscape.run.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_helpers_of_other_libraries_can_evaluate_it(trained):
     returns = evaluate_policy(trained, env, 2)
     ours = make("Pendulum-v1", 2, seed=5)
     assert trained.trainer is not None
-    done = qs.run.evaluation.evaluate(trained.trainer.programs, trained.trainer.best, ours, 2, seed=5)
+    done = qs.run.evaluation.evaluate(trained.trainer.learner.programs, trained.trainer.best, ours, 2, seed=5)
     assert returns == pytest.approx([e.ret for e in done], rel=1e-4)
 
 
@@ -384,7 +384,7 @@ def test_an_interrupt_loses_nothing():
 
     def interrupt(_, event):
         if isinstance(event, ev.EpisodeDone) and event.step == 1_000:
-            assert model.trainer.driver is not None  # in the midst of a compiled program
+            assert model.trainer.engine.driver is not None  # in the midst of a compiled program
             threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
 
     before = signal.getsignal(signal.SIGINT)
@@ -392,13 +392,13 @@ def test_an_interrupt_loses_nothing():
         model.learn(40_000, interrupt)
     assert signal.getsignal(signal.SIGINT) is before
     assert 1_000 <= model.env_steps < 40_000
-    assert model.trainer.updates == int(model.trainer.state.updates) == model.env_steps - 20
+    assert model.trainer.updates == int(model.trainer.learner.state.updates) == model.env_steps - 20
     steps = model.env_steps
     assert model.learn(10).env_steps == steps + 10
 
 
 def test_a_run_without_an_update_says_so_and_so_do_its_parts(monkeypatch):
-    monkeypatch.setattr(Loop, "_new_warnings", lambda *_: ["c51: the support is too narrow"])
+    monkeypatch.setattr(Session, "_new_warnings", lambda *_: ["c51: the support is too narrow"])
     with pytest.warns(UserWarning, match="too narrow|without one update") as said:
         qs.Model("td7", "Pendulum-v1", eval_every=0, **settings("td7", warmup=20)).learn(60)
     texts = " ".join(str(warning.message) for warning in said)
@@ -570,11 +570,17 @@ def test_the_kept_policy_is_the_one_that_predicts():
     model = qs.Model("td3+checkpoints", Clock, eval_every=0, **small).learn(300)
     trainer = model.trainer
     seen = observations(9)
-    kept = trainer.programs.act(
+    kept = trainer.learner.programs.act(
         trainer.kept, None, seen, np.ones(9, bool), np.int32(0), qs.model.evaluation_key(), mode="evaluate"
     )[0]
-    current = trainer.programs.act(
-        trainer.acting, None, seen, np.ones(9, bool), np.int32(0), qs.model.evaluation_key(), mode="evaluate"
+    current = trainer.learner.programs.act(
+        trainer.learner.acting,
+        None,
+        seen,
+        np.ones(9, bool),
+        np.int32(0),
+        qs.model.evaluation_key(),
+        mode="evaluate",
     )[0]
     assert not np.array_equal(kept, current)
     assert np.array_equal(model.predict(seen)[0], kept)  # the clock's actions are in [-1, 1] already

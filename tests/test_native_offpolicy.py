@@ -24,7 +24,8 @@ from qscape.envs.world import reset_world, step_world
 from qscape.errors import UsageError
 from qscape.run import scan, scan_rollouts
 from qscape.run.plan import Plan
-from qscape.run.trainer import Trainer
+from qscape.run.session import Session
+from qscape.run.training import make_session
 from qscape.types import stream
 
 
@@ -139,6 +140,7 @@ class Beside:
     """The same worlds behind the face of an edge, for the ordinary loop; it maps actions as edges do."""
 
     env_id = "beside"
+    jax_env = None
     resetting = None  # a world resets in the step that ends an episode
 
     def __init__(self, env: JaxEnv, envs: int, key: Array):
@@ -168,15 +170,15 @@ class Beside:
 
 
 @lru_cache
-def by_hand(name: str) -> Trainer:
+def by_hand(name: str) -> Session:
     """The ordinary loop: one call after the other, on the host."""
     agent, env, envs, steps = case(name)
     base = dataclasses.replace(agent.base, **agent.base.scale_to_envs(envs))
     agent = dataclasses.replace(agent, base=base)
     plan = Plan(agent.recipe, "beside", steps, envs=envs, eval_every=0)
-    trainer = Trainer(plan, agent, Beside(env, envs, KEYS[0]))  # type: ignore[arg-type]
+    trainer = make_session(plan, agent, Beside(env, envs, KEYS[0]))  # type: ignore[arg-type]
     for name in ("insert", "step", "learn"):
-        program = getattr(trainer.programs, name)
+        program = getattr(trainer.learner.programs, name)
         program.compiled = Quick(program.compiled)
     for _ in trainer.events(steps):
         pass
@@ -194,14 +196,14 @@ def test_a_program_equals_the_ordinary_loop(name):
     trainer, (run, history) = by_hand(name), alone(name)[1][0]
     assert (trainer.env_steps, trainer.updates) == (int(run.state.env_steps), int(run.state.updates))
     tolerance = {"rtol": 2e-3, "atol": 2e-4}
-    close(trainer.storage, run.carry.storage, **tolerance)
-    close(trainer.carry.replay_state, run.carry.replay_state, **tolerance)
+    close(trainer.learner.storage, run.carry.storage, **tolerance)
+    close(trainer.learner.carry.replay_state, run.carry.replay_state, **tolerance)
     close(
-        (trainer.state.actor, trainer.state.critics_target),
+        (trainer.learner.state.actor, trainer.learner.state.critics_target),
         (run.state.actor, run.state.critics_target),
         **tolerance,
     )
-    close(run.carry.metrics, trainer.metrics, **tolerance)
+    close(run.carry.metrics, trainer.learner.carry.metrics, **tolerance)
     ended = history.episodes > 0
     total = float((history.returned * history.episodes)[ended].sum())
     assert int(history.episodes.sum()) == len(trainer.adapter.ended) > 5

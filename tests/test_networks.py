@@ -13,7 +13,7 @@ from rows import slow_except
 from small import S, build, start
 
 from qscape import agents
-from qscape.agents.recipes import EXPANSIONS
+from qscape.agents import EXPANSIONS
 from qscape.errors import UsageError
 from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
@@ -64,10 +64,8 @@ def lengths(net):
     ],
 )
 def test_parameters_are_as_many_as_in_the_papers(recipe, critic, actor):
-    from qscape.agents import recipes
-
     more = {"quantile": {"quantiles": 100}} if "quantile" in recipe else {}
-    nets = recipes.build(recipe, more).on(CHEETAH).nets
+    nets = agents.build(recipe, more).on(CHEETAH).nets
     assert parameters(jax.eval_shape(nets.critic, KEY)) == critic
     if actor is not None:
         assert parameters(jax.eval_shape(nets.actor, KEY)) == actor
@@ -442,10 +440,8 @@ def test_networks_of_parts_are_plain(network):
     ],
 )
 def test_combinations_without_sense_are_refused(recipe, settings, says):
-    from qscape.agents import recipes
-
     with pytest.raises(UsageError, match=says):
-        recipes.build(recipe, settings)
+        agents.build(recipe, settings)
 
 
 @pytest.mark.parametrize("recipe", ["td3+joint+xqc", "td3+joint+crossq_wn"])

@@ -19,6 +19,7 @@ import qscape as qs
 from qscape.agents import build, recipe_for_dataset
 from qscape.cli import main
 from qscape.data import read
+from qscape.envs.snapshot import take
 from qscape.errors import RunError, UsageError
 from qscape.methods.bc import BC, Clone
 from qscape.methods.iql import IQL, expectile_loss
@@ -30,10 +31,10 @@ from qscape.ops.nearest import ActionTable
 from qscape.replay.storage import rows_at
 from qscape.run import folder as folders
 from qscape.run import offline, saves
+from qscape.run.engines.base import Saved
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare, to_json
-from qscape.run.trainer import Trainer
-from qscape.run.training import resume, train
+from qscape.run.training import make_session, resume, train
 from qscape.sealed import seal
 from qscape.types import Batch, Spec
 
@@ -539,18 +540,22 @@ def test_nothing_is_stepped_and_every_update_counts(name):
     trainer = make(plan, agent)
     trainer.adapter.step = None  # whoever steps it fails
     key, state, rows, index = (
-        trainer.key,
-        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.carry.replay_state)),
+        trainer.learner.seeds.key,
+        *jax.tree.map(
+            jnp.copy, (trainer.learner.state, trainer.learner.storage, trainer.learner.carry.replay_state)
+        ),
     )
     said = [*trainer.events(60)]
     assert [e.step for e in said if type(e).__name__ == "Evaluated"] == [0, 30, 60]
     assert (trainer.updates, trainer.env_steps) == (60, 60)
-    update = jax.jit(lambda s, i: trainer.agent.update(trainer.layout, s, rows, i, key)[:2])
+    update = jax.jit(lambda s, i: trainer.agent.update(trainer.learner.layout, s, rows, i, key)[:2])
     for _ in range(60):
         state, index = update(state, index)
-    for mine, theirs in zip(jax.tree.leaves(trainer.state.actor), jax.tree.leaves(state.actor), strict=True):
+    for mine, theirs in zip(
+        jax.tree.leaves(trainer.learner.state.actor), jax.tree.leaves(state.actor), strict=True
+    ):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
-    assert trainer.layout.capacity == tiny.SIZES["replay_capacity"]
+    assert trainer.learner.layout.capacity == tiny.SIZES["replay_capacity"]
 
 
 @pytest.mark.parametrize(("next_observation", "capacity"), [("stored", 10), ("derived", 12), ("derived", 32)])
@@ -558,12 +563,12 @@ def test_a_replay_smaller_than_the_dataset_is_told(name, next_observation, capac
     sizes = tiny.SIZES | {"replay_capacity": capacity, "next_observation": next_observation}
     plan, agent, _ = prepare(Plan("td3+bc", CLOCK, 60, dataset=name, eval_every=0, settings={"base": sizes}))
     trainer = make(plan, agent)
-    assert trainer.data.ends.sum() == 4
+    assert trainer.engine.data.ends.sum() == 4
     if next_observation == "derived":
-        held = int(np.asarray(trainer.storage[:, trainer.layout.slices["valid"]] > 0).sum())
+        held = int(np.asarray(trainer.learner.storage[:, trainer.learner.layout.slices["valid"]] > 0).sum())
     else:
-        held = int(trainer.carry.replay_state.size[0])
-    said = [note for note in trainer._notes() if note.startswith("only")]
+        held = int(trainer.learner.carry.replay_state.size[0])
+    said = [note for note in trainer.engine.notes(False) if note.startswith("only")]
     told = f"only the last {held} of 27 transitions are in the replay: base.replay_capacity = {capacity}"
     assert said == ([told] if held < 27 else [])
     assert held == {10: 10, 12: 10, 32: 27}[capacity]
@@ -577,11 +582,10 @@ def test_a_preset_does_not_cut_a_dataset(name):
 
 
 def make(plan, agent):
-    from qscape.run.loop import open_adapters
-    from qscape.run.training import trainer_of
+    from qscape.run.adapters import open_adapters
 
-    trainer = trainer_of(plan, agent, *open_adapters(plan, agent))
-    assert isinstance(trainer, offline.OfflineTrainer)
+    trainer = make_session(plan, agent, *open_adapters(plan, agent))
+    assert isinstance(trainer.engine, offline.DatasetEngine)
     return trainer
 
 
@@ -674,7 +678,7 @@ def test_an_environment_that_no_snapshot_captures_is_no_matter(name, tmp_path, m
     trainer.fresh = False
     new = folders.save(tmp_path / "new", trainer, milestone=False)
     with monkeypatch.context() as patch:
-        patch.setattr(offline.OfflineTrainer, "snapshot", Trainer.snapshot)
+        patch.setattr(offline.DatasetEngine, "snapshot", lambda engine, seed: take(engine.adapter))
         old = folders.save(tmp_path / "old", trainer, milestone=False)
     assert folders.read_meta(old)["environment"]["exact"] is False
     assert folders.load_into(trainer, old) == []
@@ -683,14 +687,14 @@ def test_an_environment_that_no_snapshot_captures_is_no_matter(name, tmp_path, m
 
 def stop_after(trainer, steps):
     """Stops a trainer at the first boundary past these updates."""
-    learn = trainer.programs.learn
+    learn = trainer.learner.programs.learn
 
     def watched(*args, **given):
         if trainer.env_steps + int(args[1]) >= steps:
             trainer.stop()
         return learn(*args, **given)
 
-    trainer.programs.learn = watched
+    trainer.learner.programs.learn = watched
 
 
 @pytest.mark.slow
@@ -701,7 +705,7 @@ def test_a_dataset_without_an_environment_trains_and_is_not_evaluated(datasets, 
     assert any("names no environment" in note for note in events[0].notes)
     assert not [e for e in events if type(e).__name__ == "Evaluated"]
     model, data = qs.load(tmp_path / "n"), read(name)
-    moments = model.trainer.state.part_states["normalise"].extra
+    moments = model.trainer.learner.state.part_states["normalise"].extra
     np.testing.assert_allclose(moments.mean, data.observation.mean(0), atol=1e-4)
     action, _ = model.predict(data.observation)
     before = np.square(2 * data.action - 0.0).mean()
@@ -745,8 +749,10 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
     seen = {}
 
     def look(trainer):
-        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.carry.replay_state))
-        seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.storage))
+        seen["state"], seen["index"] = jax.tree.map(
+            np.asarray, (trainer.learner.state, trainer.learner.carry.replay_state)
+        )
+        seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.learner.storage))
 
     events = [*train(plan, tmp_path / "on", on_trainer=look)]
     notes = " ".join(events[0].notes)
@@ -779,7 +785,7 @@ def test_schedules_begin_anew_where_a_run_begins_from_another(tmp_path):
     qs.Model("td3", CLOCK, **settings).learn(60).save(tmp_path / "source")
 
     def look(trainer):
-        of = trainer.state.optimisers["critics"]
+        of = trainer.learner.state.optimisers["critics"]
         nodes = jax.tree.leaves(of, is_leaf=lambda x: isinstance(getattr(x, "count", None), jax.Array))
         counts.extend((type(node).__name__, int(node.count)) for node in nodes if hasattr(node, "count"))
 
@@ -796,7 +802,7 @@ def test_a_normaliser_that_the_other_run_lacked_sees_the_data_that_is_kept(run, 
     plan = Plan("td7+normalise", CLOCK, 40, start=str(run), keep_data=True, eval_every=0, settings=settings)
 
     def look(trainer):
-        seen.update(moments=jax.tree.map(np.asarray, trainer.state.part_states["normalise"].extra))
+        seen.update(moments=jax.tree.map(np.asarray, trainer.learner.state.part_states["normalise"].extra))
 
     data = read_plan(run).dataset
     offline = Plan("td7+normalise", CLOCK, 40, start=str(run), dataset=data, eval_every=0, settings=settings)
@@ -826,7 +832,7 @@ def test_slow_copies_that_the_other_run_lacked_are_copies_of_its_actor(tmp_path)
     plan = Plan("td3+asap", CLOCK, 40, start=str(online), eval_every=0, settings=tiny.settings("td3"))
 
     def look(trainer):
-        seen.update(state=jax.tree.map(np.asarray, trainer.state))
+        seen.update(state=jax.tree.map(np.asarray, trainer.learner.state))
 
     started, *_ = train(plan, tmp_path / "on", on_trainer=look)
     assert "newly initialised: actor_target, asap" in " ".join(started.notes)
@@ -841,15 +847,17 @@ def test_the_scale_of_rewards_stays_with_the_networks(tmp_path):
     parts = tiny.settings("td3")
     model = qs.Model("td3+reward_scale", CLOCK, **parts).learn(60)
     source, plan = model.save(tmp_path / "source"), Plan("td3+reward_scale", CLOCK, 40, settings=parts)
-    scale, seen = model.trainer.carry.replay_state.scaling, []
+    scale, seen = model.trainer.learner.carry.replay_state.scaling, []
     assert scale.moments.seen > 50
 
     def look(trainer):
-        seen.append(jax.tree.map(np.asarray, trainer.carry.replay_state.scaling))
+        seen.append(jax.tree.map(np.asarray, trainer.learner.carry.replay_state.scaling))
 
     def lose_replay(trainer):
-        arrays = {name: tree for name, tree in model.trainer.arrays().items() if name != "replay"}
-        trainer.restore(arrays, model.trainer.counters())
+        engine = model.trainer.engine
+        arrays = {name: tree for name, tree in engine.arrays().items() if name != "replay"}
+        saved = Saved(arrays, model.trainer.counters(), engine.snapshot())
+        trainer.learner.restore([saved])
         look(trainer)
 
     begun = dataclasses.replace(plan, start=str(source))

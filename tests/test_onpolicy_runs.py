@@ -24,8 +24,9 @@ from qscape.inspect.collapse import measure_collapse
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
 from qscape.run import Plan, policy, resume, saves, scan, scan_rollouts, train
+from qscape.run.engines.rollout import Buffer
 from qscape.run.plan import prepare
-from qscape.run.rollouts import Buffer, RolloutTrainer
+from qscape.run.training import make_session
 
 SMALL = {"actor_hidden": (16, 16), "critic_hidden": (16, 16)}
 PPO = {"base": {**SMALL, "rollout": 64, "batch_size": 16, "passes": 2, "anneal": True}}
@@ -57,7 +58,7 @@ def test_a_run_says_which_settings_do_nothing():
     ]
     adapter = make("CartPole-v1", index_actions=True)
     with contextlib.closing(adapter):
-        started = next(RolloutTrainer(made, agent, adapter, None).events(16))
+        started = next(make_session(made, agent, adapter, None).events(16))
     assert started.notes[0] == "learnable.log_std does nothing with discrete actions"
     assert "value_coefficient" not in "".join(started.notes)
 
@@ -117,7 +118,7 @@ def test_the_fixed_layer_is_saved_and_checked(whole, tmp_path):
     w = last["part_states/etf"].astype(float)
     np.testing.assert_allclose(w @ w.T, [[1, -1], [-1, 1]], atol=1e-5)
     model = qs.load(whole[0])
-    assert np.array_equal(model.trainer.state.part_states["etf"], last["part_states/etf"])
+    assert np.array_equal(model.trainer.learner.state.part_states["etf"], last["part_states/etf"])
 
     folder = tmp_path / "0"
     drain(train(plan(steps=128, eval_every=0), folder))
@@ -155,17 +156,15 @@ def nest(leaves):
 def test_a_rollout_begins_where_the_last_ended(whole):
     """No step of the environment is lost or seen twice, also across resets and time limits."""
     agent = agents.build("ppo", {"base": {**SMALL, "rollout": 32, "batch_size": 8, "passes": 1}})
-    trainer = RolloutTrainer(
-        Plan("ppo", "Clock", 200, eval_every=0), agent, make(partial(Clock, length=9), 2)
-    )
+    trainer = make_session(Plan("ppo", "Clock", 200, eval_every=0), agent, make(partial(Clock, length=9), 2))
     seen = []
-    learn = trainer.programs.update
+    learn = trainer.learner.programs.update
 
     def update(state, rollout, progress, key):
         seen.append(jax.tree.map(np.array, rollout))
         return learn(state, rollout, progress, key)
 
-    trainer.programs.update = update
+    trainer.learner.programs.update = update
     drain(trainer.events(160))
     assert len(seen) == 5
     obs, after, terminated, truncated = (
@@ -188,15 +187,15 @@ def test_episodes_are_shared_out():
     """Three episodes of two environments: two of the first, one of the second; more does not count."""
     agent = agents.build("reinforce", {"base": {**SMALL, "episodes": 3, "rollout": 200, "batch_size": 8}})
     adapter = make(partial(Clock, length=10), 2)  # lasts 10 and 15 steps
-    trainer = RolloutTrainer(Plan("reinforce", "Clock", 400, eval_every=0), agent, adapter)
+    trainer = make_session(Plan("reinforce", "Clock", 400, eval_every=0), agent, adapter)
     seen = []
-    learn = trainer.programs.update
+    learn = trainer.learner.programs.update
 
     def update(state, rollout, progress, key):
         seen.append(jax.tree.map(np.array, rollout))
         return learn(state, rollout, progress, key)
 
-    trainer.programs.update = update
+    trainer.learner.programs.update = update
     drain(trainer.events(120))
     made = seen[0]
     assert made.valid.shape == (32, 2), "rows are rounded up to a power of two"
@@ -215,7 +214,7 @@ def test_an_environment_that_cannot_be_put_back_ends_its_episodes(tmp_path):
     asked = plan("ppo", "tiny:Unkept-v0", steps=98, settings=settings, eval_every=0, save_every=1000)
     drain(train(asked, tmp_path, on_trainer=stop_at(30)))
     seen = []
-    told = drain(resume(tmp_path, on_trainer=lambda trainer: seen.append(trainer.buffer)))
+    told = drain(resume(tmp_path, on_trainer=lambda trainer: seen.append(trainer.engine.buffer)))
     assert "cannot be resumed exactly" in " ".join(told[0].notes)
     truncated = np.flatnonzero(seen[0].columns["truncated"].all(1))
     assert truncated.tolist() == [15], "the last step before the save"
@@ -377,7 +376,7 @@ def test_next_step_autoreset_learns_from_real_steps_only():
     env = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
     model = qs.Model("ppo", env, eval_every=0, **PPO).learn(200)
     assert model.trainer.updates == 200 // 64
-    assert model.trainer.buffer.masked
+    assert model.trainer.engine.buffer.masked
 
 
 # --- what is learned --------------------------------------------------------------------------------

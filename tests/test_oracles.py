@@ -19,7 +19,7 @@ import reference.savgo
 import reference.simbav2
 import reference.td3
 import reference.td7
-from qscape.agents.recipes import EXPANSIONS
+from qscape.agents import EXPANSIONS
 from qscape.methods.checkpoints import Checkpoints
 from qscape.nets.batch_norm import is_statistics, split_statistics
 from qscape.offpolicy.sockets import Regulariser

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from qscape.envs.simulators.gymnax import BEYOND, OLDEST
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LINK = re.compile(r"!?\[[^]]*\]\((?!https?:|#)([^)#]+)")  # a relative address in Markdown
@@ -67,6 +69,11 @@ def test_placeholders_stand_in_one_place():
 def test_every_extra_is_documented():
     page = (ROOT / "docs/install.md").read_text()
     assert not [e for e in PROJECT["project"]["optional-dependencies"] if f"| `{e}` |" not in page]
+
+
+def test_the_adapter_of_gymnax_knows_the_versions_of_its_extra():
+    oldest, beyond = (".".join(map(str, version)) for version in (OLDEST, BEYOND))
+    assert f"gymnax>={oldest},<{beyond}" in PROJECT["project"]["optional-dependencies"]["gymnax"]
 
 
 SCHEMAS = {

@@ -13,8 +13,7 @@ from small import A, S, same, start
 from small import build as small
 from test_contract import QUICK
 
-from qscape.agents import build
-from qscape.agents.recipes import list_overrides
+from qscape.agents import build, list_overrides
 from qscape.errors import UsageError
 from qscape.methods.pave import PAVE, action_gradients
 from qscape.offpolicy.base import Base

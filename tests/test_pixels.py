@@ -18,7 +18,7 @@ from qscape.envs.pixels import FireFirst, LifeEnds, Repeat
 from qscape.envs.snapshot import restore, take
 from qscape.errors import UsageError
 from qscape.run import Plan, resume, train
-from qscape.run.rollouts import RolloutTrainer
+from qscape.run.training import make_session
 
 
 class Game(gym.Env):
@@ -292,19 +292,19 @@ FLAT = {
 @drawn
 def test_an_update_of_reinforce_on_pictures():
     agent = agents.build("reinforce+etf", FLAT)
-    trainer = RolloutTrainer(
+    trainer = make_session(
         Plan("reinforce+etf", CARTPOLE, 17, eval_every=0), agent, make(CARTPOLE, seed=1, index_actions=True)
     )
-    before = np.array(trainer.state.networks.torso.torso.layers[0].weight)
+    before = np.array(trainer.learner.state.networks.torso.torso.layers[0].weight)
     list(trainer.events(17))
-    assert trainer.state.updates == 1
-    rows = trainer.buffer.columns  # the first one is that of step 17
+    assert trainer.learner.state.updates == 1
+    rows = trainer.engine.buffer.columns  # the first one is that of step 17
     assert (rows["observation"].dtype, rows["observation"].shape) == (np.uint8, (16, 1, 4 * 84 * 84))
     pictures = rows["observation"].reshape(16, 4, 84, 84)
     for k in range(2, 16):
         begins = rows["terminated"][k - 1, 0]
         np.testing.assert_array_equal(pictures[k, :-1], pictures[k, 1:] if begins else pictures[k - 1, 1:])
-    after = np.array(trainer.state.networks.torso.torso.layers[0].weight)
+    after = np.array(trainer.learner.state.networks.torso.torso.layers[0].weight)
     assert np.isfinite(after).all()
     assert not np.array_equal(before, after)
 

@@ -1,5 +1,6 @@
 """Parts of other packages: where recipes find them, what imports them, and what is refused in which words."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,19 +10,22 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from tiny import environment, flags, python, start
 
 import qscape as qs
 from qscape import trusted
-from qscape.agents import PARTS, build, onpolicy, plugins, register, settings_of
+from qscape.agents import PARTS, build, onpolicy, parse, plugins, register, settings_of
 from qscape.cli import main
 from qscape.errors import UsageError
 from qscape.jobs.study import read_study
 from qscape.jobs.worker import Job
+from qscape.offpolicy.sockets import Regulariser
 from qscape.run import folder as folders
 from qscape.run.plan import Plan
+from qscape.types import setting
 
 SOURCE = '''
 """A part outside of qscape."""
@@ -84,6 +88,7 @@ def forget():
         for name in ("penalty", "unscaled"):
             table.pop(name, None)
     plugins.entry_points.cache_clear()
+    parse.cache_clear()
 
 
 def install(monkeypatch, points, name="mypackage"):
@@ -128,6 +133,18 @@ def test_a_part_is_named_by_its_place():
         build("td3+penalty+mine:Penalty")
     with pytest.raises(UsageError, match=r"'penalty' does not fit 'ppo': it is a part of off-policy"):
         build("ppo+mine:Penalty")
+
+
+def test_a_part_that_is_defined_again_is_the_one_that_is_built():
+    for default in (1.0, 2.0):
+
+        @dataclasses.dataclass(frozen=True)
+        class Again(Regulariser):
+            name: ClassVar[str] = "again"
+            strength: float = setting(default, "How much.")
+
+        register(Again)
+        assert build("td3+again").parts["again"].strength == default
 
 
 def test_a_part_of_on_policy_agents():

@@ -21,7 +21,7 @@ from qscape.envs.simulators.pool import make_pool
 from qscape.errors import UsageError
 from qscape.onpolicy.sockets import Rollout
 from qscape.run import scan, scan_rollouts
-from qscape.run.offline import refuse_privileged
+from qscape.run.engines.dataset import refuse_privileged
 from qscape.types import Event, Spec
 
 SPEC = Spec(5, 3, actor_size=2)

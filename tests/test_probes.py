@@ -12,7 +12,8 @@ from qscape.envs import make
 from qscape.envs.probes import PROBES, ProbeTimeLimit
 from qscape.run.evaluation import evaluate
 from qscape.run.plan import Plan
-from qscape.run.trainer import Trainer
+from qscape.run.session import Session
+from qscape.run.training import make_session
 from qscape.types import Event
 
 DISCOUNT = 0.8
@@ -37,28 +38,32 @@ SETTINGS = {
 STEPS = 1_000
 
 
-def learn(recipe: str, env, steps: int = STEPS, settings=SETTINGS) -> Trainer:
+def learn(recipe: str, env, steps: int = STEPS, settings=SETTINGS) -> Session:
     """A trainer that made its steps on an environment."""
     settings = {name: own for name, own in settings.items() if name in ("base", *agents.build(recipe).parts)}
     plan = Plan(recipe, str(env), steps, settings=settings, eval_every=0)
-    trainer = Trainer(plan, agents.build(recipe, settings), make(env))
+    trainer = make_session(plan, agents.build(recipe, settings), make(env))
     for _ in trainer.events(steps):
         pass
     assert trainer.updates > 0.8 * steps
     return trainer
 
 
-def values(trainer: Trainer, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+def values(trainer: Session, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
     """Every critic's value `[B, critics]` of observations and actions `[B]`."""
     counters = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.array(False), jnp.array(False)
-    context = trainer.agent.functions(trainer.state, Event(*counters))
+    context = trainer.agent.functions(trainer.learner.state, Event(*counters))
     return np.stack(context.q(jnp.float32(observation)[:, None], jnp.float32(action)[:, None]), -1)
 
 
-def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
+def choices(trainer: Session, observation: np.ndarray) -> np.ndarray:
     """The deterministic policy's actions `[B]`."""
     obs, first = np.float32(observation)[:, None], np.ones(len(observation), bool)
-    return np.asarray(trainer.programs.act(trainer.acting, None, obs, first, 0, trainer.key)[0])[:, 0]
+    return np.asarray(
+        trainer.learner.programs.act(trainer.learner.acting, None, obs, first, 0, trainer.learner.seeds.key)[
+            0
+        ]
+    )[:, 0]
 
 
 @pytest.mark.parametrize("recipe", ["td3", slow("sac"), slow("td7")])
@@ -70,7 +75,9 @@ def test_probe(recipe, probe):
 def check_probe(recipe: str, probe: str, settings=SETTINGS) -> None:
     """Checks Q and the policy of an agent that learned an environment."""
     trainer, kind = learn(recipe, probe, settings=settings), PROBES[probe]
-    shown = np.unique(np.asarray(trainer.storage)[: int(trainer.carry.replay_state.size[0]), 0])
+    shown = np.unique(
+        np.asarray(trainer.learner.storage)[: int(trainer.learner.carry.replay_state.size[0]), 0]
+    )
     observation, action = (x.ravel() for x in np.meshgrid(shown, np.linspace(-0.9, 0.9, 7)))
     known = kind.q(observation, action, DISCOUNT)
     found = values(trainer, observation, action)
@@ -123,7 +130,9 @@ def test_pendulum_is_learned(recipe):
     if recipe.startswith("fast"):  # the others scale rewards
         settings["c51"] = {"low": -1600.0, "high": 0.0}
     trainer, adapter = learn(recipe, "Pendulum-v1", 5_000, settings), make("Pendulum-v1", 10)
-    learned = [episode.ret for episode in evaluate(trainer.programs, trainer.acting, adapter, 10)]
+    learned = [
+        episode.ret for episode in evaluate(trainer.learner.programs, trainer.learner.acting, adapter, 10)
+    ]
 
     rng, chance = np.random.default_rng(0), []
     adapter.reset()

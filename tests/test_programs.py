@@ -42,8 +42,8 @@ def test_a_policy_is_taken_apart_once_and_never_taken_for_another():
 @pytest.mark.slow
 def test_a_run_shows_one_acting_state_until_it_learns():
     model = qs.TD3("Pendulum-v1", eval_every=0, **settings("td3", warmup=20)).learn(30)
-    before = model.trainer.acting
-    assert model.trainer.acting is before
+    before = model.trainer.learner.acting
+    assert model.trainer.learner.acting is before
     model.learn(5)
-    assert model.trainer.acting is not before
-    assert model.trainer.acting.actor is model.trainer.state.actor
+    assert model.trainer.learner.acting is not before
+    assert model.trainer.learner.acting.actor is model.trainer.learner.state.actor

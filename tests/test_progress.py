@@ -18,7 +18,7 @@ from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import loop
 from qscape.run.plan import Plan
-from qscape.run.trainer import Trainer
+from qscape.run.training import make_session
 from qscape.tracking import track
 
 
@@ -90,7 +90,7 @@ def test_quiet_training_prints_its_last_line(tmp_path, capsys):
 def test_a_run_tells_its_progress(monkeypatch):
     monkeypatch.setattr(loop, "SECOND", 0.0)
     plan = Plan("td3", "Clock", 40, settings=tiny.settings("td3", warmup=20))
-    told = [*Trainer(plan, agents.build("td3", plan.settings), make(tiny.Clock)).events(40)]
+    told = [*make_session(plan, agents.build("td3", plan.settings), make(tiny.Clock)).events(40)]
     told = [event for event in told if isinstance(event, ev.Progressed)]
     assert {event.step for event in told} == {*range(41)}
     assert told[-1].updates == 20

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from small import fits
 
@@ -14,6 +15,7 @@ from qscape.agents import (
     BASES,
     EXPANSIONS,
     PARTS,
+    Expansion,
     build,
     changed_fields,
     list_overrides,
@@ -22,7 +24,7 @@ from qscape.agents import (
     settings_of,
 )
 from qscape.agents.other_names import DIFFERENCES, OTHER_NAMES
-from qscape.agents.recipes import Expansion, convert
+from qscape.agents.settings import convert
 from qscape.cli.options import Run
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
@@ -53,7 +55,7 @@ def all_parts(base: str) -> list[str]:
 
 
 def test_td7_is_its_five_parts():
-    assert parse("td7") == ("td3", ["sale", "lap", "periodic", "value_clip", "checkpoints"])
+    assert parse("td7") == ("td3", ("sale", "lap", "periodic", "value_clip", "checkpoints"))
     assert filling(build("td7")) == filling(build(EXPANSIONS["td7"].recipe))
     assert filling(build("td7+normalise")) == filling(build(f"{EXPANSIONS['td7'].recipe}+normalise"))
 
@@ -540,7 +542,19 @@ def test_fields_that_differ_from_the_recipe_enter_the_label():
 
 
 def test_agents_hold_no_state():
-    assert build("td7") is not build("td7")
+    assert build("td7") is build("td7", {}), "so one object can serve every run"
     assert BASES["td3"].base == Base(), "building must not change the tables"
     build("td3+lap", {"base": {"discount": 0.5}})
     assert BASES["td3"].base == Base()
+
+
+def test_settings_that_only_python_takes_for_equal_are_not_one_agent():
+    assert build("td3", {"base": {"warmup_to_episode_end": True}}).base.warmup_to_episode_end is True
+    with pytest.raises(UsageError, match=r"base.warmup_to_episode_end is 1; it must be of type bool"):
+        build("td3", {"base": {"warmup_to_episode_end": 1}})
+    with pytest.raises(UsageError, match=r"base.discount is array"):
+        build("td3", {"base": {"discount": np.zeros(2)}})
+    given = {"base": {"discount": 0.5}}
+    assert build("td3", given).base.discount == 0.5
+    given["base"]["discount"] = 0.6
+    assert build("td3", given).base.discount == 0.6

@@ -1,4 +1,4 @@
-"""Runs as tables, statistics against hand-computed cases and rliable's own functions, pictures."""
+"""Runs as tables, statistics against hand-computed cases and rliable's own numbers, pictures."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,7 @@ from qscape.errors import UsageError
 from qscape.report import figures, references, statistics, tables
 from qscape.report.runs import read_runs
 
-
-@pytest.fixture(scope="module")
-def rliable():
-    """The authors' own package; its dependency arch 7 and 8 cannot be imported beside pandas 3."""
-    try:
-        from rliable import library, metrics
-    except (ImportError, TypeError) as problem:
-        pytest.skip(f"rliable cannot be imported: {problem}")
-    return library, metrics
+RLIABLE = json.loads(Path(__file__).with_name("rliable_numbers.json").read_text(encoding="utf-8"))
 
 
 # --- runs as one table --------------------------------------------------------------------------------
@@ -251,35 +243,40 @@ def test_numbers_by_hand():
     assert profile.value.tolist() == [1.0, 0.8, 0.2, 0.0]
 
 
-@pytest.mark.parametrize("runs", [2, 3, 5, 8, 10])
-def test_metrics_equal_rliable(rliable, runs):
-    library, metrics = rliable
-    rng = np.random.default_rng(runs)
-    x, y = rng.normal(size=(runs, 3)).round(1), rng.normal(size=(runs + 1, 3)).round(1)  # with ties
+@pytest.mark.parametrize("runs", RLIABLE["runs"])
+def test_metrics_equal_rliable(runs):
+    theirs = RLIABLE["runs"][runs]
+    x, y = np.array(theirs["x"]), np.array(theirs["y"])
     found = statistics.estimate_aggregates(x, reps=2)
-    assert found["iqm"].value == pytest.approx(metrics.aggregate_iqm(x))
-    assert found["mean"].value == pytest.approx(metrics.aggregate_mean(x))
-    assert found["median"].value == pytest.approx(metrics.aggregate_median(x))
-    assert found["optimality_gap"].value == pytest.approx(metrics.aggregate_optimality_gap(x))
-    theirs = metrics.probability_of_improvement(x, y)
-    assert statistics.probability_of_improvement(x.T, y.T, reps=2).value == pytest.approx(theirs)
-    taus = np.linspace(-1, 1, 7)
-    curve = statistics.performance_profile(x, taus, reps=2)
-    np.testing.assert_allclose(curve.value, library.score_distributions(x, taus))
+    assert {name: one.value for name, one in found.items()} == pytest.approx(theirs["aggregates"], rel=1e-12)
+    improvement = statistics.probability_of_improvement(x.T, y.T, reps=2).value
+    assert improvement == pytest.approx(theirs["improvement"], rel=1e-12)
+    curve = statistics.performance_profile(x, np.array(RLIABLE["taus"]), reps=2)
+    np.testing.assert_allclose(curve.value, theirs["profile"], rtol=1e-12)
 
 
-def test_intervals_equal_rliable_and_repeat(rliable):
-    library, metrics = rliable
+@pytest.mark.parametrize("runs", RLIABLE["runs"])
+def test_intervals_equal_rliable_after_its_seed(runs):
+    """Rliable's own after `np.random.seed(0)`, which alone sets its random numbers."""
+    theirs, reps = RLIABLE["runs"][runs], RLIABLE["reps"]
+    x, y = np.array(theirs["x"]), np.array(theirs["y"])
+    found = [*statistics.estimate_aggregates(x, reps=reps).values()]
+    bounds = [[one.low for one in found], [one.high for one in found]]
+    np.testing.assert_allclose(bounds, theirs["aggregates_interval"], rtol=1e-12)
+    pair = statistics.probability_of_improvement(x.T[:1], y.T[:1], reps=reps)
+    assert pair.value == pytest.approx(theirs["improvement_on_first_task"], rel=1e-12)
+    bounds = [[pair.low], [pair.high]]
+    np.testing.assert_allclose(bounds, theirs["improvement_on_first_task_interval"], rtol=1e-12)
+    profile = statistics.performance_profile(x, np.array(RLIABLE["taus"]), reps=reps)
+    np.testing.assert_allclose([profile.low, profile.high], theirs["profile_interval"], rtol=1e-12)
+
+
+def test_intervals_repeat_and_leave_the_global_state_alone():
     x = np.random.default_rng(0).normal(size=(5, 2))
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     found = statistics.estimate_aggregates(x, reps=200)["iqm"]
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
     assert statistics.estimate_aggregates(x, reps=200)["iqm"] == found
-    np.random.seed(0)  # noqa: NPY002
-    _, theirs = library.get_interval_estimates(
-        {"x": [x]}, lambda s: np.array([metrics.aggregate_iqm(s)]), reps=200
-    )
-    np.testing.assert_allclose([found.low, found.high], theirs["x"][:, 0])
     assert found.low < found.value < found.high
 
 
@@ -324,11 +321,11 @@ def test_a_common_grid_makes_nothing_up():
     assert (thin[0], thin[-1]) == (0, 999)
 
 
-def test_curves_are_interquartile_means_point_by_point(rliable):
-    _, metrics = rliable
-    values = np.random.default_rng(1).normal(size=(8, 4))
-    found = statistics.estimate_columns(values, reps=300)
-    np.testing.assert_allclose(found.value, [metrics.aggregate_iqm(values[:, [k]]) for k in range(4)])
+def test_curves_are_interquartile_means_point_by_point():
+    theirs = RLIABLE["curve"]
+    found = statistics.estimate_columns(np.array(theirs["values"]), reps=RLIABLE["reps"])
+    np.testing.assert_allclose(found.value, theirs["iqm"], rtol=1e-12)
+    np.testing.assert_allclose([found.low, found.high], theirs["interval"], rtol=1e-12)
     assert (found.low < found.value).all()
     assert (found.value < found.high).all()
 

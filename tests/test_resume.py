@@ -39,7 +39,7 @@ from qscape.replay import storage
 from qscape.run import Plan, resume, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.trainer import Trainer
+from qscape.run.engines.replay import ReplayLearner
 
 
 def whole(plan: Plan, folder: Path) -> list[ev.RunEvent]:
@@ -55,13 +55,13 @@ def interrupted(plan: Plan, folder: Path, steps: int, where: str = "step") -> No
 
 
 def stop_at_save(trainer: Any) -> None:
-    saver = trainer.saver
+    saver = trainer.seeds[0].saver
 
     def stopping(*args: Any) -> Path:
         trainer.stop()
         return saver(*args)
 
-    trainer.saver = stopping
+    trainer.seeds[0].saver = stopping
 
 
 PENDULUM = Plan(  # one burst of 400 updates after step 600, across the synchronisation at 250
@@ -218,19 +218,21 @@ def test_a_save_that_holds_the_scale_of_rewards_beside_the_replay_is_resumed(
     """As version 0.2.0 wrote it."""
     plan = dataclasses.replace(CLOCK, recipe="td3+reward_scale", settings=settings("td3", warmup=50))
     whole(plan, tmp_path / "whole")
-    now, counters = Trainer.arrays, Trainer.counters
+    now, counters = ReplayLearner.arrays, ReplayLearner.counters
 
-    def as_before(trainer):
-        trees = now(trainer)
+    def as_before(learner, seed=0):
+        trees = now(learner, seed)
         state, scaling = trees["replay"]["replay_state"], trees["loop"].pop("scaling")
         return trees | {"replay": trees["replay"] | {"replay_state": state._replace(scaling=scaling)}}
 
     with monkeypatch.context() as older:
-        older.setattr(Trainer, "arrays", as_before)
+        older.setattr(ReplayLearner, "arrays", as_before)
         older.setattr(
-            Trainer,
+            ReplayLearner,
             "counters",
-            lambda trainer: {k: v for k, v in counters(trainer).items() if k != "scaling_in_loop"},
+            lambda learner, seed=0: {
+                k: v for k, v in counters(learner, seed).items() if k != "scaling_in_loop"
+            },
         )
         interrupted(plan, tmp_path / "run", 170)
     newest = tmp_path / "run" / "saves" / saves.names(tmp_path / "run" / "saves")[-1]
@@ -306,8 +308,8 @@ def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_pat
 
     list(resume(folder, on_trainer=keep))
     trainer = seen["trainer"]
-    layout, ends = trainer.layout, []
-    rows, size = np.asarray(trainer.storage), int(trainer.carry.replay_state.size[0])
+    layout, ends = trainer.learner.layout, []
+    rows, size = np.asarray(trainer.learner.storage), int(trainer.learner.carry.replay_state.size[0])
     columns = layout.slices
     for at in range(size - 1):
         row = {name: rows[at, where] for name, where in columns.items()}
@@ -409,10 +411,12 @@ def test_the_memory_of_a_replay_is_told_before_it_is_taken(tmp_path):
         assert not taken()
         rest = [next(events)]
         assert taken()
-        at = held[0].storage.unsafe_buffer_pointer()
+        at = held[0].learner.storage.unsafe_buffer_pointer()
         rest += events
         assert sum(isinstance(event, ev.Saved) for event in rest) > 2
-        assert held[0].storage.unsafe_buffer_pointer() == at, "the insert after a save copied the replay"
+        assert held[0].learner.storage.unsafe_buffer_pointer() == at, (
+            "the insert after a save copied the replay"
+        )
 
 
 def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(broken_off, tmp_path, monkeypatch):
@@ -464,7 +468,7 @@ from qscape import agents
 from qscape.envs import make
 from qscape.run import Plan
 from qscape.run import folder as folders
-from qscape.run.trainer import Trainer
+from qscape.run.training import make_session
 
 class Wide(gym.Env):
     observation_space = gym.spaces.Box(-np.inf, np.inf, (5_000,), np.float32)
@@ -490,7 +494,7 @@ def grown(do):
 def begun():
     edge = make(Wide, 1)
     edge.env_id = "Wide"
-    return Trainer(plan, agents.build("td3", plan.settings), edge)
+    return make_session(plan, agents.build("td3", plan.settings), edge)
 
 def train(trainer, steps):
     for _ in trainer.events(trainer.env_steps + steps):
@@ -505,12 +509,13 @@ plan = Plan("td3", "Wide", 10**6, settings=settings("td3", warmup=10**6, replay_
 one, other = begun(), begun()
 train(one, 3_200)
 folders.create(folder, plan, one.agent)
-sizes = {"replay": one.layout.nbytes}
+sizes = {"replay": one.learner.layout.nbytes}
 sizes["save"] = grown(lambda: folders.save(folder, one, False))
 sizes["train"] = grown(lambda: train(one, 10))
 sizes["save again"] = grown(lambda: folders.save(folder, one, False))
-sizes["resume"] = grown(lambda: go_on(other)) - one.layout.nbytes
-sizes["same"] = bool((np.asarray(one.storage)[:3_200] == np.asarray(other.storage)[:3_200]).all())
+sizes["resume"] = grown(lambda: go_on(other)) - one.learner.layout.nbytes
+rows, again = (np.asarray(of.learner.storage)[:3_200] for of in (one, other))
+sizes["same"] = bool((rows == again).all())
 print(json.dumps(sizes))
 """
 

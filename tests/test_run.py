@@ -23,10 +23,11 @@ from qscape.replay.storage import Rows, rows_at
 from qscape.run import Plan, chunks, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
+from qscape.run.engines.replay import ReplayLearner
 from qscape.run.evaluation import evaluate
 from qscape.run.plan import prepare
 from qscape.run.policy import evaluate_run
-from qscape.run.trainer import Trainer
+from qscape.run.training import make_session
 
 
 def test_pytorch_is_not_imported_with_the_writer_of_tensorboard(tmp_path):
@@ -49,7 +50,7 @@ class Seen:
             self.steps.append(trainer.env_steps)
             self.updates.append(trainer.updates)
             self.actions.append(np.array(action))
-            assert trainer.pending == 0
+            assert trainer.learner.pending == 0
             return step(action)
 
         trainer.adapter.step = watched
@@ -63,11 +64,11 @@ def run(recipe, steps, envs=1, length=30, extra=None, autoreset=AutoresetMode.SA
     """A run in memory on the clock, and what it saw."""
     plan = Plan(recipe, "Clock", steps, envs=envs, settings=settings(recipe, **base) | (extra or {}))
     adapter = make(partial(Clock, length), envs, autoreset=autoreset)
-    trainer = Trainer(plan, build(recipe, plan.settings), adapter)
+    trainer = make_session(plan, build(recipe, plan.settings), adapter)
     seen = Seen(trainer)
     *_, end = trainer.events(steps)
     assert isinstance(end, ev.Ended)
-    assert end.updates == trainer.updates == int(trainer.state.updates)
+    assert end.updates == trainer.updates == int(trainer.learner.state.updates)
     return trainer, seen
 
 
@@ -99,9 +100,14 @@ def test_td7_begins_at_an_episodes_end_and_trains_between_episodes():
     trainer, seen = run("td7", 1_001, length=length, warmup=250)
     assert seen.updates == [max(0, t // length * length - policy_step) for t in range(1_001)]
     assert trainer.updates == updates
-    random = jax.jit(partial(trainer.agent.act, trainer.acting, None, mode="warm_up"))
+    random = jax.jit(partial(trainer.agent.act, trainer.learner.acting, None, mode="warm_up"))
     drawn = [
-        bool((random(np.zeros((1, 3)), np.zeros(1, bool), np.int32(t), trainer.key)[0] == action).all())
+        bool(
+            (
+                random(np.zeros((1, 3)), np.zeros(1, bool), np.int32(t), trainer.learner.seeds.key)[0]
+                == action
+            ).all()
+        )
         for t, action in enumerate(seen.actions[: policy_step + 10])
     ]
     assert drawn == [True] * policy_step + [False] * 10
@@ -124,7 +130,7 @@ def test_running_statistics_count_every_observation_acted_on_once(envs, updates_
     """
     how = {"warmup": 60, "updates_per_step": updates_per_step}
     trainer, seen = run("td3+normalise", 300, envs=envs, autoreset=autoreset, **how)
-    moments = trainer.state.part_states["normalise"].extra
+    moments = trainer.learner.state.part_states["normalise"].extra
     now = trainer.adapter.observation[~resetting(trainer)]
     acted = np.concatenate([*seen.observations, now])
     assert len(acted) == trainer.env_steps + len(now) == pytest.approx(float(moments.seen) - 1e-4, abs=1e-4)
@@ -163,7 +169,9 @@ def test_the_loop_equals_one_by_hand(recipe):
     trainer, seen = run(recipe, 120, warmup=40)
     actions, state = by_hand(recipe, 120, 40)
     assert np.abs(np.array(seen.actions) - actions).max() < 1e-4
-    for a, b in zip(jax.tree.leaves(trainer.state.critics), jax.tree.leaves(state.critics), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(trainer.learner.state.critics), jax.tree.leaves(state.critics), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-4)
     late, _ = by_hand(recipe, 120, 40, lag=1)
     assert np.abs(late[:40] - actions[:40]).max() == 0  # random
@@ -182,13 +190,15 @@ def test_vector_environments_get_an_update_for_each_step_of_each():
 def test_slow_updates_are_made_in_short_calls(monkeypatch):
     """So that a request to stop is seen in time. Their length changes no number."""
     once, _ = run("td3+checkpoints", 200, warmup=60)
-    calls, learn = [], Trainer._learn
-    monkeypatch.setattr(Trainer, "_learn", lambda self, most: calls.append(learn(self, most)) or calls[-1])
+    calls, learn = [], ReplayLearner.learn
+    monkeypatch.setattr(
+        ReplayLearner, "learn", lambda self, most: calls.append(learn(self, most)) or calls[-1]
+    )
     monkeypatch.setattr(chunks, "SECONDS", 0.0)
     again, _ = run("td3+checkpoints", 200, warmup=60)
     assert calls[:5] == [8, 8, 4, 2, 1]
     assert set(calls[5:]) == {1}
-    for a, b in zip(jax.tree.leaves(once.state), jax.tree.leaves(again.state), strict=True):
+    for a, b in zip(jax.tree.leaves(once.learner.state), jax.tree.leaves(again.learner.state), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -212,7 +222,12 @@ def test_no_transition_in_replay_crosses_a_reset(recipe, next_observation):
     over three steps: every row is one piece of one episode. (No update: none could write to a row.)"""
     base = {"replay_capacity": 300, "next_observation": next_observation}
     trainer, _ = run(recipe, 900, envs=3, warmup=900, **base)
-    agent, layout, rows, index = trainer.agent, trainer.layout, trainer.storage, trainer.carry.replay_state
+    agent, layout, rows, index = (
+        trainer.agent,
+        trainer.learner.layout,
+        trainer.learner.storage,
+        trainer.learner.carry.replay_state,
+    )
     i = agent.replay.sample(layout, rows, index, jax.random.key(3), 5_000)
     batch = rows_at(layout, rows, index, i, 3, 0.99, {"previous_observation"})
     at, after = np.asarray(batch.observation), np.asarray(batch.next_observation)
@@ -240,12 +255,14 @@ def test_no_transition_in_replay_crosses_a_reset(recipe, next_observation):
 
 def test_evaluations_repeat_the_same_episodes_and_share_them_out():
     adapter, agent = make(Clock, 2, seed=0), build("td3", settings("td3"))
-    trainer = Trainer(Plan("td3", "Clock", 10), agent, make(Clock))
-    first = evaluate(trainer.programs, trainer.acting, adapter, 5, seed=4)
+    trainer = make_session(Plan("td3", "Clock", 10), agent, make(Clock))
+    first = evaluate(trainer.learner.programs, trainer.learner.acting, adapter, 5, seed=4)
     # Seeds 4 and 5 have episodes of 35 and 40 steps; the first has three of the five, the second two.
     assert [e.length for e in first] == [35, 40, 35, 40, 35]
-    assert evaluate(trainer.programs, trainer.acting, adapter, 5, seed=4) == first
-    assert [e.length for e in evaluate(trainer.programs, trainer.acting, adapter, 3, seed=5)] == [40, 30, 40]
+    assert evaluate(trainer.learner.programs, trainer.learner.acting, adapter, 5, seed=4) == first
+    assert [
+        e.length for e in evaluate(trainer.learner.programs, trainer.learner.acting, adapter, 3, seed=5)
+    ] == [40, 30, 40]
 
 
 def test_training_is_the_same_with_and_without_evaluation(tmp_path):

@@ -20,8 +20,8 @@ from qscape.replay import storage
 from qscape.run import Plan, saves
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.seeds import Seeds, why_not_together
-from qscape.run.trainer import Trainer
+from qscape.run.engines import why_not_together
+from qscape.run.training import make_session, make_shared_session
 
 STEPS = 150
 SEEDS = (3, 5)  # of the clock: episodes of 30 and of 40 steps
@@ -44,13 +44,15 @@ def plan_of(recipe, seed, envs=1, **base):
 def together(recipe="td3", env=Clock, envs=1, savers=(), **base):
     plans = [plan_of(recipe, seed, envs, **base) for seed in SEEDS]
     adapters = [make(env, envs, seed=seed) for seed in SEEDS]
-    return Seeds(plans, agents.build(recipe, plans[0].settings), adapters, make(Clock, 2, seed=9), savers)
+    return make_shared_session(
+        plans, agents.build(recipe, plans[0].settings), adapters, make(Clock, 2, seed=9), savers
+    )
 
 
 def alone(recipe, seed, envs=1, **base):
     plan = plan_of(recipe, seed, envs, **base)
     adapter = make(Clock, envs, seed=seed)
-    return Trainer(plan, agents.build(recipe, plan.settings), adapter, make(Clock, 2, seed=9))
+    return make_session(plan, agents.build(recipe, plan.settings), adapter, make(Clock, 2, seed=9))
 
 
 def without_clock(event):
@@ -104,22 +106,22 @@ def test_each_seed_is_the_run_it_would_be_alone(case):
                 assert one._replace(ret=0) == other._replace(ret=0)
             else:
                 assert without_clock(one) == without_clock(other)
-        view = runs.run(k)
-        mine, theirs = view.arrays(), single.arrays()
+        mine, theirs = runs.engine.arrays(k), single.engine.arrays()
         assert jax.tree.structure(mine) == jax.tree.structure(theirs)
         jax.tree.map(alike, *(jax.tree.map(jax.numpy.asarray, trees) for trees in (mine, theirs)))
         numbers = [
-            {k: v for k, v in t.counters().items() if k not in ("seconds", "returns")} for t in (view, single)
+            {name: v for name, v in counters.items() if name not in ("seconds", "returns")}
+            for counters in (runs.counters(k), single.counters())
         ]
         assert numbers[0] == numbers[1]
-        assert view.updates > 0
+        assert runs.updates > 0
 
 
 def test_seeds_differ():
     runs = together()
     for _ in runs.seed_events(STEPS):
         pass
-    one, other = (jax.tree.leaves(runs.run(k).acting) for k in (0, 1))
+    one, other = (jax.tree.leaves(runs.learner.policies(k)["current"]) for k in (0, 1))
     assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True) if np.ndim(a) > 1)
 
 
@@ -151,11 +153,11 @@ def test_the_replay_is_not_copied():
     runs = together("td3+lap", replay_capacity=65_536)
     for _ in runs.seed_events(60):
         pass
-    assert all(runs.run(k).storage is runs.storage for k in (0, 1))
-    outcome = Outcome(*runs.adapter.step(np.asarray(runs.carry.action))[:-1])
-    _ = runs.storage
-    calls = (runs.programs.insert, outcome), (runs.programs.step, np.int32(1), np.int32(60), runs.key)
-    lowered = [program.compiled.lower(*program.arguments(runs.carry, *args)) for program, *args in calls]
+    learner = runs.learner
+    outcome = Outcome(*runs.engine.adapter.step(np.asarray(learner.carry.action))[:-1])
+    key = learner.seeds.key
+    calls = (learner.mapped.insert, outcome), (learner.mapped.step, np.int32(1), np.int32(60), key)
+    lowered = [program.compiled.lower(*program.arguments(learner.carry, *args)) for program, *args in calls]
     for program in lowered:
         shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", program.compile().as_text())
         sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]

@@ -1,6 +1,8 @@
 """Simulators of other packages: their adapters, ids and arguments, and environments of one's own."""
 
 import dataclasses
+import importlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -16,6 +18,7 @@ from qscape.cli import main
 from qscape.envs import make, simulators
 from qscape.envs.build import build_env
 from qscape.envs.cartpole import CartPole
+from qscape.envs.conformance import check
 from qscape.envs.mineworld import MineWorld
 from qscape.envs.native import find_jax_env, play, step_autoreset
 from qscape.envs.simulators.base import StateEnv
@@ -279,6 +282,171 @@ def test_gymnax_by_its_ids():
     _, now, last = step_autoreset(env, before, 1, KEY)
     np.testing.assert_allclose(last.observation, shown, rtol=1e-6)
     assert np.abs(now).max() <= 0.05
+
+
+# Names in the registries of gymnax 0.0.9 and 1.0.
+GYMNAX = [
+    "CartPole-v1",
+    "Pendulum-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "MountainCarContinuous-v0",
+    "Asterix-MinAtar",
+    "Breakout-MinAtar",
+    "Freeway-MinAtar",
+    "SpaceInvaders-MinAtar",
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+    "MemoryChain-bsuite",
+    "UmbrellaChain-bsuite",
+    "DiscountingChain-bsuite",
+    "MNISTBandit-bsuite",
+    "SimpleBandit-bsuite",
+    "FourRooms-misc",
+    "MetaMaze-misc",
+    "PointRobot-misc",
+    "BernoulliBandit-misc",
+    "GaussianBandit-misc",
+    "Reacher-misc",
+    "Swimmer-misc",
+    "Pong-misc",
+]
+SINCE_1 = ["Seaquest-MinAtar", "FrozenLake-misc"]
+
+
+def import_gymnax():
+    """gymnax, and is it 1.0 or newer?"""
+    gymnax = pytest.importorskip("gymnax")
+    return gymnax, not importlib.metadata.version("gymnax").startswith("0.")
+
+
+def test_the_registry_of_gymnax():
+    _, is_1 = import_gymnax()
+    listed = simulators.list_ids("gymnax")
+    assert {*listed} >= {f"gymnax/{name}" for name in [*GYMNAX, *(SINCE_1 if is_1 else [])]}
+    assert is_1 or not {f"gymnax/{name}" for name in SINCE_1} & {*listed}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*GYMNAX, *SINCE_1])
+def test_every_environment_of_gymnax_conforms(name):
+    _, is_1 = import_gymnax()
+    if name == "MNISTBandit-bsuite":
+        pytest.skip("it downloads its pictures")
+    if name in SINCE_1 and not is_1:
+        pytest.skip("gymnax has it since 1.0")
+    # In 1.0 the last row of DeepSea is reached in the very step of its limit, so the suite sees no other end.
+    args = {"max_episode_steps": 50} if name == "DeepSea-bsuite" else {}
+    results = check(f"gymnax/{name}", args, steps=1600)
+    failed = [r.detail for r in results if r.verdict == "FAIL"]
+    if name == "SimpleBandit-bsuite" and not is_1:
+        assert ["Too many indices" in detail for detail in failed] == [True]  # its state has another order
+    else:
+        assert failed == []
+
+
+@pytest.mark.parametrize(
+    ("name", "terminates", "truncates"),
+    [("CartPole-v1", True, True), ("Pendulum-v1", False, True), ("Catch-bsuite", True, False)],
+)
+def test_ends_are_those_of_gymnax(name, terminates, truncates):
+    """Beside gymnax's own `step`: 0.0.9 says `done`, 1.0 tells the two apart and has the last observation."""
+    gymnax, is_1 = import_gymnax()
+    sim, params = gymnax.make(name)
+    params = params.replace(max_steps_in_episode=12)
+    env = find_jax_env(build_env(f"gymnax/{name}", {"max_episode_steps": 12}))
+    space = env.action_space
+
+    def both(states, key):
+        ours, theirs = states
+        random = jax.random.uniform(jax.random.fold_in(key, 0))
+        action = (random * space.n).astype(int) if hasattr(space, "n") else random[None] * 4 - 2
+        step_key, reset_key = jax.random.split(key)
+        after, outcome = env.step(ours, action, step_key)
+        new, first = env.reset(reset_key)
+        over = outcome.terminated | outcome.truncated
+        ours = jax.tree.map(lambda x, y: jnp.where(over, x, y), new, after)
+        shown, theirs, reward, *ends, info = sim.step(jax.random.key_data(key), theirs, action, params)
+        acted_on = jnp.where(over, first, outcome.observation)
+        last = info.get("final_observation", outcome.observation)
+        return (ours, theirs), (outcome, acted_on, shown.ravel(), last.ravel(), reward, ends)
+
+    start = env.reset(KEY)[0], sim.reset_env(jax.random.key_data(KEY), params)[1]
+    _, (outcome, acted_on, shown, last, reward, ends) = jax.lax.scan(both, start, jax.random.split(KEY, 300))
+    assert len(ends) == (2 if is_1 else 1)
+    np.testing.assert_array_equal(outcome.terminated | outcome.truncated, np.any(ends, axis=0))
+    if is_1:
+        np.testing.assert_array_equal(outcome.terminated, ends[0])
+        np.testing.assert_array_equal(outcome.truncated, ends[1])
+    np.testing.assert_allclose(outcome.reward, reward, rtol=1e-5)
+    np.testing.assert_allclose(acted_on, shown, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outcome.observation, last, rtol=1e-5, atol=1e-6)
+    assert (outcome.terminated.any(), outcome.truncated.any()) == (terminates, truncates)
+    ends_at = np.flatnonzero(outcome.terminated | outcome.truncated)
+    lengths = np.diff(ends_at, prepend=-1)
+    np.testing.assert_array_equal(outcome.truncated[ends_at], lengths == 12)
+
+
+def test_a_discrete_observation_of_gymnax_is_one_hot():
+    gymnax, is_1 = import_gymnax()
+    if not is_1:
+        pytest.skip("gymnax has Discrete observations since 1.0")
+    sim, params = gymnax.make("FrozenLake-misc", map_name="8x8", is_slippery=False)
+    env = find_jax_env(build_env("gymnax/FrozenLake-misc", {"map_name": "8x8", "is_slippery": False}))
+    assert (env.observation_space.shape, env.time_limit) == ((64,), 200)
+    state, seen = env.reset(KEY)
+    theirs = sim.reset_env(KEY, params)[1]
+    assert np.flatnonzero(seen).tolist() == [0]
+    for action in (2, 2, 1, 1, 2):  # right, right, down, down, and right into a hole
+        state, outcome = env.step(state, action, KEY)
+        place, theirs, _, terminated, _ = sim.step_env(KEY, theirs, action, params)
+        np.testing.assert_array_equal(outcome.observation, np.eye(64)[place])
+        assert outcome.terminated == terminated
+    assert (int(place), bool(terminated)) == (19, True)
+
+
+def test_what_the_adapter_cannot_take_of_gymnax_is_refused():
+    gymnax, is_1 = import_gymnax()
+    if not is_1:
+        pytest.skip("gymnax registers environments since 1.0")
+    base = type(gymnax.make("Pendulum-v1")[0])
+    spaces = importlib.import_module("gymnax.environments.spaces")
+
+    class Impatient(base):
+        def is_truncated(self, state, params):
+            return state.time >= 3
+
+    class Named(base):
+        def observation_space(self, params):
+            return spaces.Dict({"x": super().observation_space(params)})
+
+    for made, says in [
+        (Impatient, "Impatient-v0 has its own is_truncated: .* truncated by max_steps_in_episode only"),
+        (Named, "observations of Pendulum-v1 are a Dict: they must be a Box or Discrete"),
+    ]:
+        name = f"{made.__name__}-v0"
+        if name not in gymnax.registered_envs:
+            gymnax.register(name, made)
+        with pytest.raises(UsageError, match=says):
+            build_env(f"gymnax/{name}", {})
+
+
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [("0.0.8", False), ("0.0.9", True), ("1.0.1", True), ("1.12", True), ("2.0.0rc1", False)],
+)
+def test_versions_of_gymnax(version, works, monkeypatch):
+    pytest.importorskip("gymnax")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    if works:
+        assert "gymnax/CartPole-v1" in simulators.list_ids("gymnax")
+        return
+    says = (
+        rf"gymnax/CartPole-v1 cannot be imported \(gymnax is {version}, and qscape works with "
+        r'gymnax>=0\.0\.9,<2\): pip install "qscape\[gymnax\]"'
+    )
+    with pytest.raises(UsageError, match=says):
+        build_env("gymnax/CartPole-v1", {"gravity": 9.0})
 
 
 def test_observations_of_gymnax_keep_the_limit_that_is_lifted():

@@ -26,7 +26,7 @@ from qscape.offpolicy.sockets import EpisodeEnd, PartState, StepEnd
 from qscape.ops.norm import avg_l1_norm
 from qscape.ops.td import lap_huber, lap_huber_loss, lap_priority, pal_loss, td_target
 from qscape.run.plan import Plan
-from qscape.run.trainer import Trainer
+from qscape.run.training import make_session
 from qscape.types import Batch, Event, Spec, stream
 from reference.td3 import Transitions
 
@@ -291,7 +291,7 @@ def test_a_schedule_hears_of_updates_that_are_still_due():
     """Episodes end at steps 6, 9, 12; updates begin with step 5; that of the last step is not made yet."""
     schedule = Recorder()
     agent = dataclasses.replace(build("td3", size=4, warmup=4), schedule=schedule)
-    trainer = Trainer(Plan("td3", "Clock", 12, eval_every=0), agent, make(Clock(3)))
+    trainer = make_session(Plan("td3", "Clock", 12, eval_every=0), agent, make(Clock(3)))
     for _ in trainer.events(12):
         pass
     assert schedule.heard == [2, 5, 8]
@@ -324,12 +324,12 @@ def test_the_random_phase_lasts_to_an_episodes_end(length, policy_step, burst_st
     update for each step of a finished episode."""
     steps = 400
     agent = build("td7", size=4, warmup=250)
-    trainer = Trainer(Plan("td7", "Clock", steps, eval_every=0), agent, make(Clock(length)))
+    trainer = make_session(Plan("td7", "Clock", steps, eval_every=0), agent, make(Clock(length)))
     policy, burst = [], []
     for _ in trainer.events(steps):
-        if trainer.learning:
+        if trainer.learner.learning:
             policy.append(trainer.env_steps)
-        if trainer.updates + trainer.pending:
+        if trainer.updates + trainer.learner.pending:
             burst.append(trainer.env_steps - 1)
     assert (policy[0], burst[0]) == (policy_step, burst_step)
     finished = steps // length * length

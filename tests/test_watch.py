@@ -1,6 +1,7 @@
 """`qscape watch`: what it shows is what the run's files say."""
 
 import csv
+import math
 import re
 import shutil
 import sys
@@ -152,9 +153,21 @@ def test_the_axis_of_a_constant_negative_return_points_up():
     from qscape.report.terminal import Curve, render_chart
 
     drawn = render_chart("return", "steps", [Curve("a", [0, 1], [-200.0, -200.0])], 60, 10, (0, 1))
-    ticks = [float(tick) for tick in re.findall(r"^ *(-[\d.]+)┤", drawn, re.MULTILINE)]
+    plain = re.sub(r"\x1b\[[\d;]*m", "", drawn)
+    ticks = [float(tick) for tick in re.findall(r"^ *(-[\d.]+)┤", plain, re.MULTILINE)]
     assert len(ticks) > 1
     assert ticks == sorted(ticks, reverse=True)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_left_out_of_a_chart(wrong):
+    from qscape.report.terminal import Curve, render_chart
+
+    curves = [Curve("a", [0, 1, 2], [1.0, wrong, 5.0]), Curve("b", [0, 1], [wrong, wrong])]
+    drawn = render_chart("return", "steps", curves, 60, 14, (0, 2))
+    rest = [Curve("a", [0, 2], [1.0, 5.0]), Curve("b", [], [])]
+    assert drawn == render_chart("return", "steps", rest, 60, 14, (0, 2))
+    assert "⠤" in drawn
 
 
 def test_without_the_extra_it_says_so(run, monkeypatch, capsys):

@@ -192,7 +192,7 @@ def stop_at(steps: int, where: str = "step") -> Callable[[Any], None]:
     """
 
     def hold(trainer: Any) -> None:
-        owner = trainer.adapter if where == "step" else trainer.programs
+        owner = trainer.adapter if where == "step" else trainer.learner.programs
         call = getattr(owner, where)
 
         def stopping(*args: Any) -> Any:

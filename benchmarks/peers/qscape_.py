@@ -22,11 +22,10 @@ from qscape.envs import EnvAdapter, make
 from qscape.envs.cartpole import CartPole
 from qscape.replay.storage import Rows
 from qscape.run import scan_rollouts
-from qscape.run.loop import open_adapters
+from qscape.run.adapters import open_adapters
 from qscape.run.plan import Plan
 from qscape.run.scan import spec_of
-from qscape.run.trainer import Trainer
-from qscape.run.training import trainer_of
+from qscape.run.training import make_session
 
 RECIPES = {  # one update per environment step, as all contenders make
     "td3": "td3",
@@ -73,17 +72,17 @@ def library(algorithm: str) -> Contender:
     args = {"max_episode_steps": EPISODE} if bursts else {}
     plan = Plan(recipe, ENV, steps=ENDLESS, settings=settings, env_args=args, eval_every=0)
     agent = build_agent(recipe, settings)
-    trainer = Trainer(plan, agent, *open_adapters(plan, agent))
+    trainer = make_session(plan, agent, *open_adapters(plan, agent))
 
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
             pass
-        jax.block_until_ready((trainer.state, trainer.carry.replay_state))
+        jax.block_until_ready((trainer.learner.state, trainer.learner.carry.replay_state))
 
     def settle() -> None:
         """Runs of 10,000 steps and more soon go over to one program, where the agent allows it."""
         for _ in trainer.events(ENDLESS):  # says something at least once an episode
-            if trainer.driver is not None:
+            if trainer.engine.driver is not None:
                 trainer.stop()
 
     advance(WARM_UP)
@@ -101,12 +100,12 @@ def ppo(name: str) -> Contender:
     if "scan" in name:
         return native_ppo(agent, task)
     plan = Plan("ppo", task.env, steps=ENDLESS, envs=task.envs, settings=settings, eval_every=0)
-    trainer = trainer_of(plan, agent, *open_adapters(plan, agent))
+    trainer = make_session(plan, agent, *open_adapters(plan, agent))
 
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
             pass
-        jax.block_until_ready(trainer.acting)
+        jax.block_until_ready(trainer.learner.acting)
 
     return Contender(advance, lambda: trainer.updates, task.rollout, task.rollout)
 

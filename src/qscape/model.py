@@ -36,11 +36,11 @@ from qscape.errors import RunError, UsageError, describe
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
-from qscape.run.loop import Loop
 from qscape.run.plan import Plan, moot_notes, prepare
 from qscape.run.programs import evaluation_key
+from qscape.run.session import Session
 from qscape.run.stopping import StopOnSignal
-from qscape.run.training import no_update, set_up_jax, trainer_of
+from qscape.run.training import make_session, no_update, set_up_jax
 
 if TYPE_CHECKING:
     from qscape.inspect.trained_agent import TrainedAgent
@@ -182,7 +182,7 @@ class Model:
         plan = self._plan(FOREVER)  # refuses options of unknown names
         if preset is not None:
             prepare(plan)  # refuses a preset without settings for this environment
-        self.trainer: Loop | None = None
+        self.trainer: Session | None = None
         self._drawn = 0  # number of calls of `predict` that sampled, so that each call draws other numbers
 
     @property
@@ -246,7 +246,7 @@ class Model:
         if self.trainer is None or not self.env_steps:  # `_untrained` makes one without these `steps`
             plan, agent, notes = prepare(self._plan(steps))
             self.trainer = None  # frees its replay before the new one is allocated
-            self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
+            self.trainer = make_session(plan, agent, self.adapter, self.eval_adapter)
             if progress:
                 print("\n".join(notes))
             for note in [] if progress else moot_notes(agent.moot_fields(), plan.typed or {}):
@@ -307,12 +307,12 @@ class Model:
     def _policy(self) -> "Policy":
         """Return the best policy so far; an untrained one if `learn` was not called."""
         trainer = self.trainer or self._untrained()
-        return Policy(self.adapter, trainer.programs, trainer.best, trainer.env_steps)
+        return Policy(self.adapter, trainer.learner.programs, trainer.best, trainer.env_steps)
 
-    def _untrained(self) -> Loop:
+    def _untrained(self) -> Session:
         """Make and keep a trainer that has made no step, to predict, evaluate or save before `learn`."""
         plan, agent, _ = prepare(self._plan(FOREVER))
-        self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
+        self.trainer = make_session(plan, agent, self.adapter, self.eval_adapter)
         return self.trainer
 
     @_refuse_other_names
@@ -331,7 +331,7 @@ class Model:
         if self.eval_adapter is None:
             raise UsageError("this model was given an environment, not its id: pass eval_env to evaluate.")
         trainer = self.trainer or self._untrained()
-        return [e.ret for e in evaluate(trainer.programs, trainer.best, self.eval_adapter, episodes)]
+        return [e.ret for e in evaluate(trainer.learner.programs, trainer.best, self.eval_adapter, episodes)]
 
     @_refuse_other_names
     def save(self, path: str | Path) -> Path:
@@ -463,7 +463,7 @@ def load(
         )
     trained_in = plan.env
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
-    model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
+    model.trainer = make_session(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
     try:
         notes += folders.load_into(model.trainer, newest)
     except RunError as problem:

@@ -25,7 +25,9 @@ from qscape.run import saves, train
 
 PATIENCE = 300  # seconds after which a command counts as hung
 # Runs of a few hundred steps are driven as one program too if such a program is worth while from 60 steps on.
-DRIVEN = "import sys, qscape.run.trainer as t; t.LONG = 60; from qscape.cli import main; sys.exit(main())"
+DRIVEN = (
+    "import sys, qscape.run.engines.replay as r; r.LONG = 60; from qscape.cli import main; sys.exit(main())"
+)
 
 
 class Failed(Exception):

@@ -1,24 +1,8 @@
 """Recipes: build agents from a base and parts, with the settings of papers."""
 
 from qscape.agents import onpolicy, plugins
-from qscape.agents.other_names import ELSEWHERE, OTHER_POLICIES, difference, ours
-from qscape.agents.presets import PRESETS, preset
-from qscape.agents.recipes import (
-    BASE_HELP,
-    BASES,
-    EXPANSIONS,
-    PARTS,
-    Agent,
-    Expansion,
-    Override,
-    Settings,
-    advise_part,
-    agent,
-    build,
-    changed_fields,
-    flatten,
-    list_overrides,
-    merge_settings,
+from qscape.agents.building import advise_part, agent, build, changed_fields, with_base
+from qscape.agents.grammar import (
     nearest,
     parse,
     parts_of,
@@ -27,8 +11,20 @@ from qscape.agents.recipes import (
     register,
     register_all_installed,
     register_named,
-    settings_of,
 )
+from qscape.agents.other_names import ELSEWHERE, OTHER_POLICIES, difference, ours
+from qscape.agents.presets import PRESETS, preset
+from qscape.agents.recipes import (
+    BASE_HELP,
+    BASES,
+    EXPANSIONS,
+    PARTS,
+    SOCKET_MEANS,
+    Agent,
+    Expansion,
+    Settings,
+)
+from qscape.agents.settings import Override, flatten, list_overrides, merge_settings, set_fields, settings_of
 
 __all__ = [
     "BASES",
@@ -38,6 +34,7 @@ __all__ = [
     "OTHER_POLICIES",
     "PARTS",
     "PRESETS",
+    "SOCKET_MEANS",
     "Agent",
     "Expansion",
     "Override",
@@ -62,5 +59,7 @@ __all__ = [
     "register",
     "register_all_installed",
     "register_named",
+    "set_fields",
     "settings_of",
+    "with_base",
 ]

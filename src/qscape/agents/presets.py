@@ -10,7 +10,10 @@ of its parts from one paper. Of the papers that have some of these rows, the fir
 Parts that this paper does not have take their fields from other papers. A user's value wins over all of them.
 """
 
-from qscape.agents.recipes import PARTS, Settings, build, merge_settings, nearest
+from qscape.agents.building import build
+from qscape.agents.grammar import nearest
+from qscape.agents.recipes import PARTS, Settings
+from qscape.agents.settings import merge_settings
 from qscape.agents.sources import Paper
 from qscape.agents.tuned import TUNED
 from qscape.errors import UsageError

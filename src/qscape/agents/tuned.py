@@ -14,7 +14,8 @@ on the loss's scale.
 
 from typing import Any
 
-from qscape.agents.recipes import Settings, merge_settings
+from qscape.agents.recipes import Settings
+from qscape.agents.settings import merge_settings
 from qscape.agents.sources import Paper
 
 MUJOCO = (

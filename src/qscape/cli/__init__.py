@@ -8,7 +8,8 @@ import importlib
 import io
 import sys
 
-from qscape.errors import QscapeError, UsageError, memory_error, one_line
+from qscape.errors import QscapeError, UsageError, describe, memory_error, one_line
+from qscape.versions import find_wrong_versions
 
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1]"),
@@ -117,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
         full = memory_error(problem)
         if isinstance(problem, ValueError) and "null byte" in str(problem):
             full = UsageError("a file's name holds a NUL byte, on the command line or in a file; remove it.")
+        elif full is None and not debug and (wrong := find_wrong_versions()):
+            full = UsageError(f"{'; '.join(wrong)} ({describe(problem)}).")
         if debug or full is None:
             raise
         print(f"qscape: {full}", file=sys.stderr)

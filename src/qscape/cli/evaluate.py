@@ -13,7 +13,7 @@ from qscape.report import task_label
 from qscape.report.numbers import format_return
 from qscape.run.evaluation import list_successes
 from qscape.run.folder import read_plan, read_record, run_folders
-from qscape.run.offline import score
+from qscape.run.plan import score
 from qscape.run.policy import evaluate_run
 from qscape.run.training import set_up_jax
 from qscape.types import setting

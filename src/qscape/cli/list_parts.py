@@ -13,11 +13,11 @@ from qscape.agents import (
     EXPANSIONS,
     PARTS,
     PRESETS,
+    SOCKET_MEANS,
     onpolicy,
     plugins,
     register_all_installed,
 )
-from qscape.agents.recipes import SOCKET_MEANS
 from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
 from qscape.envs import simulators

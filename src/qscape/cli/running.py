@@ -29,6 +29,7 @@ from qscape.jobs.worker import Job, run_job, run_together
 from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.run.folder import resumable_save
+from qscape.run.plan import Prepared
 from qscape.system import count_cores
 
 WIDE = 170  # columns of output into a file or a pipe
@@ -37,10 +38,16 @@ MEASURED = 5.0  # seconds of updates after which a run's time is estimated
 GIB = 2**30
 
 
-def run_all(jobs: list[Job], together: bool = False, quiet: bool = False) -> int:
+def run_all(
+    jobs: list[Job], together: bool = False, quiet: bool = False, prepared: Prepared | None = None
+) -> int:
     """Run jobs: one in this process, several one per core, or `together` in one program.
 
-    `quiet`: show no progress, only warnings, failures and the last lines.
+    Args:
+        jobs: the jobs.
+        together: train them in one program.
+        quiet: show no progress, only warnings, failures and the last lines.
+        prepared: what `prepare` returned for the plan of the first job; None: it is not prepared yet.
 
     Returns:
         The exit code: 0, or 130 after an interrupt.
@@ -53,11 +60,11 @@ def run_all(jobs: list[Job], together: bool = False, quiet: bool = False) -> int
     screen, failures = Screen(quiet, len(jobs), workers), {}
     with screen:
         if together:
-            for k, event in run_together(jobs):
+            for k, event in run_together(jobs, prepared):
                 screen.show(k, event)
         elif len(jobs) == 1:
             try:
-                for event in run_job(jobs[0]):
+                for event in run_job(jobs[0], prepared):
                     screen.show(0, event)
             except RunError:
                 screen.print_kept(0, jobs[0])

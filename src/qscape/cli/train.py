@@ -9,8 +9,14 @@ from typing import Any
 import jax
 
 from qscape import trusted
-from qscape.agents import Agent, Settings, recipe_for_dataset, register_named
-from qscape.agents.recipes import recipe_for_images, set_fields
+from qscape.agents import (
+    Agent,
+    Settings,
+    recipe_for_dataset,
+    recipe_for_images,
+    register_named,
+    set_fields,
+)
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.data import RECORDED
@@ -18,10 +24,10 @@ from qscape.envs.build import refuse_without_version
 from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
 from qscape.report import environment_label
+from qscape.run.adapters import adapt_to_images, open_adapter
+from qscape.run.engines import may_compile, why_not_together
 from qscape.run.folder import refuse_taken
-from qscape.run.loop import adapt_to_images, may_compile, open_adapter
 from qscape.run.plan import Pace, Plan, anywhere, folder_name, prepare
-from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
 
 MOST_SEEDS = 1_000
@@ -83,7 +89,8 @@ def main(argv: list[str]) -> int:
         for seed in run.seeds
     ]
     refuse_without_version(plans[0].env)
-    plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
+    prepared = prepare(plans[0])  # refuses an impossible plan before a folder is created
+    plan, agent, _ = prepared
     _refuse_moot(given, settings or {}, agent)  # a config may hold all fields, also those that do nothing
     in_jax = False
     seen = not recipe_for_images(plan.recipe)[1] or is_simulator(plan.env)
@@ -92,7 +99,7 @@ def main(argv: list[str]) -> int:
         adapted = [adapt_to_images(p, adapter) for p in plans]
         if changes := adapted[0][1]:  # before the label of the agent names a folder
             plans, notes = [p for p, _ in adapted], notes + changes
-            plan, agent, _ = prepare(plans[0])
+            prepared = plan, agent, _ = prepare(plans[0])
         agent.on(adapter.spec)
         in_jax = may_compile(plan) and adapter.jax_env is not None
         adapter.close()
@@ -115,7 +122,7 @@ def main(argv: list[str]) -> int:
     ]
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
-    return run_all(jobs, together, run.quiet)
+    return run_all(jobs, together, run.quiet, prepared)
 
 
 def _refuse_moot(given: Settings, there: Settings, agent: Agent) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-from qscape.envs import simulators
+from qscape.envs import pixels, simulators
 from qscape.envs.levels import discretise
 from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
@@ -119,9 +119,9 @@ def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
     if (maker := find_maker(env_id)) is not None:
         return functools.partial(make_own, maker)
     if re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args:
-        return functools.partial(importlib.import_module("qscape.envs.pixels").atari, env_id)
+        return functools.partial(pixels.atari, env_id)
     if re.match("CarRacing", env_id):
-        return functools.partial(importlib.import_module("qscape.envs.pixels").car_racing, env_id)
+        return functools.partial(pixels.car_racing, env_id)
     if re.match("restricted/Any-|pixels/", env_id) and "max_episode_steps" in args:  # not the inner limit
         return functools.partial(gym.make, env_id, limited=False)
     return functools.partial(gym.make, env_id)
@@ -132,7 +132,34 @@ def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:
     for package, (_, ids, registers) in _PACKAGES.items():
         needed = registers and isinstance(env_id, str) and re.match(ids, env_id)
         if needed and importlib.util.find_spec(package) is not None:
-            importlib.import_module(package)
+            try:
+                importlib.import_module(package)
+            except Exception as problem:
+                _import_mujoco()  # the usual cause, which has a sentence of its own
+                raise UsageError(
+                    f"{env_id} cannot be made: importing {package} fails ({describe(problem)})"
+                ) from problem
+
+
+def _import_mujoco() -> Any:
+    """Import MuJoCo, if it is installed.
+
+    Raises:
+        UsageError: it is installed and cannot be imported.
+    """
+    if not importlib.util.find_spec("mujoco"):
+        return None
+    try:
+        return importlib.import_module("mujoco")
+    except ImportError as problem:
+        version = importlib.metadata.version("mujoco")
+        packages = " ".join(f"{name}=={version}" for name in ("mujoco", "mujoco-core", "mujoco-studio"))
+        why = describe(problem.__cause__ or problem)
+        raise UsageError(
+            f"MuJoCo {version} is installed and cannot be imported ({why}). "
+            "An upgrade from MuJoCo 3 to 4 in one environment leaves it so; this mends it: "
+            f"pip install --force-reinstall --no-deps {packages}"
+        ) from problem
 
 
 def refuse_without_version(env_id: str) -> None:
@@ -152,7 +179,7 @@ def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
     if not importlib.util.find_spec("mujoco"):
         return
     if re.search("mujoco|restricted|gymnasium_robotics|brax/|playground/", str(place)):
-        mujoco: Any = importlib.import_module("mujoco")
+        mujoco = _import_mujoco()
 
         def warn(message: str) -> None:
             if "settotalmass" not in message:  # a deprecation in Gymnasium's own models

@@ -1,20 +1,18 @@
 """Environments with image observations, preprocessed as usual: four grey frames of 84 × 84, uint8.
 
-Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist, CarRacing, and the rendered
+Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist, and CarRacing; `rendered` has the
 pictures of any other environment. Networks divide bytes by 255.
 """
 
 import copy
 import importlib.util
 import math
-import re
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import (
-    AddRenderObservation,
     AtariPreprocessing,
     FrameStackObservation,
     GrayscaleObservation,
@@ -23,9 +21,7 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
-from qscape.envs.build import build_env
-from qscape.errors import UsageError, describe
-from qscape.system import draw_without_screen
+from qscape.errors import UsageError
 
 
 def atari(
@@ -48,7 +44,7 @@ def atari(
     Raises:
         UsageError: OpenCV is missing.
     """
-    _need_opencv(env_id, "atari")
+    need_opencv(env_id, "atari")
     env = gym.make(env_id, frameskip=1, repeat_action_probability=sticky, **args)
     env = AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
     if training:
@@ -68,40 +64,12 @@ def car_racing(env_id: str, continuous: bool = True, **args: Any) -> gym.Env:
     Raises:
         UsageError: OpenCV is missing.
     """
-    _need_opencv(env_id, "box2d")
+    need_opencv(env_id, "box2d")
     env = Repeat(gym.make(env_id, continuous=continuous, **args), 4)
     return FrameStackObservation(ResizeObservation(GrayscaleObservation(env), (84, 84)), 4)
 
 
-def rendered(env: str = "CartPole-v1", limited: bool = True, **args: Any) -> gym.Env:
-    """`pixels/Any-v0`: an environment that shows what it draws instead of its observation, a frame a step.
-
-    Args:
-        env: id of the environment; further arguments are that environment's.
-        limited: keep the environment's own time limit? False if `max_episode_steps` replaces it.
-
-    Raises:
-        UsageError: OpenCV or a package for drawing is missing, or the environment draws no pictures.
-    """
-    _need_opencv(env, "pixels")
-    draw_without_screen()
-    try:
-        made = build_env(env, {"render_mode": "rgb_array"} | args, limited)
-        pictures = ResizeObservation(AddRenderObservation(made), (84, 84))
-        return FrameStackObservation(GrayscaleObservation(pictures), 4)
-    except UsageError as problem:
-        if re.search("argument 'render_mode'|no render_mode", str(problem)):
-            raise UsageError(f"{env} draws no pictures that an agent could see") from problem
-        raise
-    except gym.error.DependencyNotInstalled as problem:
-        raise UsageError(f'{env} draws with a missing package: pip install "qscape[pixels]"') from problem
-    except Exception as problem:
-        raise UsageError(
-            f"{env} draws no pictures that an agent could see ({describe(problem)})"
-        ) from problem
-
-
-def _need_opencv(env_id: str, extra: str) -> None:
+def need_opencv(env_id: str, extra: str) -> None:
     """Raise a UsageError if OpenCV is missing; `extra` is the extra of qscape that installs it."""
     if importlib.util.find_spec("cv2") is None:
         raise UsageError(f'the pictures of {env_id} need OpenCV: pip install "qscape[{extra}]"')

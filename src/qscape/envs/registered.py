@@ -31,8 +31,11 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
     "recsim/DataSynthetic-v0": ("recsim_data:RecSimDataSyntheticEnv", {"max_episode_steps": 20}),
     "cliff/IdealCliffWalking-v0": ("cliff:IdealCliffWalkingEnv", {"max_episode_steps": 100}),
     "jax/CartPole-v1": ("cartpole:CartPoleEnv", {"max_episode_steps": 500, "reward_threshold": 475.0}),
-    "pixels/CartPole-v1": ("pixels:rendered", {"reward_threshold": 475.0, "kwargs": {"env": "CartPole-v1"}}),
-    "pixels/Any-v0": ("pixels:rendered", {}),
+    "pixels/CartPole-v1": (
+        "rendered:rendered",
+        {"reward_threshold": 475.0, "kwargs": {"env": "CartPole-v1"}},
+    ),
+    "pixels/Any-v0": ("rendered:rendered", {}),
 }
 
 

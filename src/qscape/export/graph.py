@@ -11,11 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-from jax.extend.core import ClosedJaxpr, Literal
 from onnx import helper, numpy_helper
 
 from qscape.errors import UsageError
 from qscape.export.values import Value, same_shape
+
+try:  # the one file that uses jax.extend
+    from jax.extend.core import ClosedJaxpr, Literal
+except ImportError as problem:
+    raise UsageError(
+        f"JAX {jax.__version__} has no ClosedJaxpr and Literal in jax.extend.core, which the export to ONNX "
+        "needs: take the JAX that qscape asks for (pip install --upgrade qscape), or write arrays with --npz."
+    ) from problem
 
 RANDOM = ("random_bits", "threefry2x32", "random_wrap", "random_fold_in", "random_split", "random_seed")
 

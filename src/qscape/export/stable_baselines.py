@@ -22,10 +22,11 @@ from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.export.policy import TOLERANCE, action_space
 from qscape.run import folder as folders
-from qscape.run.loop import copy_buffers, open_adapters
+from qscape.run.adapters import open_adapters
+from qscape.run.engines.base import copy_buffers
 from qscape.run.plan import Plan, label
 from qscape.run.programs import act_evaluating
-from qscape.run.training import trainer_of
+from qscape.run.training import make_session
 
 ACTIVATIONS = {"ReLU": "relu", "ELU": "elu", "SiLU": "silu", "Tanh": "tanh"}
 CHECKED = 1_000
@@ -79,10 +80,11 @@ def convert_file(
     folders.refuse_taken(folder, overwrite)
     adapter, _ = open_adapters(plan, agent)
     _refuse_other_spaces(file, arrays, about, adapter)
-    trainer: Any = trainer_of(plan, agent, adapter)
-    state = trainer.state
+    session = make_session(plan, agent, adapter)
+    learner: Any = session.learner
+    state = learner.state
     soft = "soft" in state.part_states and "log_ent_coef" in arrays
-    trainer.state = copy_buffers(
+    learner.state = copy_buffers(
         state._replace(
             actor=_fill_actor(state.actor, arrays, "actor"),
             actor_target=None
@@ -98,13 +100,13 @@ def convert_file(
             ),
         )
     )
-    trainer.env_steps, trainer.finished = steps, True
-    trainer.on_empty_replay()  # `resume` then fills it by the policy before it learns
+    learner.env_steps, session.finished = steps, True
+    learner.empty_replay()  # `resume` then fills it by the policy before it learns
     adapter.reset()
-    off = _measure_difference(trainer, arrays, recipe, about)
+    off = _measure_difference(learner, arrays, recipe, about)
     with folders.locked(folder, new=True):
-        folders.create(folder, plan, trainer.agent, overwrite, imported="Stable-Baselines3")
-        folders.save(folder, trainer, milestone=False)
+        folders.create(folder, plan, session.agent, overwrite, {"imported": "Stable-Baselines3"})
+        folders.save(folder, session, milestone=False)
     adapter.close()
     return off
 
@@ -253,9 +255,9 @@ def _fill_critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[Py
     return made
 
 
-def _measure_difference(trainer: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
+def _measure_difference(learner: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
     """Measure the largest difference of actions in [-1, 1] between the run and the file's numbers."""
-    size, rng = trainer.agent.task.observation_size, np.random.default_rng(0)
+    size, rng = learner.agent.task.observation_size, np.random.default_rng(0)
     obs = rng.normal(size=(CHECKED, size)).astype(np.float32)
     layers = _layer_names(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
     hidden, last = (layers, "actor.mu") if recipe == "sac" else (layers[:-1], layers[-1])
@@ -265,7 +267,7 @@ def _measure_difference(trainer: Any, arrays: Arrays, recipe: str, about: Mappin
     for name in hidden:
         x = act(x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"])
     wanted = np.tanh(x @ arrays[f"{last}.weight"].T + arrays[f"{last}.bias"])
-    choose = act_evaluating(trainer.programs, trainer.acting, CHECKED)
+    choose = act_evaluating(learner.programs, learner.acting, CHECKED)
     off = float(np.abs(choose(obs, np.ones(CHECKED, bool), 0) - wanted).max())
     if not off <= TOLERANCE:
         raise RunError(f"the imported policy differs from the file's by {off:.2g}; nothing was written.")

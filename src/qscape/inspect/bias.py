@@ -18,7 +18,6 @@ from qscape.envs.build import refuse_other_rewards
 from qscape.errors import UsageError
 from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.plain import RawRewards
 from qscape.offpolicy.state import ActingState
 from qscape.run import saves
 from qscape.run.evaluation import Rollout
@@ -134,7 +133,7 @@ def measure_bias(trained: TrainedAgent, rollouts: Sequence[Rollout]) -> dict[str
 def _read_reward_divisor(trained: TrainedAgent) -> float:
     """Read what the rewards of the last update were divided by from the newest save of a run."""
     scaling = trained.agent.scaling
-    if isinstance(scaling, RawRewards):
+    if not scaling.changes_rewards:
         return 1.0
     if trained.policy == "kept":  # its critics are of an earlier scale
         raise UsageError(

@@ -5,13 +5,12 @@ Jain et al. 2024, arXiv 2410.11833, Sections 4.2 and 4.3: Ψ_i(s, a; a_{<i}) = m
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qscape.methods.savo import SAVO
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import PartState, bind_network
 from qscape.offpolicy.state import ActingState
@@ -41,7 +40,8 @@ class Surrogate(NamedTuple):
 
 def count_surrogates(agent: Agent) -> int:
     """The number of surrogates of an agent: L - 1 with SAVO, else 0."""
-    return agent.selector.list_length - 1 if isinstance(agent.selector, SAVO) else 0
+    selector: Any = agent.selector
+    return selector.length() - 1 if selector.climbs_surrogates else 0
 
 
 def bind_learned_surrogates(
@@ -53,7 +53,7 @@ def bind_learned_surrogates(
     """
     rep, selector = agent.representation, agent.selector
     nets = acting.part_states.get(selector.name, PartState()).params
-    if not isinstance(selector, SAVO) or nets is None:
+    if not selector.climbs_surrogates or nets is None:
         return []
     statistics = acting.part_states.get(agent.normaliser.name, PartState())
     seen = agent.normaliser.apply(statistics, agent.task.visible(obs))[None]

@@ -28,8 +28,8 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
 from qscape.run import probes
+from qscape.run.adapters import adapt_to_images
 from qscape.run.files import write_whole
-from qscape.run.loop import adapt_to_images
 from qscape.run.plan import Plan, anywhere, folder_name, prepare
 
 BUDGETS = ("quick", "short", "full", "paper")

@@ -21,7 +21,7 @@ from qscape.agents import plugins, register
 from qscape.errors import QscapeError, RunError, describe, memory_error
 from qscape.run import events as ev
 from qscape.run.folder import command
-from qscape.run.plan import Plan, from_json
+from qscape.run.plan import Plan, Prepared, from_json
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
 from qscape.run.training import resume, train, train_together
@@ -75,10 +75,14 @@ class Job:
         return Job(**data | {"folder": Path(data["folder"]), "plan": plan, "tracking": tracking})
 
 
-def run_job(job: Job) -> Iterator[ev.RunEvent]:
+def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]:
     """Run a job and yield its events.
 
     SIGINT, SIGTERM and SIGHUP make the run save and end; a second SIGINT ends it at once.
+
+    Args:
+        job: the job.
+        prepared: with "train": what `prepare` returned for its plan; None: it is not prepared yet.
 
     Raises:
         RunError: the environment called `sys.exit`, or the run failed otherwise.
@@ -93,6 +97,7 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
                 trackers=job.trackers,
                 tracking=job.tracking,
                 on_trainer=asked.attach,
+                prepared=prepared,
             )
         else:
             yield from resume(
@@ -105,8 +110,12 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
             )
 
 
-def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
+def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[tuple[int, ev.RunEvent]]:
     """Run jobs whose plans differ in their seed only, in one program; signals act as in `run_job`.
+
+    Args:
+        jobs: the jobs.
+        prepared: what `prepare` returned for the first plan; None: it is not prepared yet.
 
     Yields:
         The index of a job and one of its events.
@@ -121,6 +130,7 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
             trackers=first.trackers,
             tracking=first.tracking,
             on_trainer=asked.attach,
+            prepared=prepared,
         )
 
 

@@ -30,7 +30,7 @@ class BatchNormNetwork(Network):
             twice = agent.normaliser.name
             notes.append(f"{self.name} normalises its input itself; {twice} beside it is redundant")
         moves = agent.target_update
-        if moves.name != "polyak" and not (self.keeps_target_critics or agent.base.target_actor):
+        if not moves.averages and not (self.keeps_target_critics or agent.base.target_actor):
             notes.append(f"{self.name} keeps no targets of actor and critics, so {moves.name} moves none")
         return notes
 

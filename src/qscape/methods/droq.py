@@ -24,6 +24,7 @@ class DroQ(MLPNetwork):
     """
 
     name: ClassVar[str] = "droq"
+    has_plain_layers: ClassVar[bool] = False
     drops_units: ClassVar[bool] = True
 
     rate: float = setting(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Conditioning
 from qscape.nets.heads import Snapped, unsnap
-from qscape.offpolicy.plain import MLPNetwork, Single
+from qscape.offpolicy.plain import Single
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Dist, Key, Policy, Spec, setting
 
@@ -106,7 +106,7 @@ class Implicit(Single):
         return None
 
     def notes(self, agent: Composition) -> list[str]:
-        if agent.network.name == MLPNetwork.name:
+        if agent.network.has_plain_layers:
             return []
         return [f"implicit's actor has plain hidden layers; those of {agent.network.name} are the critics'"]
 

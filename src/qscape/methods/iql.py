@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import MLP
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import MinTarget
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, PolicyLoss
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
@@ -52,8 +51,9 @@ class IQL(PolicyLoss):
 
     def notes(self, agent: Composition) -> list[str]:
         """Says that V takes the place of the part that values the next state by target critics."""
-        replaced = agent.bootstrap.name
-        return [f"iql values the next state by V: {replaced} is not used"] * (replaced != MinTarget.name)
+        if agent.bootstrap.takes_minimum:
+            return []
+        return [f"iql values the next state by V: {agent.bootstrap.name} is not used"]
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes V, an MLP of the observation with the critics' widths."""

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense
 from qscape.nets.heads import Point, SquashedNormal
-from qscape.offpolicy.plain import DPG, Plain, make_mlp_architecture
+from qscape.offpolicy.plain import Plain, make_mlp_architecture
 from qscape.offpolicy.sockets import Architecture, Composition, Context, PartState
 from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
 
@@ -79,7 +79,8 @@ class LipsNet(Plain):
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         small = {"actor_hidden": (64, 64), "critic_hidden": (64, 64)}
-        return small if isinstance(agent.policy_loss, DPG) else {}
+        loss = agent.policy_loss  # the paper's networks on TD3; those on SAC have the usual widths
+        return small if loss.improves_samples and not loss.needs_single_policy else {}
 
     def notes(self, agent: Composition) -> list[str]:
         base = agent.base

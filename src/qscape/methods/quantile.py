@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import MinTarget
 from qscape.offpolicy.sockets import BootstrapRule, Composition, Value
 from qscape.ops.distributional import quantile_huber_loss
 from qscape.ops.td import td_target
@@ -46,7 +45,7 @@ class Quantile(Value):
                 f"quantile.drop is {self.drop} and quantile.quantiles {self.quantiles}: nothing would be "
                 "left; drop fewer."
             )
-        if type(agent.bootstrap) is not MinTarget:
+        if not agent.bootstrap.takes_minimum:
             return (
                 f"quantile.drop pools the target critics, which {agent.bootstrap.name} would weigh; "
                 "leave one of them out."

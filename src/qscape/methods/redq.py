@@ -21,6 +21,7 @@ class REDQ(MinTarget):
     """The minimum of a random subset of the target critics, drawn once per update for the whole batch."""
 
     name: ClassVar[str] = "redq"
+    takes_minimum: ClassVar[bool] = False
 
     subset: int = setting(
         2, "M: target critics that are drawn; of all critics it is the ordinary minimum.", within=">= 1"

@@ -31,6 +31,7 @@ class ValueClip(MinTarget):
     """Clips the next state's value to the range of all targets up to the last sync."""
 
     name: ClassVar[str] = "value_clip"
+    takes_minimum: ClassVar[bool] = False
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         return PartState(extra=Bounds(*(jnp.array(x, float) for x in (1e8, -1e8, 0.0, 0.0))))

@@ -121,7 +121,7 @@ class Assembly(Bound):
             )
         if why := self._explain_index_conflict():
             return why
-        if selector.values_next_state and self.bootstrap.name != plain.MinTarget.name:
+        if selector.values_next_state and not self.bootstrap.takes_minimum:
             return (
                 f"{selector.name} values the next state itself, and {self.bootstrap.name} would not be used; "
                 "leave one of them out."
@@ -214,7 +214,7 @@ class Assembly(Bound):
                 "base.replay_observations = bfloat16 would round the action masks that are stored behind "
                 "observations: take float32."
             )
-        if spec.frame is not None and rep.indexes_actions and type(self.network) is not plain.MLPNetwork:
+        if spec.frame is not None and rep.indexes_actions and not self.network.has_plain_layers:
             return f"{self.network.name} makes layers for vectors, and it shows images; leave it out."
         if spec.actor_size is not None and not rep.splits_observations:
             return (

@@ -5,9 +5,9 @@
     carry = choose(agent, carry, env_steps, key)                     # the next action
 
 Between `choose` and `insert` the environments execute `carry.action`. Every off-policy loop of the library
-runs these three functions. The host loop compiles each by itself (`run.trainer`). The driven program puts
-them into a while_loop that calls the environments (`run.drive`). JAX environments run with them in a scan
-(`run.scan`). Several seeds run them under vmap (`run.seeds`).
+runs these three functions. The host loop compiles each by itself (`run.engines.replay`). The driven program
+puts them into a while_loop that calls the environments (`run.drive`). JAX environments run with them in a
+scan (`run.scan`). Several seeds run them under vmap (`run.seeds`).
 """
 
 from collections.abc import Callable

@@ -75,6 +75,7 @@ class MLPNetwork(Network):
     """Plain hidden layers with the base's widths, activations, layer norms and initialisation."""
 
     name: ClassVar[str] = "mlp"
+    has_plain_layers: ClassVar[bool] = True
 
     def notes(self, agent: Composition) -> list[str]:
         return []
@@ -127,6 +128,7 @@ class MinTarget(BootstrapValue):
     """The minimum of the target critics (clipped double Q-learning; TD3, Eq. 10)."""
 
     name: ClassVar[str] = "min_target"
+    takes_minimum: ClassVar[bool] = True
 
     def weights(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B 1 J"]:
         return jax.nn.one_hot(qs.argmin(-1), qs.shape[-1])[:, None]
@@ -140,6 +142,7 @@ class Polyak(TargetUpdate):
     """Target networks are an exponential moving average: θ̄ ← (1 − ρ) θ̄ + ρ θ."""
 
     name: ClassVar[str] = "polyak"
+    averages: ClassVar[bool] = True
     rate: float = setting(
         0.005, "ρ: weight of the online networks in the average.", within="[0, 1]", tune=(1e-3, 0.1, "log")
     )
@@ -225,6 +228,7 @@ class Entropic(PolicyLoss):
     """Base of policy losses with an entropy bonus of weight α, which is fixed or learned."""
 
     maximises_entropy: ClassVar[bool] = True
+    has_temperature: ClassVar[bool] = True
 
     temperature: float | None = setting(
         None, "Entropy weight α; None: α is learned.", within=">= 0", tune=(0.01, 1.0, "log")
@@ -417,6 +421,7 @@ class EveryStep(Schedule):
     """A fixed number of updates per environment step."""
 
     name: ClassVar[str] = "every_step"
+    learns_by_steps: ClassVar[bool] = True
     every: int = setting(
         1, "Run updates after every this many steps, as many as are due by then.", within=">= 1"
     )
@@ -447,6 +452,7 @@ class RawRewards(Scaling):
     """Rewards are not scaled."""
 
     name: ClassVar[str] = "as_they_are"
+    changes_rewards: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -199,6 +199,7 @@ class Network(StatefulPart):
         refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
             of the actor, or with every update.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
+        has_plain_layers: the hidden layers are those that the base describes, and nothing else.
         drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
             actor climbs the critics; it is off for everybody else.
     """
@@ -207,6 +208,7 @@ class Network(StatefulPart):
     trains_on_joint_batch: ClassVar[bool] = False
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
     keeps_target_critics: ClassVar[bool] = True
+    has_plain_layers: ClassVar[bool] = False
     drops_units: ClassVar[bool] = False
 
     @property
@@ -437,9 +439,14 @@ class Representation(StatefulPart):
 
 
 class BootstrapValue(StatefulPart):
-    """Says how the target critics together value the next state."""
+    """Says how the target critics together value the next state.
+
+    Attributes:
+        takes_minimum: the value is the minimum of all target critics, and nothing else.
+    """
 
     socket: ClassVar[str] = "bootstrap"
+    takes_minimum: ClassVar[bool] = False
 
     def weights(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B K J"]:
         """Weighs the target critics.
@@ -489,9 +496,14 @@ class BootstrapRule(NamedTuple):
 
 
 class TargetUpdate(StatefulPart):
-    """Moves the target networks."""
+    """Moves the target networks.
+
+    Attributes:
+        averages: the target networks are moving averages.
+    """
 
     socket: ClassVar[str] = "target_update"
+    averages: ClassVar[bool] = False
 
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         """Returns the target networks after this update.
@@ -512,6 +524,7 @@ class PolicyLoss(StatefulPart):
         needs_single_policy: the loss trains one policy, and refuses a selector that does not act by one.
         improves_samples: the loss improves actions that the policy samples, not its mode only.
         maximises_entropy: the loss keeps the policy stochastic, so that it explores without added noise.
+        has_temperature: it does so by a temperature α, and has the fields that `soft` has for it.
     """
 
     socket: ClassVar[str] = "policy_loss"
@@ -520,6 +533,7 @@ class PolicyLoss(StatefulPart):
     needs_single_policy: ClassVar[bool] = False
     improves_samples: ClassVar[bool] = False
     maximises_entropy: ClassVar[bool] = False
+    has_temperature: ClassVar[bool] = False
 
     def loss(
         self,
@@ -785,13 +799,21 @@ class Schedule(StatefulPart):
 
     Attributes:
         keeps_best_policy: evaluation and export use the kept policy, not the current one.
+        learns_by_steps: updates follow from the number of steps alone, so that they are known before a step.
+            A subclass with an `updates_due` of its own says so again.
         learns_between_episodes: only ends of episodes bring updates or keep a policy; steps never do. The
             steps of an episode can then be one program.
     """
 
     socket: ClassVar[str] = "schedule"
     keeps_best_policy: ClassVar[bool] = False
+    learns_by_steps: ClassVar[bool] = False
     learns_between_episodes: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "updates_due" in vars(cls) and "learns_by_steps" not in vars(cls):
+            cls.learns_by_steps = False  # what holds for the method that it replaces may not hold for its own
 
     def start(self) -> dict[str, Any]:
         """Returns the schedule's counters at the start of a run. They must be JSON-able: saves hold them."""
@@ -849,9 +871,14 @@ class Normaliser(StatefulPart):
 
 
 class Scaling(Part):
-    """Scales the rewards of a batch. Replay stays raw; what the part keeps lies in `ReplayState.scaling`."""
+    """Scales the rewards of a batch. Replay stays raw; what the part keeps lies in `ReplayState.scaling`.
+
+    Attributes:
+        changes_rewards: False only for the default, which leaves rewards as they are.
+    """
 
     socket: ClassVar[str] = "scaling"
+    changes_rewards: ClassVar[bool] = True
 
     def init_state(self, envs: int) -> PyTree:
         """Returns what the part keeps before the first step of E environments; None: nothing."""

@@ -88,7 +88,7 @@ class Assembly(Bound):
             return found
         else:
             without = "with a critic that is one layer on the actor's torso (base.shared_torso)"
-        if isinstance(self.refiner, plain.AsDrawn):  # others may have critics of that size
+        if not self.refiner.has_critics:
             found.setdefault("base.critic_hidden", without)
         return found
 
@@ -109,7 +109,7 @@ class Assembly(Bound):
     @property
     def normalises(self) -> bool:
         """Does the normaliser do anything?"""
-        return not isinstance(self.normaliser, plain.Raw)
+        return getattr(self.normaliser, "changes_observations", True)
 
     @property
     def has_shared_torso(self) -> bool:
@@ -151,7 +151,7 @@ class Assembly(Bound):
         part_states |= {p.name: p.init_state(spec, envs) for p in (self.estimator, self.scaling)}
         refiner = self.refiner
         part_states[refiner.name] = refiner.init(stream(key, f"{refiner.name}.init"), spec, base)
-        if not isinstance(self.normaliser, plain.Raw):
+        if self.normalises:
             part_states[self.normaliser.name] = self.normaliser.init(key, None, spec, base, None)
         optimiser = base.make_optimiser()
         state = State(
@@ -229,7 +229,7 @@ class Assembly(Bound):
 
     def normalise_obs(self, part_states: PartStates, obs: Array) -> Array:
         """Raw observations [*b, S] as the networks see them."""
-        if isinstance(self.normaliser, plain.Raw):
+        if not self.normalises:
             return obs
         apply = partial(self.normaliser.apply, part_states[self.normaliser.name])
         return self.task.change_visible(apply, obs)
@@ -239,7 +239,7 @@ class Assembly(Bound):
 
         `weight` [T, E] is 0 for rows that are no environment steps; None: all rows are steps.
         """
-        if isinstance(self.normaliser, plain.Raw):
+        if not self.normalises:
             return state
         name = self.normaliser.name
         rows = None if weight is None else weight.reshape(-1)

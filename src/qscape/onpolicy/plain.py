@@ -118,6 +118,7 @@ class AsDrawn(ActionRefiner):
     """Rollouts execute the actions that the policy drew."""
 
     name: ClassVar[str] = "as_drawn"
+    has_critics: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,3 +127,14 @@ class Raw(Part):
 
     name: ClassVar[str] = "raw"
     socket: ClassVar[str] = "normaliser"
+    changes_observations: ClassVar[bool] = False
+
+    def init(self, key: Key, nets: Any, spec: Spec, base: Base, actor: Any) -> None:
+        """Returns None: there are no statistics."""
+
+    def update_statistics(self, state: None, obs: Array, weight: Array | None) -> None:
+        """Returns None: there are no statistics."""
+
+    def apply(self, state: None, obs: Array) -> Array:
+        """Returns the observations as they are."""
+        return obs

@@ -317,9 +317,13 @@ class ActionRefiner(StatefulPart):
     """Changes the actions that a rollout executes. This default executes what the policy drew.
 
     The policy's update takes the executed actions as samples of the policy that collected them.
+
+    Attributes:
+        has_critics: the part may have critics of its own, with the widths `base.critic_hidden`.
     """
 
     socket: ClassVar[str] = "refiner"
+    has_critics: ClassVar[bool] = True
 
     def init(self, key: Key, spec: Spec, base: Base) -> PyTree:
         """The part's initial state, with networks and optimiser states of its own; None: it keeps none."""
@@ -342,7 +346,10 @@ class ActionRefiner(StatefulPart):
 
 @runtime_checkable
 class Normaliser(Protocol):
-    """Observation normalisation (`methods/normalise.py`). Its statistics do not move during a rollout."""
+    """Observation normalisation (`methods/normalise.py`). Its statistics do not move during a rollout.
+
+    A part whose `changes_observations` is False, as that of the default, leaves observations as they are.
+    """
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ a NaN, whose bits a sum over devices changes. The other columns are the bits of 
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -238,10 +238,28 @@ def restored(
     return _filled(layout, create(layout), used, saved)
 
 
-def _filled(layout: Layout, rows: Storage, used: int, saved: Iterable[np.ndarray]) -> Storage:
+def restored_seeds(layout: Layout, saved: Sequence[tuple[int, Iterable[np.ndarray]]]) -> Storage:
+    """Allocates storage of several seeds [seeds, E * C, W] that begins with the saved rows of each.
+
+    Args:
+        saved: for each seed, its saved rows of every ring, and arrays from `pieces`.
+
+    Raises:
+        RunError: the machine has not enough memory left.
+    """
+    rows = create(layout, len(saved))
+    for k, (used, of_seed) in enumerate(saved):
+        rows = _filled(layout, rows, used, of_seed, k * layout.envs)
+    return rows
+
+
+def _filled(
+    layout: Layout, rows: Storage, used: int, saved: Iterable[np.ndarray], first_ring: int = 0
+) -> Storage:
     count = 0
     for piece in saved:
         ring, at = divmod(count, used)
+        ring += first_ring
         rows = jax.block_until_ready(
             _put(rows, piece, ring * layout.ring + at)
         )  # otherwise all pieces wait in memory
@@ -276,7 +294,8 @@ def _stretch(rows: Array, at: int, n: int) -> Storage:
 
 @partial(jax.jit, donate_argnums=0)
 def _put(rows: Storage, piece: ArrayLike, at: int) -> Storage:
-    return jax.lax.dynamic_update_slice_in_dim(rows, piece, at, 0)
+    flat = rows.reshape(-1, rows.shape[-1])  # of several seeds; free inside a program
+    return jax.lax.dynamic_update_slice_in_dim(flat, piece, at, 0).reshape(rows.shape)
 
 
 def insert(

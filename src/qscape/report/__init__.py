@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.errors import UsageError
+from qscape.versions import find_wrong_versions
 
 
 @contextlib.contextmanager
@@ -21,7 +22,8 @@ def require_extra(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as problem:
-        raise UsageError(f'{what} need the extra: pip install "qscape[report]".') from problem
+        wrong = "; ".join(find_wrong_versions("matplotlib", "pandas", "plotly", "plotext"))
+        raise UsageError(wrong or f'{what} need the extra: pip install "qscape[report]".') from problem
 
 
 def environment_label(record: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """The one way to make an interval: the stratified percentile bootstrap.
 
-Runs are drawn anew with replacement, for every task by itself, with the same random numbers as rliable's.
-The interval goes from the 2.5% to the 97.5% percentile of the resampled estimates. Tables, curves, pages and
-model cards all have their intervals from here, and call them `INTERVAL`.
+Runs are drawn anew with replacement, for every task by itself. The random numbers are those of rliable 1.2.0
+after `np.random.seed(0)`, because it ignores its argument `random_state`. The interval goes from the 2.5% to
+the 97.5% percentile of the resampled estimates. Tables, curves, pages and model cards all have their
+intervals from here, and call them `INTERVAL`.
 """
 
 from collections.abc import Callable, Sequence

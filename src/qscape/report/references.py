@@ -51,10 +51,12 @@ def _read_curves() -> pd.DataFrame:
     frame = pd.concat([_read_table("mujoco_curves.csv"), _read_table("savgo_curves.csv")], ignore_index=True)
     frame["curve"] = frame["iqm"].fillna(frame["mean"])
     frame["name"] = frame["method"].map(_short_name)
-    frame["protocol"] = frame["source"].map(
-        lambda source: next(protocol for place, protocol in PROTOCOLS.items() if source.startswith(place))
-    )
+    frame["protocol"] = frame["source"].map(_protocol)
     return frame
+
+
+def _protocol(source: str) -> str:
+    return next(protocol for place, protocol in PROTOCOLS.items() if source.startswith(place))
 
 
 def _short_name(method: str) -> str:

@@ -1,7 +1,8 @@
 """Statistics for few runs, after Agarwal et al., "Deep RL at the edge of the statistical precipice".
 
-arXiv 2108.13264. The numbers equal those of their package rliable, which cannot be imported beside pandas 3.
-A score matrix is [R, T]: runs (seeds) × tasks (environments). Intervals are those of `intervals.bootstrap`.
+arXiv 2108.13264. The numbers equal those of their package rliable 1.2.0, which cannot be imported
+beside pandas 3; the tests have them in a file. A score matrix is [R, T]: runs (seeds) × tasks (environments).
+Intervals are those of `intervals.bootstrap`.
 """
 
 from collections.abc import Callable, Iterable, Sequence

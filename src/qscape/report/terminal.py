@@ -1,5 +1,6 @@
 """Charts in the terminal."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,22 +28,18 @@ def render_chart(
 ) -> str:
     """Render a chart of `width` × `height` characters with ANSI colours.
 
-    `x`: label of the x axis, which covers `span`.
+    Points that are not finite are left out. `x`: label of the x axis, which covers `span`.
     """
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.limit_size(False, False)
-    plotext.plot_size(width, height)
+    figure = plotext.figure.clear()
+    plotext.terminal.limit(False, False)
+    figure.plot_size(width, height).theme("colorless")
     for k, curve in enumerate(curves):
         colour = tuple(int(COLOURS[k % len(COLOURS)][i : i + 2], 16) for i in (1, 3, 5))
-        draw = plotext.scatter if curve.mark or len(curve.x) == 1 else plotext.plot
-        named = curve.name if len(curves) > 1 else None
-        draw(curve.x, curve.y, marker=curve.mark or "braille", color=colour, label=named)
-    plotext.title(title)
-    plotext.xlabel(x)
-    plotext.xlim(*span)
-    heights = {y for curve in curves for y in curve.y}
-    if len(heights) == 1:  # the package would put a negative one's axis upside down
-        (y,) = heights
-        plotext.ylim(y - max(1, abs(y)) / 2, y + max(1, abs(y)) / 2)
-    return plotext.build()
+        marker = plotext.marker(curve.mark or "braille", plotext.pixel(colour))
+        # The package's kernel takes finite numbers only.
+        points = [xy for xy in zip(curve.x, curve.y, strict=True) if all(map(math.isfinite, xy))]
+        signal = figure.signal([x for x, _ in points], [y for _, y in points], marker=marker)
+        signal.lines(not curve.mark and len(points) > 1)
+        figure.draw(signal.label(curve.name) if len(curves) > 1 else signal)
+    figure.title(title).label(x, axis="x").ruler("x").lim(*span).frequency(5)
+    return str(figure.build()).removesuffix("\n")

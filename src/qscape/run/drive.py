@@ -10,24 +10,22 @@ On a CPU the results equal those of `insert`, `learn` and `choose` in turn, to t
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
-from jax.experimental.buffer_callback import buffer_callback
 from jaxtyping import Array, Int
 
 from qscape.envs import Episode, Step
 from qscape.offpolicy import cycle
 from qscape.offpolicy.cycle import Carry, Outcome
+from qscape.run.callbacks import call_environments
 from qscape.run.programs import Programs
 from qscape.types import Key
 
 SLICE = 0.25  # seconds after which the program returns, so that a request to stop is seen in time
 MOST = 512  # steps after which it returns
-Answer: TypeAlias = tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
 REWARD, TERMINATED, TRUNCATED, VALID, ENDED, PROCEED = range(6)  # the numbers of an answer
 
 
@@ -41,22 +39,22 @@ class Environments(Protocol):
 
 
 class Driver:
-    """Runs cycles of training in one program; made and called by `Trainer`.
+    """Runs cycles of training in one program; made and called by `ReplayEngine`.
 
     Attributes:
         waits: whether the agent learns between episodes. Then the program makes no updates, and chooses no
             action after a step in which an episode ended.
     """
 
-    def __init__(self, programs: Programs, adapter: Environments, stopped: Callable[[], bool]) -> None:
+    def __init__(self, programs: Programs, adapter: Environments) -> None:
         """Set up the program; the first call compiles it.
 
         Args:
             programs: those of the run; several seeds have vmapped ones.
             adapter: the environments, which are stepped in a thread of XLA.
-            stopped: asked after every step in that thread: shall the program return?
         """
-        self.adapter, self.stopped = adapter, stopped
+        self.adapter = adapter
+        self.stopped: Callable[[], bool] = lambda: False
         self.waits = programs.agent.schedule.learns_between_episodes
         self.end = 0.0  # the time at which the program returns
         self.episodes: list[Episode] = []  # the episodes that ended in the last step
@@ -66,11 +64,17 @@ class Driver:
             jax.ShapeDtypeStruct((2, *seen.shape), seen.dtype),
             jax.ShapeDtypeStruct((PROCEED + 1, *seen.shape[:-1]), np.float32),
         )
-        ask = _ask_in_place if jax.default_backend() == "cpu" else _ask_by_copies
-        self.program = jax.jit(_program(programs, ask(self._answer, answer), self.waits), donate_argnums=0)
+        ask = call_environments(self._answer, answer)
+        self.program = jax.jit(_program(programs, ask, self.waits), donate_argnums=0)
 
     def __call__(
-        self, carry: Carry, updates: Int[np.ndarray, " MOST"], steps: int, env_steps: int, key: Key
+        self,
+        carry: Carry,
+        updates: Int[np.ndarray, " MOST"],
+        steps: int,
+        env_steps: int,
+        key: Key,
+        stopped: Callable[[], bool],
     ) -> tuple[Carry, int]:
         """Run cycles; return after `steps`, at an episode's end, for a stop, or if the environment raises.
 
@@ -80,12 +84,13 @@ class Driver:
             steps: the most steps to make, of all environments side by side; at most `MOST`.
             env_steps: environment steps made so far.
             key: the run's key.
+            stopped: asked after every step, in a thread of XLA: shall the program return?
 
         Returns:
             The carry after the last step, and how many steps were made. It has a chosen action, unless the
             driver waits and an episode ended.
         """
-        self.end = time.perf_counter() + SLICE
+        self.end, self.stopped = time.perf_counter() + SLICE, stopped
         carry, made = self.program(carry, updates, np.int32(steps), np.int32(env_steps), key)
         jax.block_until_ready(made)  # it waits without the interpreter's lock, which the environments need
         return carry, int(made)
@@ -128,27 +133,6 @@ class Driver:
         numbers[VALID] = 1.0
         numbers[ENDED] = bool(step.finished)
         numbers[PROCEED] = not (step.finished or self.stopped() or time.perf_counter() > self.end)
-
-
-def _ask_in_place(environments: Callable[..., None], answer: Answer) -> Callable[[Array], Any]:
-    """Return the call of the environments on a CPU: they write into the memory of the program."""
-
-    def call(_: object, out: tuple[object, object], action: object) -> None:
-        # XLA reuses the memory of the arrays, so the environment gets a copy of the action.
-        environments(np.asarray(out[0]), np.asarray(out[1]), np.asarray(action).copy())
-
-    return buffer_callback(call, answer, has_side_effect=True)
-
-
-def _ask_by_copies(environments: Callable[..., None], answer: Answer) -> Callable[[Array], Any]:
-    """Return the call of the environments on an accelerator: their answer is copied to it."""
-
-    def call(action: Array) -> tuple[np.ndarray, ...]:
-        out = tuple(np.empty(one.shape, one.dtype) for one in answer)
-        environments(*out, np.asarray(action))
-        return out
-
-    return lambda action: io_callback(call, answer, action)
 
 
 def _program(

@@ -37,9 +37,10 @@ from qscape.envs import snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.run import saves
+from qscape.run.engines.base import Saved
 from qscape.run.files import delete, refuse_link, sync, write_whole
-from qscape.run.loop import Loop
 from qscape.run.plan import REPLAYS, Plan, from_json, to_json
+from qscape.run.session import Session
 from qscape.sealed import seal, unseal
 
 RECORD = "run.json"
@@ -51,7 +52,8 @@ NEW = ".new"  # `replace` writes the new run here
 OLD = ".old"  # `replace` moves the old run here before it deletes it
 COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line, for workers
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
-EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their rewards differ between versions
+# Recorded if installed: their rewards differ between versions.
+EXTRAS = ("gymnasium-robotics", "ale-py", "gymnax")
 # What counters of older saves lack.
 OLDER = {"refill": 0, "fresh": False, "scaling_in_loop": False, "dataset": 0}
 
@@ -191,7 +193,9 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
         )
 
 
-def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, imported: str = "") -> None:
+def create(
+    folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, further: Mapping[str, Any] | None = None
+) -> None:
     """Create the folder of a new run and write its run.json.
 
     Args:
@@ -199,7 +203,7 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, impo
         plan: the completed plan.
         agent: the plan's agent; run.json lists all of its fields.
         overwrite: delete a run that is in the folder.
-        imported: the library that trained its networks; "": this one.
+        further: entries of run.json that no plan has, e.g. `imported`, the library that trained its networks.
 
     Raises:
         UsageError: the folder is taken. RunError: it cannot be written.
@@ -209,7 +213,7 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, impo
         _empty(folder)
     except OSError as problem:
         raise RunError(f"{folder} cannot be emptied ({problem.strerror}); choose another --out.") from problem
-    write_record(folder, to_json(plan, agent) | origin() | ({"imported": imported} if imported else {}))
+    write_record(folder, to_json(plan, agent) | origin() | dict(further or {}))
 
 
 def _empty(folder: Path) -> None:
@@ -219,8 +223,8 @@ def _empty(folder: Path) -> None:
         delete(path)
 
 
-def replace(folder: Path, trainer: Loop) -> None:
-    """Replace the content of a folder by a trainer's run with one save; called by `Model.save`.
+def replace(folder: Path, session: Session) -> None:
+    """Replace the content of a folder by the run of a session with one save; called by `Model.save`.
 
     The old content stays in place until the new run is written completely.
 
@@ -230,12 +234,12 @@ def replace(folder: Path, trainer: Loop) -> None:
     refuse_taken(folder, overwrite=True)
     new, old = folder / NEW, folder / OLD
     with locked(folder):
-        plan = dataclasses.replace(trainer.plan, steps=max(trainer.env_steps, 1))
+        plan = dataclasses.replace(session.plan, steps=max(session.env_steps, 1))
         try:
             if new.is_symlink() or new.exists():
                 delete(new)
-            write_record(new, to_json(plan, trainer.agent) | origin())
-            save(new, trainer, milestone=False)
+            write_record(new, to_json(plan, session.agent) | origin())
+            save(new, session, milestone=False)
             old.mkdir()
             _finish_replacing(folder)
         except BaseException as problem:
@@ -482,7 +486,7 @@ def in_use(folder: Path) -> bool:
 # --- saves ----------------------------------------------------------------------------------------
 
 
-def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
+def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path:
     """Write a save of a run; delete the replay of all but the newest two, and saves beyond `keep_saves`.
 
     Milestones stay, and saves that cannot be read.
@@ -491,8 +495,9 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
 
     Args:
         folder: the run folder.
-        trainer: the run, between two steps.
+        session: the run, between two steps.
         milestone: whether this save is never deleted.
+        seed: index of the seed, if the session holds several.
 
     Returns:
         The folder of the save.
@@ -500,31 +505,30 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
     Raises:
         RunError: the networks hold NaN, or the disk is full. Earlier saves stay.
     """
-    if any(
-        np.isnan(x).any() for x in jax.tree.leaves(trainer.acting) if jnp.issubdtype(x.dtype, jnp.floating)
-    ):
+    acting = session.learner.policies(seed)["current"]
+    if any(np.isnan(x).any() for x in jax.tree.leaves(acting) if jnp.issubdtype(x.dtype, jnp.floating)):
         raise RunError(
-            f"{folder}: its networks hold NaN at step {trainer.env_steps}, after {trainer.updates} updates; "
+            f"{folder}: its networks hold NaN at step {session.env_steps}, after {session.updates} updates; "
             "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
         )
-    name, place = f"{trainer.env_steps:09d}", folder / SAVES
-    shot = trainer.snapshot()
+    name, place = f"{session.env_steps:09d}", folder / SAVES
+    shot = session.engine.snapshot(seed)
     meta = {
         "qscape": importlib.metadata.version("qscape"),
         "milestone": milestone or _is_milestone(place / name),  # it may replace a save of the same step
-        "numbers": trainer.counters(),
+        "numbers": session.counters(seed),
         "environment": shot.meta,
-        "table": fingerprint(trainer.adapter.spec.table),
+        "table": fingerprint(session.adapter.spec.table),
         "threads": os.environ.get("NPROC"),
     }
     for log in LOGS:
         with contextlib.suppress(FileNotFoundError):
             sync(folder / log)
-    path = saves.write(place, name, trainer.arrays() | {"environment": shot.arrays}, meta)
-    for older in saves.names(place)[: -min(REPLAYS, trainer.plan.keep_saves)]:
+    path = saves.write(place, name, session.engine.arrays(seed) | {"environment": shot.arrays}, meta)
+    for older in saves.names(place)[: -min(REPLAYS, session.plan.keep_saves)]:
         with contextlib.suppress(RunError):  # a damaged old save must not end the run
             saves.drop(place / older, "replay")
-    saves.prune(place, trainer.plan.keep_saves, lambda n: _is_milestone(place / n))
+    saves.prune(place, session.plan.keep_saves, lambda n: _is_milestone(place / n))
     if (folder / RECORD).exists() and not (record := read_record(folder)).get("saved"):
         write_record(folder, record | {"saved": True})
     return path
@@ -741,42 +745,45 @@ def unfinished(folder: Path, steps: int | None = None, path: Path | None = None)
     return not made["finished"] or made["env_steps"] < (steps or read_record(folder)["steps"])
 
 
-def load_into(trainer: Loop, path: Path, empty_replay: bool = False) -> list[str]:
-    """Restore a save into a trainer that has made no step.
+def load_into(session: Session, *paths: Path, empty_replay: bool = False) -> list[str]:
+    """Restore saves into a session that has made no step.
 
     Args:
-        trainer: the run.
-        path: the save.
-        empty_replay: leave the replay of the save out.
+        session: the run.
+        paths: the save of each seed, all of the same step.
+        empty_replay: leave the replay of the saves out.
 
     Returns:
         Notes for the user, such as why the environment starts a new episode.
 
     Raises:
-        RunError: the save is damaged, of another program, or of another agent.
+        RunError: a save is damaged, of another program, or of another agent.
     """
-    meta = read_meta(path)
-    own = trainer.counters()
-    numbers = {name: value for name, value in OLDER.items() if name in own} | meta["numbers"]
-    refuse_other_table(trainer.adapter.env_id, meta.get("table"), trainer.adapter.spec.table)
-    environment = saves.read_arrays(path, "environment")
-    try:
-        _check_like(numbers, own, "numbers")
-        templates = trainer.templates(numbers)
-        if empty_replay:
-            del templates["replay"]
-        trees, _ = saves.read(path, templates)
-        trainer.restore(trees, numbers)
+    own, read, notes = session.counters(), [], []
+    for path in paths:
+        meta = read_meta(path)
+        numbers = {name: value for name, value in OLDER.items() if name in own} | meta["numbers"]
+        refuse_other_table(session.adapter.env_id, meta.get("table"), session.adapter.spec.table)
+        environment = saves.read_arrays(path, "environment")
+        with _damage(path):
+            _check_like(numbers, own, "numbers")
+            templates = session.engine.templates(numbers)
+            if empty_replay:
+                del templates["replay"]
+            trees, _ = saves.read(path, templates)
         shot = snapshot.Snapshot(environment, cast(Any, meta["environment"]))
-        why = "" if trainer.fresh else trainer.restore_environments(shot)
+        read.append(Saved(trees, numbers, shot))
+        if meta["threads"] != os.environ.get("NPROC"):
+            was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
+            notes.append(f"saved with NPROC={was}, continued with NPROC={now}: the last digits may differ")
+    with _damage(paths[0]):
+        return [*session.restore(read), *dict.fromkeys(notes)]
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what damaged numbers and arrays of a save raise into a RunError."""
+    try:
+        yield
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as problem:
         raise RunError(f"{path} is damaged ({problem}); use another save.") from problem
-    notes = [why] if why else []
-    if why:
-        trainer.on_environment_restart()
-    if empty_replay:
-        notes += trainer.on_empty_replay()
-    if meta["threads"] != os.environ.get("NPROC"):
-        was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
-        notes.append(f"saved with NPROC={was}, continued with NPROC={now}: the last digits may differ")
-    return notes

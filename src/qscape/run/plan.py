@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
@@ -24,8 +24,9 @@ from qscape.agents import (
     preset,
     recipe_for_dataset,
     settings_of,
+    with_base,
 )
-from qscape.data import RECORDED, read_origin
+from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
 from qscape.errors import UsageError
 from qscape.run import probes
@@ -198,14 +199,25 @@ def anywhere(name: str, dataset: bool = True) -> str:
     return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
 
 
-def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
+class Prepared(NamedTuple):
+    """A run that can begin.
+
+    Attributes:
+        plan: the completed plan.
+        agent: its agent, bound to no task.
+        notes: sentences that the user should read.
+    """
+
+    plan: Plan
+    agent: Agent
+    notes: list[str]
+
+
+def prepare(plan: Plan) -> Prepared:
     """Complete a plan before its run begins: preset, dataset, and a warm-up that leaves time to learn.
 
     The paper's warm-up (or rollout) is kept unless the run is shorter than twice its length; then it becomes
     a fifth of the run. A user's value is always kept. The settings of a preset are added to the plan's own.
-
-    Returns:
-        The completed plan, its agent (bound to no task), and notes that the user should read.
 
     Raises:
         UsageError: the user's warm-up leaves no update, or the preset has no settings for the run.
@@ -230,16 +242,14 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         plan = dataclasses.replace(plan, typed=typed)
     notes += describe_overrides(agent) + part_notes(agent)
     notes += moot_notes(agent.moot_fields(), plan.typed or {})
-    if plan.dataset:  # where a step is an update
-        base = dataclasses.replace(agent.base, updates_per_step=1.0)
-        plan = _scale_to_run(plan, base, notes)
-        return plan, build(plan.recipe, plan.settings), notes
+    if plan.dataset:
+        base = dataclasses.replace(agent.base, updates_per_step=1.0)  # a step is an update
+        return Prepared(*_scale_to_run(plan, agent, base, notes), notes)
     _refuse_large_batch(plan, agent)
     if fields := agent.base.scale_to_envs(plan.envs):
         counted = ", ".join(f"base.{name} = {value:g}" for name, value in fields.items() if name != "counts")
         notes.append(f"a step of all {plan.envs} environments is {plan.envs} environment steps: {counted}")
-        plan = _with_base(plan, fields)
-        agent = build(plan.recipe, plan.settings)
+        plan, agent = _with_base(plan, agent, fields)
     field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
     if asked and (wait > plan.steps if field == "rollout" else wait >= plan.steps):
@@ -249,24 +259,23 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         )
     if plan.start and field == "warmup" and not asked:
         notes.append("a policy is there already: base.warmup = 0")
-        plan = _with_base(plan, {field: 0})
+        plan, agent = _with_base(plan, agent, {field: 0})
     elif not asked and plan.steps < 2 * wait:
         fields = agent.base.shorten_for_run(plan.steps, frozenset(own.get("base", {})))
         fifth = " (a fifth of it)" if fields[field] == max(1, plan.steps // 5) else ""
         others = "".join(f", base.{name} = {value}" for name, value in fields.items() if name != field)
         notes.append(f"the run is short: base.{field} = {fields[field]}{fifth} instead of {wait}{others}")
-        plan = _with_base(plan, fields)
-    plan = _scale_to_run(plan, agent.base, notes)
-    return plan, build(plan.recipe, plan.settings), notes
+        plan, agent = _with_base(plan, agent, fields)
+    return Prepared(*_scale_to_run(plan, agent, agent.base, notes), notes)
 
 
-def _scale_to_run(plan: Plan, base: Any, notes: list[str]) -> Plan:
-    """Return the plan with the fields of the base that follow from its length; add a note on each."""
+def _scale_to_run(plan: Plan, agent: Agent, base: Any, notes: list[str]) -> tuple[Plan, Agent]:
+    """Return plan and agent with the fields of `base` that follow from the run's length; add their notes."""
     fields = base.scale_to_run(plan.steps)
     for name, value in fields.items():
         unit = "updates" if name == "schedule_updates" else "steps"
         notes.append(f"base.{name} = {value:.0f} {unit}, of a run of {plan.steps}")
-    return _with_base(plan, fields) if fields else plan
+    return _with_base(plan, agent, fields) if fields else (plan, agent)
 
 
 def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
@@ -306,10 +315,11 @@ def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
     return plan, notes + found.notes
 
 
-def _with_base(plan: Plan, fields: Mapping[str, Any]) -> Plan:
-    """Return the plan with other values of some fields of the base."""
+def _with_base(plan: Plan, agent: Agent, fields: Mapping[str, Any]) -> tuple[Plan, Agent]:
+    """Return the plan and its agent with other values of some fields of the base."""
     base = {**plan.settings.get("base", {}), **fields}
-    return dataclasses.replace(plan, settings={**plan.settings, "base": base})
+    plan = dataclasses.replace(plan, settings={**plan.settings, "base": base})
+    return plan, with_base(agent, fields)
 
 
 def describe_overrides(agent: Agent) -> list[str]:
@@ -364,7 +374,7 @@ def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
     """Return the plan as JSON, with the recipe's parts and every field of every part."""
     origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
     record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": describe_overrides(agent)}
-    record["parts"] = parse(plan.recipe)[1]
+    record["parts"] = [*parse(plan.recipe)[1]]
     # Python may give an environment's function anything; a load is given that function and its arguments.
     record["env_args"] = json.loads(json.dumps(record["env_args"], default=_write_plainly))
     return record | ({"plugins": origins} if origins else {})
@@ -400,3 +410,11 @@ def _as_field(name: str, hint: Any, value: Any) -> Any:
         return check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as problem:
         raise UsageError(f"{name} is {value!r}: {str(problem).splitlines()[0]}.", field=name) from problem
+
+
+def score(plan: Plan, ret: float) -> float | None:
+    """Return the normalised score 100 · (ret − random) / (expert − random), or None.
+
+    None: the plan has no reference returns, which a dataset may provide.
+    """
+    return None if plan.reference is None else normalised_score(ret, plan.reference)

@@ -14,10 +14,10 @@ from qscape.envs.spaces import refuse_other_table
 from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
+from qscape.run.engines.rollout import RolloutPrograms
 from qscape.run.evaluation import SEED, evaluate
 from qscape.run.folder import newest_save, no_save, read_meta, read_plan, refuse_unmakeable
 from qscape.run.programs import Acts, Programs
-from qscape.run.rollouts import RolloutPrograms
 from qscape.run.training import close_all
 
 

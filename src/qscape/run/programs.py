@@ -15,9 +15,10 @@ from jaxtyping import Array, PyTree
 
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.cycle import Carry
-from qscape.offpolicy.state import State
+from qscape.offpolicy.cycle import CARRY_AXES, Carry
+from qscape.offpolicy.state import SEED_AXES, State
 from qscape.replay.storage import Layout
+from qscape.run.seeds import ONE, Seeds
 from qscape.types import Key
 
 EMPTY = Carry(*[None] * len(Carry._fields))  # type: ignore[arg-type]
@@ -64,7 +65,7 @@ class Program:
 
 
 class Programs:
-    """The cycle of training, compiled for one agent and replay layout.
+    """The cycle of training, compiled for one agent and replay layout, of one seed or of several.
 
     Attributes:
         metrics: names of the entries of the metrics vector.
@@ -76,8 +77,8 @@ class Programs:
         copy: copies an acting state into buffers of its own.
     """
 
-    def __init__(self, agent: Agent, layout: Layout) -> None:
-        self.agent, self.layout = agent, layout
+    def __init__(self, agent: Agent, layout: Layout, seeds: Seeds = ONE) -> None:
+        self.agent, self.layout, self.seeds = agent, layout, seeds
         self.metrics = list(cycle.metric_names(agent, layout))
         insert, learn = partial(cycle.insert, agent, layout), partial(cycle.learn, agent, layout)
 
@@ -91,8 +92,8 @@ class Programs:
         self.step = Program(self.map(step, None, None, 0), LEARNED + CHOSEN, seen, ("action", "columns"))
         self.see: Callable[..., State] = lambda state, *_: state
         if agent.normalises:
-            self.see = jax.jit(agent.see, donate_argnums=0)
-        self.act = Act(agent.act)
+            self.see = jax.jit(seeds.map(agent.see, (SEED_AXES, 0, None), SEED_AXES), donate_argnums=0)
+        self.act = Act(self._act)
         self.copy = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
 
     def init_noise(self, envs: int) -> PyTree:
@@ -100,11 +101,22 @@ class Programs:
         return self.agent.selector.init_noise(self.agent.task, envs, self.agent.base)
 
     def map(self, function: Callable[..., Carry], *axes: int | None) -> Callable[..., Carry]:
-        """Map a function over runs; the identity here, `vmap` over seeds in `SeedPrograms`.
+        """Map a function from carry to carry over the seeds.
 
         `axes`: the seed axis of each argument after the carry; None: the argument is shared.
         """
-        return function
+        if not self.seeds.shape:
+            return function
+
+        def mapped(carry: Carry, *args: Any) -> Carry:
+            fields = CARRY_AXES if carry.state is not None else CARRY_AXES._replace(state=None)
+            return self.seeds.map(function, (fields, *axes), fields)(carry, *args)
+
+        return mapped
+
+    def _act(self, acting: Any, noise_state: Any, obs: Any, first: Any, env_steps: Any, key: Key, mode: str):
+        act = self.seeds.map(partial(self.agent.act, mode=mode), (0, 0, 0, 0, None, 0))
+        return act(acting, noise_state, obs, first, env_steps, key)
 
 
 class Act:

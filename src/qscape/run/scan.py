@@ -5,9 +5,9 @@ train = jax.jit(partial(scan.train, agent, envs=16, steps=100_000))
 run, history = train(env, key)                                             # one seed
 run, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 5))   # five seeds in parallel
 
-A scan over the cycle of `qscape.offpolicy.cycle`, in the order of the host loop (`run.trainer`): act, step,
-insert, update. All seeds make the same number of updates after each step; the numbers are known before the
-program runs (`update_counts`).
+A scan over the cycle of `qscape.offpolicy.cycle`, in the order of the host loop (`run.engines.replay`): act,
+step, insert, update. All seeds make the same number of updates after each step; the numbers are known before
+the program runs (`update_counts`).
 """
 
 import dataclasses
@@ -39,7 +39,6 @@ from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.assembly import make_action_table
 from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
-from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import StepEnd
 from qscape.offpolicy.state import State
 from qscape.types import Key, Metrics, Scalar, Spec, stream
@@ -125,7 +124,7 @@ def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T
     Raises:
         UsageError: the agent learns when episodes end, which is not known before the program runs.
     """
-    if not isinstance(agent.schedule, EveryStep) or agent.base.warmup_to_episode_end:
+    if not agent.schedule.learns_by_steps or agent.base.warmup_to_episode_end:
         raise UsageError(
             f"{agent.recipe} learns when episodes end; inside one program updates come by steps: leave "
             "checkpoints out (td7 then is td3+sale+lap+periodic+value_clip), and base.warmup_to_episode_end."

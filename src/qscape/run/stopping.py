@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from qscape.run.loop import Loop
+from qscape.run.session import Session
 
 HANGUP = getattr(signal, "SIGHUP", None)  # the end of a terminal; Windows has none
 ENDING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))  # end a run after a save
@@ -58,11 +58,11 @@ class StopOnSignal:
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self.signals = numbers
-        self.trainer: Loop | None = None
+        self.trainer: Session | None = None
         self.before: dict[int, Any] = {}
         self.asked = False
 
-    def attach(self, trainer: Loop) -> None:
+    def attach(self, trainer: Session) -> None:
         """Set the trainer that a signal stops. Before this call, a signal raises KeyboardInterrupt.
 
         Python swallows that inside callbacks of its garbage collector, one of which is JAX's; then the

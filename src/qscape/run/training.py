@@ -1,4 +1,4 @@
-"""Train and resume runs: connect a run folder, a trainer and the sinks of its events."""
+"""Train and resume runs: connect a run folder, a session and the sinks of its events."""
 
 import contextlib
 import dataclasses
@@ -6,10 +6,10 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -20,18 +20,16 @@ from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import probes
-from qscape.run.compiled import CompiledRollouts, CompiledTrainer
+from qscape.run.adapters import adapt_to_images, open_adapter, open_adapters
+from qscape.run.engines import make_engine, name_loop
 from qscape.run.files import refuse_links, remove_leftovers
-from qscape.run.loop import Loop, Saver, adapt_to_images, may_compile, open_adapter, open_adapters
-from qscape.run.offline import OfflineTrainer, take_over
-from qscape.run.plan import Plan, prepare, to_json
-from qscape.run.rollouts import RolloutTrainer
-from qscape.run.seeds import CompiledSeeds, RolloutSeeds, Seeds
+from qscape.run.plan import Plan, Prepared, prepare, to_json
+from qscape.run.session import Saver, Session
 from qscape.run.sinks import FolderSink, Sink
+from qscape.run.start import take_over
 from qscape.run.trackers import Tracker, Tracking, begin_trackers, refuse_missing
-from qscape.run.trainer import Trainer
 
-OnTrainer = Callable[[Loop], Any]
+OnTrainer = Callable[[Session], Any]
 
 
 def set_up_jax() -> None:
@@ -59,31 +57,36 @@ def set_up_jax() -> None:
         jax.config.update("jax_default_matmul_precision", "float32")
 
 
-def trainer_of(
+def make_session(
     plan: Plan,
     agent: Agent,
     adapter: EnvAdapter,
     eval_adapter: EnvAdapter | None = None,
     saver: Saver | None = None,
-) -> Loop:
-    """Make the loop for an agent: from rollouts, from a dataset, or from replay; compiled as a whole or not.
+) -> Session:
+    """Make the session of one run; `make_engine` chooses how it advances.
 
     Raises:
         UsageError: `plan.loop` is "compiled", and the run cannot be compiled as a whole.
     """
-    on_policy = isinstance(agent, OnPolicyAgent)
-    if may_compile(plan) and adapter.jax_env is not None:
-        kind: Any = CompiledRollouts if on_policy else CompiledTrainer
-        return kind(dataclasses.replace(plan, loop="compiled"), agent, adapter, eval_adapter, saver)
-    if plan.loop == "compiled":
-        raise UsageError(f"--loop compiled needs an environment in JAX, which {adapter.env_id} is not.")
-    if plan.devices > 1:
-        raise UsageError(
-            f"--devices {plan.devices} needs an environment in JAX, which {adapter.env_id} is not: what the "
-            "host steps trains on one device."
-        )
-    kind = RolloutTrainer if on_policy else OfflineTrainer if plan.dataset else Trainer
-    return kind(dataclasses.replace(plan, loop="host"), agent, adapter, eval_adapter, saver)
+    return make_shared_session([plan], agent, [adapter], eval_adapter, [] if saver is None else [saver])
+
+
+def make_shared_session(
+    plans: Sequence[Plan],
+    agent: Agent,
+    adapters: Sequence[EnvAdapter],
+    eval_adapter: EnvAdapter | None = None,
+    savers: Sequence[Saver] = (),
+) -> Session:
+    """Make the session of runs that differ in their seed only, in one program.
+
+    Raises:
+        UsageError: as for `make_session`, or the seeds cannot share a program.
+    """
+    engine = make_engine(plans, agent, adapters)
+    plans = [dataclasses.replace(plan, loop=name_loop(engine)) for plan in plans]
+    return Session(plans, engine, adapters, eval_adapter, savers)
 
 
 def train(
@@ -94,6 +97,7 @@ def train(
     trackers: Sequence[str] = (),
     tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
+    prepared: Prepared | None = None,
 ) -> Iterator[ev.RunEvent]:
     """Train a plan and write the run into a folder. A generator: the run proceeds as its events are consumed.
 
@@ -103,7 +107,8 @@ def train(
         overwrite: delete a run that is in the folder; otherwise such a folder is refused.
         trackers: further loggers: "wandb", "trackio", "mlflow", or your own "module:Class".
         tracking: how these name and sort the run. None: by the environment and the agent.
-        on_trainer: called with the trainer before it starts, e.g. to stop it later.
+        on_trainer: called with the session before it starts, e.g. to stop it later.
+        prepared: what `prepare` returned for the plan; None: it is not prepared yet.
 
     Yields:
         The events of the run, after they were written to the folder.
@@ -111,26 +116,8 @@ def train(
     Raises:
         UsageError: the plan is impossible, or the folder is taken. RunError: the run failed.
     """
-    set_up_jax()
-    refuse_missing(trackers)
-    folder = Path(folder)
-    given = plan
-    plan, agent, notes = prepare(given)
-    folders.refuse_taken(folder, overwrite)  # before a lock file is written into it
-    with contextlib.ExitStack() as stack:
-        adapter, eval_adapter = _open(stack, plan, agent)
-        given, changes = adapt_to_images(given, adapter)
-        if changes:
-            plan, agent, notes = prepare(given)
-            notes = changes + notes
-        trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
-        if plan.start:
-            notes += take_over(trainer, plan)
-        with folders.locked(folder, new=True):
-            folders.create(folder, trainer.plan, trainer.agent, overwrite)
-            _write_tracking(folder, tracking)
-            on_trainer(trainer)
-            yield from _recorded_events(trainer, folder, plan, notes, trackers)
+    options: Any = {"overwrite": overwrite, "trackers": trackers, "tracking": tracking, "prepared": prepared}
+    yield from _alone(train_together([plan], [Path(folder)], on_trainer=on_trainer, **options))
 
 
 def train_together(
@@ -141,15 +128,18 @@ def train_together(
     trackers: Sequence[str] = (),
     tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
+    prepared: Prepared | None = None,
 ) -> Iterator[tuple[int, ev.RunEvent]]:
-    """Train plans that differ in their seed only, in one vmapped program.
+    """Train plans that differ in their seed only, in one program.
 
-    Every plan gets a run folder of its own, which `resume` continues alone. An error in one run ends all.
+    Every plan gets a run folder of its own; `resume_together` continues them in one program again. An error
+    in one run ends all.
 
     Args:
         plans: the plans, equal but for the seed.
         places: the run folder of each plan.
         overwrite, trackers, tracking, on_trainer: as for `train`.
+        prepared: what `prepare` returned for the first plan; None: it is not prepared yet.
 
     Yields:
         The index of a plan and an event of its run.
@@ -159,51 +149,30 @@ def train_together(
     """
     set_up_jax()
     refuse_missing(trackers)
-    given = plans
-    fits = [prepare(plan) for plan in given]
-    plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+    first, seeds = plans[0], [plan.seed for plan in plans]
+    plan, agent, notes = prepared or prepare(first)
     for place in places:
-        folders.refuse_taken(place, overwrite)
+        folders.refuse_taken(place, overwrite)  # before a lock file is written into it
     with contextlib.ExitStack() as stack:
-        # The evaluations of all seeds are the same episodes.
-        adapter, eval_adapter = _open(stack, plans[0], agent)
-        adapted = [adapt_to_images(plan, adapter) for plan in given]
-        if changes := adapted[0][1]:
-            fits = [prepare(plan) for plan, _ in adapted]
-            plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+        adapter, eval_adapter = _open(stack, plan, agent)
+        first, changes = adapt_to_images(first, adapter)
+        if changes:
+            plan, agent, notes = prepare(first)
             notes = changes + notes
-        adapters = [adapter]
-        for plan in plans[1:]:
-            adapters.append(open_adapter(plan, agent))
-            stack.callback(close_all, adapters[-1])
+        plans = [dataclasses.replace(plan, seed=seed) for seed in seeds]
+        adapters = [adapter, *(_open_further(stack, plan, agent) for plan in plans[1:])]
         savers = [partial(folders.save, place) for place in places]
-        kind: Any = Seeds
-        if may_compile(plans[0]) and adapter.jax_env is not None:
-            kind = RolloutSeeds if isinstance(agent, OnPolicyAgent) else CompiledSeeds
-        loop = "host" if kind is Seeds else "compiled"
-        plans = [dataclasses.replace(plan, loop=loop) for plan in plans]
-        trainer = kind(plans, agent, adapters, eval_adapter, savers)
+        session = make_shared_session(plans, agent, adapters, eval_adapter, savers)
+        if plans[0].start:
+            notes = notes + take_over(session, plans[0])
         for place in places:
             stack.enter_context(folders.locked(place, new=True))
+        together = {"together": seeds} if len(plans) > 1 else {}
         for plan, place in zip(plans, places, strict=True):
-            folders.create(place, plan, trainer.agent, overwrite)
-            record = {"together": [plan.seed for plan in plans]}
-            folders.write_record(place, folders.read_record(place) | record)
-            _write_tracking(place, tracking)
-        on_trainer(trainer)
-        begun = time.process_time()
-        sinks = [_sinks(trainer, *of, trackers) for of in zip(places, plans, strict=True)]
-        try:
-            for k, event in trainer.seed_events(plans[0].steps):
-                for sink in sinks[k]:
-                    sink(event)
-                if isinstance(event, ev.Ended):
-                    share = (time.process_time() - begun) / len(places)
-                    folders.record_end(places[k], event.seconds, share)
-                yield k, _noted(event, notes, sinks[k])
-        finally:
-            close_all(*(sink for of in sinks for sink in of))
-    _refuse_no_update(trainer)
+            plan = dataclasses.replace(plan, loop=session.plan.loop)
+            folders.create(place, plan, session.agent, overwrite, together | _name_in_trackers(tracking))
+        on_trainer(session)
+        yield from _recorded_events(session, places, plans, notes, trackers)
 
 
 def resume(
@@ -219,7 +188,8 @@ def resume(
 
     If the newest save is damaged, the run goes back to the one before it, which also holds a replay, and a
     note of `Started` says so. Saves that are newer than the one from which the run goes on are moved to
-    RUN/aside.
+    RUN/aside. A run that shared one program with other seeds goes on alone, and a note says that its last
+    digits differ then; `resume_together` continues all of them.
 
     Args:
         folder: the run folder.
@@ -236,49 +206,101 @@ def resume(
         UsageError: the run has made these steps already, or has no save of that step. RunError: there is no
             run, none of its saves can be used, or the run failed.
     """
+    options: Any = {"save": save, "empty_replay": empty_replay, "trackers": trackers}
+    yield from _alone(resume_together([Path(folder)], steps, on_trainer=on_trainer, **options))
+
+
+def resume_together(
+    places: Sequence[Path],
+    steps: int | None = None,
+    *,
+    save: int | None = None,
+    empty_replay: bool = False,
+    trackers: Sequence[str] = (),
+    on_trainer: OnTrainer = lambda trainer: None,
+) -> Iterator[tuple[int, ev.RunEvent]]:
+    """Continue runs that share one program, as `resume` continues one.
+
+    Args:
+        places: the run folder of each seed, in the order of `together` in run.json; or of one run.
+        steps, save, empty_replay, trackers, on_trainer: as for `resume`.
+
+    Yields:
+        The index of a run and one of its events.
+
+    Raises:
+        UsageError, RunError: as for `resume`.
+    """
     set_up_jax()
     refuse_missing(trackers)
-    folder = Path(folder)
-    folders.read_record(folder)  # refuses a folder without a run before a lock file is written into it
-    with folders.locked(folder):
-        refuse_links(folder)
-        remove_leftovers(folder)
-        record = folders.read_record(folder)
-        plan = folders.read_plan(folder)
-        folders.refuse_unmakeable(folder, plan)
-        if steps is not None:
-            plan = dataclasses.replace(plan, steps=steps)
-        newest, notes = folders.choose_save(folder, save, empty_replay)
-        made = folders.steps_made(newest)
-        if (steps or made) < made or not folders.unfinished(folder, steps, newest):
-            command = f"qscape resume {shlex.quote(str(folder))}"
-            if made < record["steps"]:
-                raise UsageError(f"{folder} has made {made} of {record['steps']} steps; continue: {command}.")
-            more = f"{command} --steps {2 * made}"
-            raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
-        agent = build(plan.recipe, plan.settings)
-        if newest and not made and steps is not None and plan.typed is not None:
+    for place in places:
+        folders.read_record(place)  # refuses a folder without a run before a lock file is written into it
+    with contextlib.ExitStack() as stack:
+        for place in places:
+            stack.enter_context(folders.locked(place))
+            refuse_links(place)
+            remove_leftovers(place)
+        begun = [_continue(place, steps, save, empty_replay) for place in places]
+        records, plans, newest = [of[0] for of in begun], [of[1] for of in begun], [of[2] for of in begun]
+        notes = [*dict.fromkeys(note for of in begun for note in of[3])]
+        agent = build(plans[0].recipe, plans[0].settings)
+        made = folders.steps_made(newest[0])
+        if newest[0] and not made and steps is not None and plans[0].typed is not None:
             # Saved untrained by `Model.save`: what the user did not give follows from the run's length.
-            plan, agent, more = prepare(dataclasses.replace(plan, settings=plan.typed))
-            notes, record = notes + more, record | to_json(plan, agent)
-        with contextlib.ExitStack() as stack:
-            adapter, eval_adapter = _open(stack, plan, agent)
-            trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
-            if newest:
-                notes += folders.load_into(trainer, newest, empty_replay)
-                if changes := folders.list_changes(record, folders.origin()):
-                    notes.append(f"since the run began, {', '.join(changes)}: numbers may differ")
-                if aside := folders.set_aside(folder, newest):
-                    notes.append(f"what is newer than step {made:,} was moved to {aside}")
-            else:
-                notes.append("there is no save yet: the run starts again")
-                if plan.start:
-                    notes += take_over(trainer, plan)
-            went_on: folders.Resumed = {"at": trainer.env_steps, "of": record["steps"], "notes": notes}
+            fits = [prepare(dataclasses.replace(plan, settings=plan.typed or {})) for plan in plans]
+            plans, (_, agent, more) = [fit[0] for fit in fits], fits[0]
+            notes = notes + more
+            records = [record | to_json(p, agent) for record, p in zip(records, plans, strict=True)]
+        adapter, eval_adapter = _open(stack, plans[0], agent)
+        adapters = [adapter, *(_open_further(stack, plan, agent) for plan in plans[1:])]
+        savers = [partial(folders.save, place) for place in places]
+        session = make_shared_session(plans, agent, adapters, eval_adapter, savers)
+        if any(newest):
+            notes += folders.load_into(session, *filter(None, newest), empty_replay=empty_replay)
+            if changes := folders.list_changes(records[0], folders.origin()):
+                notes.append(f"since the run began, {', '.join(changes)}: numbers may differ")
+            asides = [
+                folders.set_aside(place, path) for place, path in zip(places, newest, strict=True) if path
+            ]
+            for aside in filter(None, asides):
+                notes.append(f"what is newer than step {made:,} was moved to {aside}")
+        else:
+            notes.append("there is no save yet: the run starts again")
+            if plans[0].start:
+                notes = notes + take_over(session, plans[0])
+        for place, plan, record in zip(places, plans, records, strict=True):
+            went_on: folders.Resumed = {"at": session.env_steps, "of": record["steps"], "notes": notes}
             resumed = [*record.get("resumed", []), went_on]
-            folders.write_record(folder, record | {"steps": plan.steps, "resumed": resumed})
-            on_trainer(trainer)
-            yield from _recorded_events(trainer, folder, plan, notes, trackers)
+            folders.write_record(place, record | {"steps": plan.steps, "resumed": resumed})
+        on_trainer(session)
+        yield from _recorded_events(session, places, plans, notes, trackers)
+
+
+def _continue(
+    folder: Path, steps: int | None, save: int | None, empty_replay: bool
+) -> tuple[dict[str, Any], Plan, Path | None, list[str]]:
+    """Return the record of a run, its plan up to `steps`, the save from which it goes on, and notes."""
+    record = folders.read_record(folder)
+    plan = folders.read_plan(folder)
+    folders.refuse_unmakeable(folder, plan)
+    if steps is not None:
+        plan = dataclasses.replace(plan, steps=steps)
+    newest, notes = folders.choose_save(folder, save, empty_replay)
+    made = folders.steps_made(newest)
+    if (steps or made) < made or not folders.unfinished(folder, steps, newest):
+        command = f"qscape resume {shlex.quote(str(folder))}"
+        if made < record["steps"]:
+            raise UsageError(f"{folder} has made {made} of {record['steps']} steps; continue: {command}.")
+        more = f"{command} --steps {2 * made}"
+        raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
+    return record, plan, newest, notes
+
+
+def _alone(events: Iterator[tuple[int, ev.RunEvent]]) -> Iterator[ev.RunEvent]:
+    """Yield the events of a session of one run."""
+    with contextlib.closing(cast(Generator, events)):
+        for _, event in events:
+            yield event
 
 
 def _open(
@@ -290,29 +312,43 @@ def _open(
     return adapters
 
 
+def _open_further(stack: contextlib.ExitStack, plan: Plan, agent: Agent | OnPolicyAgent) -> EnvAdapter:
+    """Open the training environments of a further seed, which evaluates in those of the first."""
+    adapter = open_adapter(plan, agent)
+    stack.callback(close_all, adapter)
+    return adapter
+
+
 def _recorded_events(
-    trainer: Loop, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
-) -> Iterator[ev.RunEvent]:
-    """Yield the trainer's events after every sink wrote them."""
-    sinks: list[Sink] = []
+    session: Session,
+    places: Sequence[Path],
+    plans: Sequence[Plan],
+    notes: list[str],
+    trackers: Sequence[str],
+) -> Iterator[tuple[int, ev.RunEvent]]:
+    """Yield the session's events after every sink of their seed wrote them."""
+    sinks: list[list[Sink]] = []
     begun = time.process_time()
     try:
-        sinks += _sinks(trainer, folder, plan, trackers)
-        notes = [*notes, *(note for sink in sinks if isinstance(sink, FolderSink) for note in sink.notes)]
-        for event in trainer.events(plan.steps):
-            for sink in sinks:
+        for place, plan in zip(places, plans, strict=True):
+            sinks.append(_sinks(session, place, plan, trackers))
+        written = [note for of in sinks for sink in of if isinstance(sink, FolderSink) for note in sink.notes]
+        notes = [*notes, *written]
+        for k, event in session.seed_events(plans[0].steps):
+            for sink in sinks[k]:
                 sink(event)
             if isinstance(event, ev.Ended):
-                folders.record_end(folder, event.seconds, time.process_time() - begun)
-            yield _noted(event, notes, sinks)
+                share = (time.process_time() - begun) / len(places)
+                folders.record_end(places[k], event.seconds, share)
+            yield k, _noted(event, notes, sinks[k])
     finally:
-        close_all(*sinks)
-    _refuse_no_update(trainer)
+        close_all(*(sink for of in sinks for sink in of))
+    _refuse_no_update(session)
 
 
-def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> list[Sink]:
+def _sinks(session: Session, folder: Path, plan: Plan, trackers: Sequence[str]) -> list[Sink]:
     """Open the sinks of a run: its folder and the trackers. Lines of steps beyond the save are dropped."""
-    begun = -1 if trainer.fresh else trainer.env_steps
+    begun = -1 if session.fresh else session.env_steps
     written = FolderSink(folder, begun, probes.probe_columns(plan.probe))
     record = folders.read_record(folder)
     further, known = begin_trackers(trackers, folder, record)
@@ -321,11 +357,9 @@ def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> 
     return [written, *further]
 
 
-def _write_tracking(folder: Path, tracking: Tracking | None) -> None:
-    """Write how trackers name a new run into its run.json."""
-    if tracking is not None:
-        record = folders.read_record(folder)
-        folders.write_record(folder, record | {"tracking": dataclasses.asdict(tracking)})
+def _name_in_trackers(tracking: Tracking | None) -> dict[str, Any]:
+    """Return the entry of run.json that says how trackers name a new run; none if nobody said so."""
+    return {} if tracking is None else {"tracking": dataclasses.asdict(tracking)}
 
 
 def _noted(event: ev.RunEvent, notes: list[str], sinks: Sequence[Sink]) -> ev.RunEvent:
@@ -349,15 +383,15 @@ def close_all(*resources: EnvAdapter | Sink | None) -> None:
                 stack.callback(resource.close)
 
 
-def no_update(trainer: Loop) -> str:
+def no_update(session: Session) -> str:
     """Return a sentence that says why a run ended without an update; "" if it made some, or has not ended."""
-    if trainer.updates or not trainer.finished:
+    if session.updates or not session.finished:
         return ""
-    base = trainer.agent.base
+    base = session.agent.base
     field, _ = base.find_learning_start()
     value = getattr(base, field)
-    ended = f"the run ended after {trainer.env_steps} steps without one update: "
-    if getattr(base, "warmup_to_episode_end", False) and trainer.env_steps > value:
+    ended = f"the run ended after {session.env_steps} steps without one update: "
+    if getattr(base, "warmup_to_episode_end", False) and session.env_steps > value:
         return (
             f"{ended}the random phase lasts until an episode has ended after base.warmup = {value}, and "
             "updates come with the episodes after that; give it more steps, or episodes a time limit "
@@ -368,6 +402,6 @@ def no_update(trainer: Loop) -> str:
     )
 
 
-def _refuse_no_update(trainer: Loop) -> None:
-    if why := no_update(trainer):
+def _refuse_no_update(session: Session) -> None:
+    if why := no_update(session):
         raise RunError(why)

@@ -1,0 +1,172 @@
+"""What a session asks of an engine.
+
+A session decides when to evaluate, log, save and stop. An engine makes the steps in between, and its learner
+holds what is learned from them. Engines differ in where experience comes from: `replay` and `rollout` step
+environments on the host, `scan` has them in the program, `dataset` has none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from qscape.envs import Episode
+from qscape.envs.snapshot import Snapshot
+from qscape.run.seeds import Seeds
+
+
+class Limit(NamedTuple):
+    """How far one call of `Engine.advance` may go.
+
+    Attributes:
+        step: environment steps at which an evaluation, a log line, a save or the end of the run is due.
+        total: environment steps of the whole run, which schedules follow.
+        stopped: asked during a long call: shall it return?
+    """
+
+    step: int
+    total: int
+    stopped: Callable[[], bool]
+
+
+class Ended(NamedTuple):
+    """An episode that ended.
+
+    Attributes:
+        seed: index of the seed.
+        step: environment steps made when it ended.
+        episode: return, length and success.
+    """
+
+    seed: int
+    step: int
+    episode: Episode
+
+
+class Progress(NamedTuple):
+    """What one call of `Engine.advance` brought.
+
+    Attributes:
+        ended: the episodes that ended, of all seeds.
+    """
+
+    ended: Sequence[Ended] = ()
+
+
+NOTHING = Progress()
+
+
+class Saved(NamedTuple):
+    """The content of a save, of one seed.
+
+    Attributes:
+        arrays: its trees by name, in the structure of `Engine.templates`; without "replay" the run goes on
+            with the networks alone.
+        counters: its numbers: those of the session and of the engine.
+        environment: the state of the environments.
+    """
+
+    arrays: Mapping[str, Any]
+    counters: Mapping[str, Any]
+    environment: Snapshot
+
+
+class Learner(Protocol):
+    """What is learned: networks, optimisers and metrics, of one seed or of several.
+
+    Attributes:
+        agent: the agent, bound to its task.
+        programs: the compiled functions by which the policy of one seed acts.
+        state: networks, optimiser states and counters; leading axis: seeds, if there are several.
+        env_steps, updates: environment steps and updates made so far, in each seed.
+    """
+
+    agent: Any
+    programs: Any
+    env_steps: int
+    updates: int
+
+    @property
+    def state(self) -> Any: ...
+
+    def policies(self, seed: int = 0) -> dict[str, Any]:
+        """Return the acting states of a seed: "current", and "kept" if the schedule keeps one."""
+        ...
+
+    def metrics(self, seed: int = 0) -> dict[str, float]:
+        """Return the newest value of every metric by name; NaN before the first."""
+        ...
+
+    def guard(self, seed: int = 0) -> dict[str, int]:
+        """Return the update at which each quantity of `guard_names` was found not finite; 0: none."""
+        ...
+
+
+class Engine(Protocol):
+    """How a run advances. An engine holds all arrays of the run, those of its learner included.
+
+    Attributes:
+        learner: what is learned.
+        envs: number of environments that are stepped side by side, in each seed.
+        seeds: the axis of seeds.
+    """
+
+    learner: Any
+    seeds: Seeds
+
+    @property
+    def envs(self) -> int: ...
+
+    @property
+    def ready(self) -> bool:
+        """Is everything done that precedes the next step? Then a session may evaluate, log and save."""
+        ...
+
+    def notes(self, saves: bool) -> list[str]:
+        """Return sentences for the user when training starts; `saves`: whether the run is saved."""
+        ...
+
+    def start(self) -> None:
+        """Begin an episode in every environment, before the first step of a run."""
+        ...
+
+    def allocate(self) -> None:
+        """Allocate the memory that the notes announced."""
+        ...
+
+    def advance(self, limit: Limit) -> Progress:
+        """Make some of the updates that precede the next step; if it is `ready`, make one step or more."""
+        ...
+
+    def arrays(self, seed: int = 0) -> dict[str, Any]:
+        """Return all arrays of a seed, by tree; only the newest saves hold the tree "replay"."""
+        ...
+
+    def counters(self, seed: int = 0) -> dict[str, Any]:
+        """Return the engine's numbers of a seed as JSON data."""
+        ...
+
+    def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the structure of the `arrays` in a save with these counters."""
+        ...
+
+    def snapshot(self, seed: int = 0) -> Snapshot:
+        """Return the state of a seed's environments, for a save."""
+        ...
+
+    def restore(self, saves: Sequence[Saved]) -> list[str]:
+        """Continue from a save of each seed. Return notes, such as why new episodes begin."""
+        ...
+
+
+def name_metrics(names: Sequence[str], values: Array) -> dict[str, float]:
+    """Return the entries of a metrics vector by name."""
+    return dict(zip(names, np.asarray(values).tolist(), strict=True))
+
+
+def copy_buffers(tree: PyTree) -> PyTree:
+    """Copy a tree into buffers of its own, which may be donated."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

@@ -1,0 +1,390 @@
+"""The session of a run: when it evaluates, logs, saves and stops. How it advances is its engine's.
+
+    choose the first action
+    until all steps are made:
+        evaluate, log and save, if due
+        let the engine advance, at most to the step at which something is due again
+
+Runs that differ in their seed only may share a session, and so their engine: it advances them all, and what
+is due is made for one seed after the other. So run folders do not differ from those of single runs.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qscape.envs import EnvAdapter, Episode
+from qscape.envs.spaces import fingerprint, refuse_other_table
+from qscape.errors import RunError
+from qscape.ops.finite import LOSSES
+from qscape.run import events as ev
+from qscape.run.engines.base import Engine, Limit, Progress, Saved
+from qscape.run.evaluation import evaluate, evaluate_policies, list_successes, rollouts
+from qscape.run.plan import Plan, moot_notes, score
+from qscape.run.probes import PolicyEvaluation, Probes
+from qscape.system import peak_memory
+
+SECOND = 1.0  # between two `Progressed` events
+Saver: TypeAlias = Callable[["Session", bool, int], Path]
+
+
+@dataclasses.dataclass
+class OneSeed:
+    """What a session keeps of one seed.
+
+    Attributes:
+        plan: the plan of its run.
+        adapter: its training environments.
+        saver: writes its saves; None: nothing is saved.
+        returns: returns of the episodes since the last log line.
+        rate: the step and the time of the last log line.
+        score: normalised score of the last evaluation; None before the first, or without reference returns.
+        warned: parts whose warning the user has read.
+    """
+
+    plan: Plan
+    adapter: EnvAdapter
+    saver: Saver | None
+    returns: list[float] = dataclasses.field(default_factory=list)
+    rate: tuple[int, float] = (0, 0.0)
+    score: float | None = None
+    warned: set[str] = dataclasses.field(default_factory=set)
+
+
+class Session:
+    """A run in memory, or several that differ in their seed only.
+
+    `events(until)` trains it up to a step, and may be called again.
+
+    Attributes:
+        engine: how the run advances; it holds all arrays.
+        learner: what is learned, the engine's.
+        plan: the plan of the run; of several seeds that of the first one.
+        agent: its agent, bound to the environment's task.
+        adapter: the training environments; of several seeds those of the first one.
+        eval_adapter: the evaluation environments, or None.
+        seeds: what the session keeps of each seed.
+        due: the step at which each of "log", "evaluate", "save" and "milestone" is due next.
+        until: total of environment steps to make.
+        finished: whether these steps and their updates were made.
+        seconds: seconds of training so far, with those in earlier processes.
+        fresh: whether the environments were never reset: a model may be saved before it learns.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        engine: Engine,
+        adapters: Sequence[EnvAdapter],
+        eval_adapter: EnvAdapter | None = None,
+        savers: Sequence[Saver] = (),
+    ) -> None:
+        """Set up a run before its first step.
+
+        Args:
+            plans: the completed plan of each seed.
+            engine: the engine of all seeds.
+            adapters: the training environments of each seed.
+            eval_adapter: the evaluation environments, which all seeds share; None: the run does not evaluate.
+            savers: one for each seed, called with the session, whether this save is a milestone that is never
+                deleted, and the index of the seed. Empty: the run saves nothing.
+
+        Raises:
+            UsageError: evaluation environments have another action table.
+        """
+        plan = plans[0]
+        self.plan, self.engine, self.learner = plan, engine, engine.learner
+        self.agent, self.adapter, self.eval_adapter = engine.learner.agent, adapters[0], eval_adapter
+        if eval_adapter is not None:
+            table = fingerprint(self.adapter.spec.table)
+            refuse_other_table(self.adapter.env_id, table, eval_adapter.spec.table)
+        writers = savers or [None] * len(plans)
+        self.seeds = [OneSeed(*of) for of in zip(plans, adapters, writers, strict=True)]
+        self.probes = Probes(plan.probe, self.agent) if plan.probe else None
+        self.due = {
+            "log": plan.logs_every,
+            "evaluate": 0,
+            "save": plan.saves_every,
+            "milestone": plan.milestone_every,
+        }
+        self.until = plan.steps
+        self.finished = False
+        self.seconds = 0.0
+        self.fresh = True
+        self._stop = False
+        self._played: list[list[Episode]] = []  # the evaluation episodes of all seeds
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps made so far, in each seed."""
+        return self.learner.env_steps
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far, in each seed."""
+        return self.learner.updates
+
+    @property
+    def kept(self) -> Any:
+        """The acting state that the schedule keeps, or None."""
+        return self.learner.policies().get("kept")
+
+    @property
+    def best(self) -> Any:
+        """The acting state for evaluation and export: the kept one if the schedule keeps one."""
+        policies = self.learner.policies()
+        return policies.get("kept", policies["current"])
+
+    @property
+    def saves(self) -> bool:
+        """Is the run saved?"""
+        return self.seeds[0].saver is not None
+
+    def stop(self, asked: bool = True) -> None:
+        """Ask the run to save and end at the next step; False: take that back."""
+        self._stop = asked
+
+    def events(self, until: int) -> Iterator[ev.RunEvent]:
+        """Train until `until` environment steps were made, counted from the start of the run.
+
+        Yields:
+            The events of the run; it proceeds as they are consumed.
+
+        Raises:
+            RunError: the environment returned NaN, the disk is full, the replay does not fit into memory or
+                is damaged. The last save stays.
+            SystemExit, KeyboardInterrupt: the environment raised them; the run has saved.
+        """
+        for _, event in self.seed_events(until):
+            yield event
+
+    def seed_events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
+        """Train like `events`; yield events with the index of their seed, one of all once for each."""
+        self.finished, self.until = False, until
+        told = time.perf_counter()
+        begun = told - self.seconds
+        for one in self.seeds:
+            one.rate = (self.env_steps, told)
+        if self.fresh:
+            self.engine.start()
+            self.fresh = False
+        notes = self._moot_notes() + self.engine.notes(self.saves)
+        for k, one in enumerate(self.seeds):
+            plan = one.plan
+            started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
+            yield k, ev.Started(*started)
+        self.engine.allocate()
+        limit = Limit(0, until, lambda: self._stop)
+        try:
+            while not self._stop:
+                if time.perf_counter() - told >= SECOND:
+                    told = time.perf_counter()
+                    yield from self._each(self._progress())
+                if self.engine.ready:
+                    self.seconds = time.perf_counter() - begun
+                    last = self.env_steps >= until
+                    if last or self.env_steps >= limit.step:
+                        yield from self._boundary(last)
+                        limit = limit._replace(step=self._next_due())
+                    if self.env_steps >= until:
+                        self.finished = True
+                        break
+                progress = self.engine.advance(limit)
+                if progress.ended:
+                    yield from self._end_episodes(progress)
+        except RunError:  # e.g. that an action is NaN, which may have a deeper cause
+            self._refuse_divergence()
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self._save_if_environment_exits()
+            raise
+        self.seconds = time.perf_counter() - begun
+        if self.saves:
+            self._refuse_divergence()
+            paths = self._save_all(self.finished)
+            for k, path in enumerate(paths):
+                yield k, ev.Saved(self.env_steps, path)
+        yield from self._each(ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished))
+        self._stop = False  # reset here, since `stop` may be called before `events`
+
+    def _each(self, event: ev.RunEvent) -> Iterator[tuple[int, ev.RunEvent]]:
+        """Yield an event once for each seed."""
+        for k in range(len(self.seeds)):
+            yield k, event
+
+    def _moot_notes(self) -> list[str]:
+        """Return notes on the user's settings that do nothing on this task; `prepare` noted the others."""
+        anywhere = dataclasses.replace(self.agent, spec=None).moot_fields()
+        here = {name: why for name, why in self.agent.moot_fields().items() if name not in anywhere}
+        return moot_notes(here, self.plan.typed or {})
+
+    def _end_episodes(self, progress: Progress) -> Iterator[tuple[int, ev.EpisodeDone]]:
+        """Yield the ends of episodes. The step is complete, so that a callback can save it."""
+        for k, _, episode in progress.ended:
+            self.seeds[k].returns.append(episode.ret)
+        for k, step, episode in progress.ended:
+            yield k, ev.EpisodeDone(step, *episode)
+
+    def _save_all(self, milestone: bool) -> list[Path]:
+        return [one.saver(self, milestone, k) for k, one in enumerate(self.seeds) if one.saver is not None]
+
+    def _save_if_environment_exits(self) -> None:
+        """Save if an environment raised SystemExit or KeyboardInterrupt; a second Ctrl-C ends without."""
+        adapters = [one.adapter for one in self.seeds]
+        adapters += [] if self.eval_adapter is None else [self.eval_adapter]
+        if not self._stop and any(adapter.interrupted for adapter in adapters):
+            self._save_all(False)
+
+    def _boundary(self, last: bool) -> Iterator[tuple[int, ev.RunEvent]]:
+        """Evaluate, log and save, if due at this step; `last`: whether it is the last step of the run."""
+        plan = self.plan
+        self._refuse_divergence()
+        evaluates = self.eval_adapter is not None and plan.evals_every > 0 and self._is_due("evaluate", last)
+        logs, milestone = self._is_due("log", last), self._is_due("milestone", last)
+        saves = self.saves and not last and (self._is_due("save", False) or milestone)
+        for k, one in enumerate(self.seeds):
+            if evaluates:
+                assert self.eval_adapter is not None
+                self._postpone("evaluate", plan.evals_every)
+                for evaluated in self.evaluations(self.eval_adapter, k):
+                    yield k, evaluated
+            if logs:
+                self._postpone("log", plan.logs_every)
+                yield k, self._log(k)
+            if milestone:
+                self._postpone("milestone", plan.milestone_every)
+            if self._is_due("save", False):
+                self._postpone("save", plan.saves_every)
+            if saves and one.saver is not None:
+                yield k, ev.Saved(self.env_steps, one.saver(self, milestone, k))
+
+    def _refuse_divergence(self) -> None:
+        """Raise a RunError if a loss or an optimiser's moments were not finite after an update."""
+        for k, one in enumerate(self.seeds):
+            guard = {name: update for name, update in self.learner.guard(k).items() if update > 0}
+            if not self.updates or not guard:
+                continue
+            update = min(guard.values())
+            wrong = next(name for name in guard if guard[name] == update)
+            what = f"the gradient of {wrong.removesuffix('.params')} is not finite, or too large for float32"
+            if wrong == LOSSES:
+                what = "a loss is infinite"
+            shown = self.learner.metrics(k).items()
+            losses = [
+                f"{name} is {value}" for name, value in shown if "loss" in name and not np.isfinite(value)
+            ]
+            fields = [name.replace("_", "-") for name in vars(self.agent.base) if "learning_rate" in name]
+            rates = " or ".join(f"--base.{name}" for name in fields)
+            raise RunError(
+                f"{one.plan.label or one.plan.recipe} diverged at update {update:,}, before step "
+                f"{self.env_steps:,}: {', '.join([what, *losses])}. A smaller {rates}, smaller "
+                "rewards or --base.gradient-clip 1 usually help; earlier saves stay."
+            )
+
+    def _is_due(self, what: str, last: bool) -> bool:
+        return last or self.env_steps >= self.due[what]
+
+    def _postpone(self, what: str, every: int) -> None:
+        """Set the step at which `what` is due again."""
+        self.due[what] = (self.env_steps // every + 1) * every
+
+    def _next_due(self) -> int:
+        """Return the next step at which an evaluation, a log line, a save or the end of the run is due."""
+        return min(self.until, *(step for step in self.due.values() if step > self.env_steps))
+
+    def evaluations(self, adapter: EnvAdapter, seed: int = 0) -> Iterator[ev.Evaluated]:
+        """Evaluate the current policy of a seed, and the kept one if the schedule keeps one."""
+        one = self.seeds[seed]
+        for name, acting in self.learner.policies(seed).items():
+            start = time.perf_counter()
+            if self.probes is None:
+                done, probed = self._evaluate(acting, adapter, seed), {}
+            else:
+                walked = rollouts(self.learner.programs, acting, adapter, self.plan.eval_episodes)
+                metrics = self.learner.metrics(seed)
+                # No one knows any more what the rewards were divided by when a policy was kept.
+                is_unknown = name == "kept" and "reward_divisor" in metrics
+                divisor = math.nan if is_unknown else _reward_divisor(metrics)
+                evaluation = PolicyEvaluation(acting, walked, divisor)
+                done, probed = [r.episode for r in walked], self.probes(evaluation)
+            returns, lengths = [e.ret for e in done], [e.length for e in done]
+            seconds = time.perf_counter() - start
+            about = returns, lengths, list_successes(done), probed, seconds
+            event = ev.Evaluated(self.env_steps, name, *about)
+            one.score = score(one.plan, event.mean)
+            yield event
+
+    def _evaluate(self, acting: Any, adapter: EnvAdapter, seed: int) -> list[Episode]:
+        """Return the evaluation episodes of a policy; in JAX all seeds play when the first one asks."""
+        programs, episodes = self.learner.programs, self.plan.eval_episodes
+        if len(self.seeds) == 1 or adapter.jax_env is None:
+            return evaluate(programs, acting, adapter, episodes)
+        if seed == 0:
+            policies = [self.learner.policies(k)["current"] for k in range(len(self.seeds))]
+            stacked = jax.tree.map(lambda *of_each: jnp.stack(of_each), *policies)
+            names = [f"seed {one.plan.seed}" for one in self.seeds]
+            self._played = evaluate_policies(programs, stacked, adapter, episodes, names)
+        return self._played[seed]
+
+    def _progress(self) -> ev.Progressed:
+        device = jax.local_devices()[0].memory_stats() or {}
+        taken = device.get("peak_bytes_in_use", 0)
+        return ev.Progressed(self.env_steps, self.updates, peak_memory(), taken)
+
+    def _log(self, seed: int) -> ev.Logged:
+        one, now = self.seeds[seed], time.perf_counter()
+        steps, then = one.rate
+        metrics = {name: value for name, value in self.learner.metrics(seed).items() if np.isfinite(value)}
+        metrics["steps_per_second"] = (self.env_steps - steps) / max(now - then, 1e-9)
+        if one.returns:
+            metrics["return"] = float(np.mean(one.returns))
+        one.returns, one.rate = [], (self.env_steps, now)
+        warnings = self._new_warnings(one, metrics)
+        metrics |= {} if one.score is None else {"normalised_score": one.score}
+        return ev.Logged(self.env_steps, self.updates, metrics, warnings)
+
+    def _new_warnings(self, one: OneSeed, metrics: dict[str, float]) -> list[str]:
+        """Return what parts say about the metrics; a part that has said something is not asked again."""
+        found = {
+            name: part.warning(metrics) for name, part in self.agent.parts.items() if name not in one.warned
+        }
+        told = {name: sentence for name, sentence in found.items() if sentence is not None}
+        one.warned |= told.keys()
+        return [*told.values()]
+
+    # --- saving and resuming ------------------------------------------------------------------------
+
+    def counters(self, seed: int = 0) -> dict[str, Any]:
+        """Return the host's numbers of a seed as JSON data."""
+        return {
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "returns": self.seeds[seed].returns,
+            "due": self.due,
+            "finished": self.finished,
+            "seconds": self.seconds,
+            "fresh": self.fresh,
+            **self.engine.counters(seed),
+        }
+
+    def restore(self, saves: Sequence[Saved]) -> list[str]:
+        """Continue from a save of each seed, all of the same step. Return notes of the engine."""
+        for one, save in zip(self.seeds, saves, strict=True):
+            one.returns = save.counters["returns"]
+        first: Mapping[str, Any] = saves[0].counters
+        self.due, self.finished, self.fresh = first["due"], first["finished"], first["fresh"]
+        self.seconds = max(save.counters["seconds"] for save in saves)
+        return self.engine.restore(saves)
+
+
+def _reward_divisor(metrics: Mapping[str, float]) -> float:
+    """Return what the rewards of the last update were divided by; 1 before it and without scaling."""
+    divisor = metrics.get("reward_divisor", 1.0)
+    return divisor if np.isfinite(divisor) else 1.0
