@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     from qscape.report import runs, tables
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
+    given = options.parse(Options(), rest, "qscape compare RUNS")
     require_positive(given, "final", "reps")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]

@@ -21,7 +21,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Print a summary of a dataset."""
     name, rest = options.positional(argv, "NAME", "qscape dataset")
-    given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
+    given = options.parse(Options(), rest, "qscape dataset NAME")
     if given.env_args and not given.env:
         raise UsageError("--env-args are arguments of --env, which is not there: add it, or leave them out.")
     dataset = read(name, given.env, options.env_args(given.env_args))

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from qscape.cli import options
 from qscape.cli.compare import refuse_same, save_figure, save_text
@@ -29,7 +28,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Measure and plot the value geometry that SAVGO has learned."""
     path, rest = options.positional(argv, "RUN", "qscape embedding")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape embedding RUN")
+    given = options.parse(Options(), rest, "qscape embedding RUN")
     refuse_same(given.json, given.png)
     if given.states < 2:
         raise UsageError(f"--states is {given.states}; it must be at least 2, for pairs to compare.")

@@ -36,7 +36,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Export the policy of one run, check it, and write its model card."""
     path, rest = options.positional(argv, "RUN", "qscape export")
-    given = options.parse(options.flags_of(Options()), rest, "qscape export RUN")
+    given = options.parse(Options(), rest, "qscape export RUN")
     if not given.tolerance > 0:
         raise UsageError(f"--tolerance is {given.tolerance:g}; it must be above 0.")
     onnx, npz = (_path_with_suffix(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))

@@ -22,7 +22,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Upload a run with its card."""
     path, rest = options.positional(argv, "RUN", "qscape push")
-    given = options.parse(options.flags_of(Options()), rest, "qscape push RUN")
+    given = options.parse(Options(), rest, "qscape push RUN")
     if not given.repo or given.repo.count("/") != 1:
         raise UsageError("qscape push RUN needs a repository: add --repo OWNER/NAME.")
     set_up_jax()

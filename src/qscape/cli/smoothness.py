@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     from qscape.report import smoothness as report
 
     paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape smoothness RUN...")
+    given = options.parse(Options(), rest, "qscape smoothness RUN...")
     require_positive(given, "episodes", "noise_episodes", "reps")
     refuse_same(given.json, given.png)
     for name in ("sigmas", "noise_episodes"):

@@ -36,7 +36,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
     path, rest = options.positional(argv, "RUN", "qscape watch")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
+    given = options.parse(Options(), rest, "qscape watch RUN")
     if not 0 < given.every < float("inf"):
         raise UsageError(f"--every is {given.every:g}; it must be a number of seconds above 0.")
     from qscape.report import terminal  # noqa: F401  reports a missing extra before anything is drawn
