@@ -374,7 +374,7 @@ def test_a_broken_run_of_a_group_stops_no_other(refused, done, tmp_path):
         (["td3+lap", "--lap.no-prioritised", "--lap.alpha", 0.6], "--lap.alpha does nothing without prior"),
         (
             ["trpo", "--base.value-coefficient", 0.3],
-            "--base.value-coefficient does nothing in a trust region",
+            "--base.value-coefficient does nothing with trust_region",
         ),
         (
             ["reinforce", "--base.critic-hidden", 8],
@@ -906,7 +906,7 @@ def test_what_an_accelerator_says_without_memory(said, size):
 
 def test_the_help_of_flags_shows_kind_sentence_default_and_part(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    text = options.describe_flags({"": options.Run(), "resets": Resets()}, "qscape train bro")
+    text = options.describe_flags({"": options.TrainOptions(), "resets": Resets()}, "qscape train bro")
     assert text.startswith("usage: qscape train bro [FLAGS]\n")
     assert max(map(len, text.splitlines())) <= 60
     lines = text.splitlines()

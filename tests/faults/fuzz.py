@@ -74,9 +74,9 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     recipe = draw(recipes)
     try:
         agent = agents.build(recipe)
-        known = options.flags_of({"": options.Run(), "base": agent.base, **agent.parts})
+        known = options.flags_of({"": options.TrainOptions(), "base": agent.base, **agent.parts})
     except QscapeError:
-        known = options.flags_of({"": options.Run()})
+        known = options.flags_of({"": options.TrainOptions()})
     argv = [
         "train",
         recipe,

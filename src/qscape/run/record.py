@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from qscape.envs.build import build_env
-from qscape.errors import RunError, UsageError
+from qscape.errors import CannotWrite, MissingPackage, OutOfRange, Taken, UnfitEnv, WrongValue
 from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
 from qscape.run.policy import LoadedPolicy, load_policy
@@ -48,15 +48,15 @@ def record_dataset(
     try:
         import minari
     except ImportError as problem:
-        raise UsageError('recording needs packages: pip install "qscape[offline]".') from problem
+        raise MissingPackage('recording needs packages: pip install "qscape[offline]".') from problem
     if episodes < 1:
-        raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
+        raise OutOfRange(f"--episodes is {episodes}; it must be at least 1.", field="episodes")
     if not 0 <= noise < np.inf:
-        raise UsageError(f"--noise is {noise}; it must be a number, 0 or more.")
+        raise OutOfRange(f"--noise is {noise}; it must be a number, 0 or more.", field="noise")
     _refuse_taken_name(minari, dataset)
     plan, loaded = read_plan(folder), load_policy(folder, current=current)
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.index_sizes is not None:
-        raise UsageError(f"{plan.env} has discrete actions; only continuous actions are recorded.")
+        raise UnfitEnv(f"{plan.env} has discrete actions; only continuous actions are recorded.")
     env = minari.DataCollector(_drop_unwritable_spec(build_env(plan.env, dict(plan.env_args))))
     rng = np.random.default_rng([seed, 1])  # the seed alone would draw the numbers of the first reset again
     try:
@@ -71,7 +71,7 @@ def record_dataset(
                 description=f"{episodes} episodes of {folder} at step {loaded.step}, recorded by qscape",
             )
     except OSError as problem:
-        raise RunError(f"the dataset {dataset} cannot be written ({problem.strerror}).") from problem
+        raise CannotWrite(f"the dataset {dataset} cannot be written ({problem.strerror}).") from problem
     finally:
         env.close()
         loaded.adapter.close()
@@ -82,12 +82,14 @@ def _refuse_taken_name(minari: Any, dataset: str) -> None:
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset)
     except (ValueError, TypeError) as problem:  # TypeError: the version is missing
-        raise UsageError(
-            f"--dataset {dataset} is not a valid dataset name: write one like local/pendulum-v0."
+        raise WrongValue(
+            f"--dataset {dataset} is not a valid dataset name: write one like local/pendulum-v0.",
+            field="dataset",
         ) from problem
     if dataset in minari.list_local_datasets():
-        raise UsageError(
-            f"the dataset {dataset} exists; choose another name, or delete it: minari delete {dataset}."
+        raise Taken(
+            f"the dataset {dataset} exists; choose another name, or delete it: minari delete {dataset}.",
+            field="dataset",
         )
 
 
