@@ -575,7 +575,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     code = "import sys; from qscape.cli import main; print(main(['--help'])); print(*sys.modules)"
     *_, status, modules = python(code).splitlines()
     assert status == "0"
-    assert not {"jax", "numpy", "tyro", "rich", "gymnasium"} & set(modules.split())
+    assert not {"jax", "numpy", "rich", "gymnasium"} & set(modules.split())
 
 
 def test_the_help_of_a_recipe_starts_no_backend():
@@ -904,9 +904,23 @@ def test_what_an_accelerator_says_without_memory(said, size):
     assert memory_error(RuntimeError("INTERNAL: another error")) is None
 
 
+def test_the_help_of_flags_shows_kind_sentence_default_and_part(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    text = options.describe_flags({"": options.TrainOptions(), "resets": Resets()}, "qscape train bro")
+    assert text.startswith("usage: qscape train bro [FLAGS]\n")
+    assert max(map(len, text.splitlines())) <= 60
+    lines = text.splitlines()
+    assert lines.index("  --seeds INT ...") < lines.index("  --seeds-as auto|processes|vmap")
+    assert "  --overwrite, --no-overwrite" in lines
+    assert "  --resets.at INT ...|None" in lines
+    assert "parallel environments. (default: 1000000)" in " ".join(text.split())
+    assert lines.index("  --env STR") < lines.index("  --eval-every INT|None"), "Pace's come last"
+    assert [line for line in lines if line.startswith("resets: ")]
+
+
 @pytest.mark.parametrize(
     ("words", "at"), [(["15000"], (15_000,)), (["15000", "50000"], (15_000, 50_000)), (["None"], None)]
 )
 def test_several_values_or_none(words, at):
-    given = options.parse(options.flags_of(Resets()), ["--at", *words], "qscape train bro")
+    given = options.parse(Resets(), ["--at", *words], "qscape train bro")
     assert given.at == at

@@ -138,7 +138,7 @@ def test_the_picture_has_titles_units_and_legends(found):
 
 
 def test_the_pages_charts_show_what_was_found(found):
-    pairs, actions, kernel = (chart for _, chart in interactive.embedding_charts(found))
+    pairs, actions, kernel = map(interactive.render_chart, embeddings.embedding_charts(found))
     assert list(pairs.data[0].x) == found["pairs"]["difference"]
     assert list(pairs.data[0].y) == found["pairs"]["cosine"]
     assert [len(trace.x) for trace in actions.data] == [len(found["actions"]["value"]), 6, 1]

@@ -31,6 +31,7 @@ from golden.make import (
 
 from qscape.cli import main as qscape
 from qscape.report.numbers import format_return
+from qscape.sealed import seal, unseal
 
 GOLDEN = Path(__file__).parent / "golden" / "0.2.0"
 NAMES = find_names(GOLDEN)
@@ -136,6 +137,22 @@ def test_a_golden_run_is_resumed_to_the_same_end(name, tmp_path):
     if other := difference(name):
         pytest.skip(f"all but the bits agrees; bits are not compared on another platform ({other})")
     assert_same_leaves(found["leaves"], wanted["leaves"])
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["resume", "--steps", "400"]], ids=lambda words: words[0])
+def test_a_run_of_save_format_1_is_refused_and_stays_as_it_is(command, tmp_path, capsys):
+    folder = copy("td3", tmp_path)
+    for file in folder.glob("saves/*/save.json"):
+        record = unseal(file.read_bytes(), required=True)
+        record["meta"]["qscape"] = "0.1.0"
+        file.write_bytes(seal(record | {"version": 1}))
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert qscape([command[0], str(folder), *command[1:]]) == 1
+    said = capsys.readouterr().err
+    assert "qscape 0.1.0 in save format 1" in said
+    assert "qscape 0.2.0 reads it" in said
+    assert {file: file.read_bytes() for file in before} == before
+    assert qscape(["compare", str(folder), "--unequal"]) == 0
 
 
 def test_golden_runs_are_compared(tmp_path, capsys):

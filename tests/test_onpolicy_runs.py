@@ -22,7 +22,7 @@ from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
 from qscape.inspect.collapse import measure_collapse
 from qscape.ops.collapse import action_collapse
-from qscape.report import interactive
+from qscape.report import collapse, interactive
 from qscape.run import Plan, policy, resume, saves, scan, scan_rollouts, train
 from qscape.run.engines.rollout import Buffer
 from qscape.run.plan import prepare
@@ -304,7 +304,7 @@ def test_the_command_line(tmp_path, capsys):
     assert found["history"][-1]["max_angle_w"] < 1e-5
     assert 0 <= found["history"][-1]["bound_share"] <= 1
     assert (tmp_path / "a/0/inspect/collapse.png").stat().st_size > 10_000
-    angles, _, plane = (chart for _, chart in interactive.collapse_charts(found))
+    angles, _, plane = map(interactive.render_chart, collapse.collapse_charts(found))
     assert list(angles.data[1].y) == [row["max_angle_w"] for row in found["history"]]
     assert sum(len(trace.x) for trace in plane.data if "action" in (trace.name or "")) == len(found["points"])
     capsys.readouterr()

@@ -39,7 +39,6 @@ from qscape.replay import storage
 from qscape.run import Plan, resume, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.engines.replay import ReplayLearner
 
 
 def whole(plan: Plan, folder: Path) -> list[ev.RunEvent]:
@@ -209,38 +208,6 @@ def test_what_was_written_after_the_last_save_is_made_again(clock, broken_off, t
         file.write("200,current,0,1.0,30,,0.1\n200,curr")
     list(resume(folder))
     assert_same_run(folder, clock)
-
-
-@pytest.mark.parametrize("empty_replay", [False, True])
-def test_a_save_that_holds_the_scale_of_rewards_beside_the_replay_is_resumed(
-    empty_replay, tmp_path, monkeypatch
-):
-    """As version 0.2.0 wrote it."""
-    plan = dataclasses.replace(CLOCK, recipe="td3+reward_scale", settings=settings("td3", warmup=50))
-    whole(plan, tmp_path / "whole")
-    now, counters = ReplayLearner.arrays, ReplayLearner.counters
-
-    def as_before(learner, seed=0):
-        trees = now(learner, seed)
-        state, scaling = trees["replay"]["replay_state"], trees["loop"].pop("scaling")
-        return trees | {"replay": trees["replay"] | {"replay_state": state._replace(scaling=scaling)}}
-
-    with monkeypatch.context() as older:
-        older.setattr(ReplayLearner, "arrays", as_before)
-        older.setattr(
-            ReplayLearner,
-            "counters",
-            lambda learner, seed=0: {
-                k: v for k, v in counters(learner, seed).items() if k != "scaling_in_loop"
-            },
-        )
-        interrupted(plan, tmp_path / "run", 170)
-    newest = tmp_path / "run" / "saves" / saves.names(tmp_path / "run" / "saves")[-1]
-    assert any("scaling" in name for name in saves.read_arrays(newest, "replay"))
-    *_, end = resume(tmp_path / "run", empty_replay=empty_replay)
-    assert end.step >= 300
-    if not empty_replay:
-        assert arrays(tmp_path / "run") == arrays(tmp_path / "whole")
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(broken_off, tmp_path):

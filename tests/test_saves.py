@@ -311,6 +311,15 @@ def test_a_newer_version_says_who_wrote_it(tmp_path):
         saves.read_meta(path)
 
 
+def test_an_older_format_says_who_wrote_it_and_what_reads_it(tmp_path):
+    path = small(tmp_path)
+    reseal(path, version=1, meta={"qscape": "0.1.0"})
+    with pytest.raises(
+        saves.OtherFormatError, match=r"qscape 0\.1\.0 in save format 1, .*qscape 0\.2\.0 reads"
+    ):
+        saves.read(path, {})
+
+
 @pytest.mark.parametrize(
     ("like", "message"),
     [

@@ -73,9 +73,10 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         return [draw(st.sampled_from(OTHERS)), *rest] if draw(st.booleans()) else rest
     recipe = draw(recipes)
     try:
-        known = options._flags(options.command_of(recipe, agents.build(recipe), options.TrainOptions()))
+        agent = agents.build(recipe)
+        known = options.flags_of({"": options.TrainOptions(), "base": agent.base, **agent.parts})
     except QscapeError:
-        known = options._flags(options.flags_of(options.TrainOptions()))
+        known = options.flags_of({"": options.TrainOptions()})
     argv = [
         "train",
         recipe,
@@ -85,7 +86,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         draw(st.sampled_from(["40", "900", "0"])),
     ]
     for flag in draw(st.lists(st.sampled_from(sorted(known.keys() - {"--out"})), max_size=4)):
-        words = draw(_values(known[flag][2]))
+        words = draw(_values(known[flag].hint))
         if draw(st.integers(0, 19)) == 0:
             flag = draw(
                 st.sampled_from([flag[:-1], flag.upper(), flag.replace("-", "_"), flag + "=", "--gamma"])

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     from qscape.report.runs import find_runs
 
     paths, rest = options.positionals(argv, "RUN", "qscape collapse")
-    given: Any = options.parse(options.flags_of(CollapseOptions()), rest, "qscape collapse RUN...")
+    given: Any = options.parse(CollapseOptions(), rest, "qscape collapse RUN...")
     refuse_same(given.json, given.png)
     console, records, files, problems, picture = plain_console(), [], [], [], given.png
     for folder in find_runs(paths):

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     from qscape.report import runs, tables
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
-    given: Any = options.parse(options.flags_of(CompareOptions()), rest, "qscape compare RUNS")
+    given: Any = options.parse(CompareOptions(), rest, "qscape compare RUNS")
     require_positive(given, "final")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
@@ -192,7 +192,7 @@ def _estimate(
     greatest: float = math.nan,
     digits: int | None = None,
 ) -> str:
-    """Return the cell of a mean with its interval, or with the range of its runs if they are too few for one."""
+    """Return the cell of a mean with its interval, or with the range of runs that are too few for one."""
     digits = digits_of(value) if digits is None else digits
     if low == low:
         return f"{_number(value, digits)} [{_number(low, digits)}, {_number(high, digits)}]"

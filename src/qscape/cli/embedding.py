@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from qscape.cli import options
 from qscape.cli.output import refuse_same, save_figure, save_text
@@ -29,7 +28,7 @@ class EmbeddingOptions:
 def main(argv: list[str]) -> int:
     """Measure and plot the value geometry that SAVGO has learned."""
     path, rest = options.positional(argv, "RUN", "qscape embedding")
-    given: Any = options.parse(options.flags_of(EmbeddingOptions()), rest, "qscape embedding RUN")
+    given = options.parse(EmbeddingOptions(), rest, "qscape embedding RUN")
     refuse_same(given.json, given.png)
     if given.states < 2:
         raise OutOfRange(

@@ -36,7 +36,7 @@ class ExportOptions:
 def main(argv: list[str]) -> int:
     """Export the policy of one run, check it, and write its model card."""
     path, rest = options.positional(argv, "RUN", "qscape export")
-    given = options.parse(options.flags_of(ExportOptions()), rest, "qscape export RUN")
+    given = options.parse(ExportOptions(), rest, "qscape export RUN")
     if not given.tolerance > 0:
         raise OutOfRange(f"--tolerance is {given.tolerance:g}; it must be above 0.", field="tolerance")
     onnx, npz = (_path_with_suffix(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))

@@ -25,7 +25,7 @@ class ImportOptions:
 def main(argv: list[str]) -> int:
     """Convert a Stable-Baselines3 TD3 or SAC file to a run folder."""
     file, rest = options.positional(argv, "FILE", "qscape import")
-    given = options.parse(options.flags_of(ImportOptions()), rest, "qscape import FILE")
+    given = options.parse(ImportOptions(), rest, "qscape import FILE")
     if not given.env:
         raise MissingArgument(
             "qscape import FILE needs the environment it was trained in, e.g. --env Pendulum-v1.", field="env"

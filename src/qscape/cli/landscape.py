@@ -50,7 +50,7 @@ class LandscapeOptions:
 def main(argv: list[str]) -> int:
     """Measure how far a run's actions lie below the best ones under its Q, and plot Q around them."""
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
-    given: Any = options.parse(options.flags_of(LandscapeOptions()), rest, "qscape landscape RUN")
+    given: Any = options.parse(LandscapeOptions(), rest, "qscape landscape RUN")
     refuse_same(given.json, given.png, given.html)
 
     from qscape.inspect import store

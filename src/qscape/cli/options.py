@@ -4,12 +4,11 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import os
+import inspect
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
 from qscape.errors import Conflict, MissingArgument, OutOfRange, UnknownField, WrongValue
@@ -56,34 +55,58 @@ class TrainOptions(Pace):
     quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
 
-def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
-    """Make a dataclass from the flags of a command line; `--help` prints the flags and ends the program.
+class Flag(NamedTuple):
+    """A flag of the command line: a field of a dataclass.
+
+    Attributes:
+        part: of the agent, or "base"; "" for a flag of the command itself.
+        field: name of the field.
+        hint: its type.
+        default: its value if the flag is not typed.
+        help: a sentence.
+    """
+
+    part: str
+    field: str
+    hint: Any
+    default: Any
+    help: str
+
+
+def parse(options: T, argv: Sequence[str], prog: str) -> T:
+    """Return the options with the values of a command line; `--help` prints the flags and ends the program.
 
     Args:
-        cls: a dataclass of `flags_of` or `command_of`; each field is a flag, a nested one `--part.field`.
+        options: a dataclass, each of whose fields is a flag, with the defaults.
         argv: the flags with their values, `--name value ...` or `--name=value`.
         prog: the command before the flags, for messages, such as "qscape tune td3".
 
     Raises:
         UsageError: an unknown flag, or a value that does not fit. SystemExit: `--help` was given.
     """
-    given = read_flags(cls, argv, prog)
-    values: dict[str, Any] = {name: value for (part, name), value in given.items() if not part}
+    given = read_flags({"": options}, argv, prog)
+    values: dict[str, Any] = {name: value for (_, name), value in given.items()}
     if values.get("seed", 0) < 0:
         raise OutOfRange(f"--seed is {values['seed']}; it must be 0 or more.", field="seed")
-    return cls(**values)
+    return dataclasses.replace(options, **values)  # type: ignore[type-var]
 
 
-def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str], Any]:
-    """Return the values of the flags that were typed, by (part, field); without a dot, the part is "".
+def read_flags(groups: Mapping[str, Any], argv: Sequence[str], prog: str) -> dict[tuple[str, str], Any]:
+    """Return the values of the flags that were typed, by (part, field); flags that were not are absent.
 
-    Flags that were not typed are absent. Arguments and errors are those of `parse`.
+    Args:
+        groups: dataclasses whose fields are the flags, by part; "" for those of the command itself.
+        argv: as in `parse`.
+        prog: as in `parse`.
+
+    Raises:
+        UsageError: as in `parse`. SystemExit: `--help` was given.
     """
-    known, found, position = _flags(cls), {}, 0
-    env_args: list[str] = []
     if {"-h", "--help"} & {*argv}:
-        os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, WIDEST))
-        tyro.cli(cls, args=["--help"], prog=prog)
+        print(describe_flags(groups, prog))
+        raise SystemExit(0)
+    known, found, position = flags_of(groups), {}, 0
+    env_args: list[str] = []
     while position < len(argv):
         flag, sign, first = argv[position].partition("=")
         if not flag.startswith("--"):
@@ -98,11 +121,11 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
             continue
         flag = flag.replace("_", "-")
         switch = flag if flag in known else flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
-        if switch not in known or (switch != flag and known[switch][2] is not bool):
+        if switch not in known or (switch != flag and known[switch].hint is not bool):
             raise UnknownField(
                 f"{prog} has no flag {flag}; {_nearest_flags(flag, known, prog)}", *_place(flag)
             )
-        part, name, hint = known[switch]
+        part, name, hint, *_ = known[switch]
         value = _read_value(switch, hint, words, prog) if hint is not bool else switch == flag
         if hint is bool and words:
             raise WrongValue(
@@ -188,67 +211,61 @@ def _place(flag: str) -> tuple[str | None, str]:
 
 def _form(flag: str, hint: Any) -> str:
     """Return a flag with its kind of value as text, such as `--steps INT`."""
+    return f"{flag} {_kind(hint)}"
+
+
+def _kind(hint: Any) -> str:
+    """Return the kind of value of a type as text, such as `INT`, `INT ...` or `FLOAT|None`."""
+    kinds = get_args(hint)
     if get_origin(hint) is Literal:
-        return f"{flag} {'|'.join(map(str, get_args(hint)))}"
-    kinds = get_args(hint) or (hint,)
-    return f"{flag} {'|'.join('None' if k is type(None) else k.__name__.upper() for k in kinds)}"
+        return "|".join(map(str, kinds))
+    if get_origin(hint) is tuple:
+        return f"{_kind(kinds[0])} ..."
+    if kinds:
+        return "|".join(map(_kind, kinds))
+    return "None" if hint is type(None) else hint.__name__.upper()
 
 
-def _flags(cls: type, part: str = "") -> dict[str, tuple[str, str, Any]]:
-    """Return all flags of a dataclass with their part, field and type; flags of nested fields have a dot."""
-    found: dict[str, tuple[str, str, Any]] = {}
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            found |= _flags(hints[field.name], field.name)
-        else:
+def flags_of(groups: Mapping[str, Any]) -> dict[str, Flag]:
+    """Return all flags of dataclasses by their names, such as `--steps` and `--base.batch-size`.
+
+    Of a dataclass, the fields of its own come before those that it inherits.
+
+    Args:
+        groups: as in `read_flags`.
+    """
+    found = {}
+    for part, options in groups.items():
+        hints, own = get_type_hints(type(options)), inspect.get_annotations(type(options))
+        for field in sorted(dataclasses.fields(options), key=lambda field: field.name not in own):
             name = ".".join(filter(None, [part, field.name.rstrip("_")])).replace("_", "-")
-            found[f"--{name}"] = (part, field.name, hints[field.name])
+            value, help_text = getattr(options, field.name), field.metadata.get("help", "")
+            found[f"--{name}"] = Flag(part, field.name, hints[field.name], value, help_text)
     return found
 
 
-def flags_of(value: Any, only: set[str] | None = None) -> type:
-    """Make a dataclass whose fields are flags: those of `value`, with its values as defaults.
+def describe_flags(groups: Mapping[str, Any], prog: str) -> str:
+    """Return the text that `--help` prints: every flag with its kind of value, its sentence and its default.
 
     Args:
-        value: a dataclass; the metadata `help` of its fields explains the flags.
-        only: names of the fields to take; None: all.
+        groups: as in `read_flags`.
+        prog: as in `parse`.
     """
-    hints = get_type_hints(type(value))
-    fields = []
-    for field in dataclasses.fields(value):
-        if only is None or field.name in only:
-            name = field.name.rstrip("_").replace("_", "-") if field.name.endswith("_") else None
-            note = tyro.conf.arg(name=name, help=field.metadata.get("help", ""))
-            default = dataclasses.field(default=getattr(value, field.name))
-            fields.append((field.name, Annotated[hints[field.name], note], default))
-    made = dataclasses.make_dataclass(type(value).__name__, fields, frozen=True)
-    made.__doc__ = (type(value).__doc__ or "").split("\n")[0]
-    return made
-
-
-def command_of(recipe: str, agent: Agent, run: TrainOptions) -> type:
-    """Make the dataclass whose fields are the flags of `qscape train RECIPE`.
-
-    Its fields are those of the run, and nested dataclasses for `base` and each part that has fields.
-
-    Args:
-        recipe: as the user typed it.
-        agent: the agent of this recipe; its fields are the defaults of the flags.
-        run: the defaults of the run's own flags.
-    """
-    own = flags_of(run)
-    fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(own)]
-    of_pace = Pace.__annotations__
-    fields.sort(key=lambda field: field[0] in of_pace)  # these come last
-    parts: dict[str, Any] = {"base": agent.base, **agent.parts}
-    for name, part in parts.items():
-        if dataclasses.fields(part):
-            cls = flags_of(part)
-            fields.append((name, cls, dataclasses.field(default_factory=cls)))
-    made = dataclasses.make_dataclass("Train", fields, frozen=True)
-    made.__doc__ = f"Train {recipe}."
-    return made
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    lines = [f"usage: {prog} [FLAGS]", "", "-h, --help: print this text."]
+    for part, options in groups.items():
+        about = (type(options).__doc__ or "").split("\n")[0]
+        lines += ["", *textwrap.wrap(f"{part}: {about}" if part else about, width)]
+        for flag, (_, _, hint, default, help_text) in flags_of({part: options}).items():
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            off = flag.replace(".", ".no-", 1) if part else flag.replace("--", "--no-", 1)
+            head = f"{flag}, {off}" if hint is bool else _form(flag, hint)
+            text = f"{help_text} (default: {shown or 'nothing'})"
+            for words, indent in ((head, "  "), (text, "      ")):
+                lines += textwrap.wrap(
+                    words, width, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False
+                )
+    return "\n".join(lines)
 
 
 def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
@@ -289,7 +306,9 @@ def train_command(
     run = run or TrainOptions()
     agent = build(recipe, settings)
     refuse_absent_parts(argv, recipe, agent)
-    typed = read_flags(command_of(recipe, agent, run), argv, f"qscape train {recipe}")
+    parts = {"base": agent.base, **agent.parts}
+    groups = {"": run, **{name: part for name, part in parts.items() if dataclasses.fields(part)}}
+    typed = read_flags(groups, argv, f"qscape train {recipe}")
     given: dict[str, dict[str, Any]] = {k: dict(v) for k, v in (settings or {}).items()}
     for (part, field), value in typed.items():
         if part:

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from qscape.report.labels import describe_shared, shorten_labels
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
-    given = options.parse(options.flags_of(PlotOptions()), rest, "qscape plot RUNS")
+    given = options.parse(PlotOptions(), rest, "qscape plot RUNS")
     frame, skipped, _ = runs.read_runs(paths)
     frame = statistics.smooth_returns(statistics.select_metric(frame, given.metric), given.smooth)
     rows = (

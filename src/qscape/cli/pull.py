@@ -19,7 +19,7 @@ class PullOptions:
 def main(argv: list[str]) -> int:
     """Fetch a run from the hub and check it."""
     name, rest = options.positional(argv, "OWNER/NAME", "qscape pull")
-    given = options.parse(options.flags_of(PullOptions()), rest, "qscape pull OWNER/NAME")
+    given = options.parse(PullOptions(), rest, "qscape pull OWNER/NAME")
     from qscape.export.hub import pull_run
 
     name = name.removeprefix("hub:")

@@ -30,7 +30,7 @@ class RecordOptions:
 def main(argv: list[str]) -> int:
     """Record episodes of a run's policy as a Minari dataset."""
     path, rest = options.positional(argv, "RUN", "qscape record")
-    given = options.parse(options.flags_of(RecordOptions()), rest, "qscape record RUN")
+    given = options.parse(RecordOptions(), rest, "qscape record RUN")
     if not given.dataset:
         raise MissingArgument(
             "qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.", field="dataset"

@@ -27,7 +27,7 @@ class ResumeOptions:
 def main(argv: list[str]) -> int:
     """Continue a run, or every unfinished run of a group. Seeds that shared one program share it again."""
     path, rest = options.positional(argv, "RUN", "qscape resume")
-    given = options.parse(options.flags_of(ResumeOptions()), rest, "qscape resume RUN")
+    given = options.parse(ResumeOptions(), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
     several = len(folders) > 1 and given.save is None  # a group: only its unfinished runs
     groups = group_runs(folders, given.save, given.empty_replay)

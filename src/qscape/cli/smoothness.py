@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     from qscape.report import smoothness as report
 
     paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
-    given: Any = options.parse(options.flags_of(SmoothnessOptions()), rest, "qscape smoothness RUN...")
+    given: Any = options.parse(SmoothnessOptions(), rest, "qscape smoothness RUN...")
     require_positive(given, "episodes", "noise_episodes")
     refuse_same(given.json, given.png)
     for name in ("sigmas", "noise_episodes"):

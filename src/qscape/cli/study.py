@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -52,14 +53,14 @@ def main(argv: list[str]) -> int:
         raise UnknownName(
             f"qscape study has no '{what}'; write qscape study run STUDY or study status STUDY."
         )
-    cls = options.flags_of(StudyOptions() if what == "run" else StatusOptions())
+    flags = StudyOptions() if what == "run" else StatusOptions()
     if rest[:1] in (["-h"], ["--help"]):
-        options.parse(cls, rest, f"qscape study {what} STUDY")
+        options.parse(flags, rest, f"qscape study {what} STUDY")
     if not rest or rest[0].startswith("-"):
         raise MissingArgument(
             f"qscape study {what} needs a study first: demo, or a file such as my-study.toml."
         )
-    given = options.parse(cls, rest[1:], f"qscape study {what} STUDY")
+    given: Any = options.parse(flags, rest[1:], f"qscape study {what} STUDY")
     board = StudyBoard(read_study(find_study(rest[0]), given.budget, Path(given.runs)), plain_console())
     if what == "status":
         board.console.print(board.table())

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     recipe, rest = options.positional(argv, "RECIPE", "qscape tune", flags_for="RECIPE")
     register_named(recipe)
     own, agents = split(rest)
-    given = options.parse(options.flags_of(TuneOptions()), own, f"qscape tune {recipe}")
+    given = options.parse(TuneOptions(), own, f"qscape tune {recipe}")
     settings = options.train_command(recipe, agents)[1]
     if not given.env:
         raise MissingArgument(

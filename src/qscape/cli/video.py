@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     """Record a video of whole episodes of a run's policy."""
     path, rest = options.positional(argv, "RUN", "qscape video")
     set_up_jax()
-    given = options.parse(options.flags_of(VideoOptions()), rest, "qscape video RUN")
+    given = options.parse(VideoOptions(), rest, "qscape video RUN")
     require_positive(given, "episodes", "fps")
     try:
         import imageio.v2 as imageio

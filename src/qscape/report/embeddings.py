@@ -1,48 +1,51 @@
-"""Plots of a learned geometry, from the results of `qscape embedding` (RUN/inspect/embedding.json)."""
+"""Charts of a learned geometry, from the results of `qscape embedding` (RUN/inspect/embedding.json)."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import require_extra
-from qscape.report.figures import COLOURS, new_figure
+from qscape.report.charts import Axis, Chart, Line, Points, Shades
+from qscape.report.figures import COLOURS, GREYS, draw_chart, new_figure
 
 with require_extra("Pictures"):
     import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE = COLOURS[0], COLOURS[1]
-SHADES = "viridis"  # monotonic for colour-blind readers and in grey
+BLACK, RIM = "#000000", COLOURS[1]
+VALUE = "Q (minimum of the target critics)"
 
 
 def draw_embedding(findings: Mapping[str, Any]) -> "Figure":
-    """Draw similarity, action map and kernel side by side."""
+    """Draw the charts of `embedding_charts` side by side."""
     figure = new_figure((16.5, 5.0))
-    similarity, projection, kernel = figure.subplots(1, 3)
-    draw_similarity(findings, similarity)
-    draw_actions(findings, projection)
-    draw_kernel(findings, kernel)
+    for chart, ax in zip(embedding_charts(findings), figure.subplots(1, 3), strict=True):
+        draw_chart(chart, ax)
     figure.suptitle(f"{findings['label']} on {findings['env']}, step {findings['step']:,}", fontsize=11)
     return figure
 
 
-def draw_similarity(findings: Mapping[str, Any], ax: "Axes") -> "Axes":
-    """Draw the cosine of two pairs against their difference of value, with SAVGO's target T."""
-    gap, cosine = (np.asarray(findings["pairs"][k], float) for k in ("difference", "cosine"))
-    ax.scatter(
-        gap, cosine, s=6, alpha=0.25, color=BLUE, lw=0, label="pairs of state and action", rasterized=True
-    )
+def embedding_charts(findings: Mapping[str, Any]) -> list[Chart]:
+    """Describe similarity, action map and kernel."""
+    return [_similarity_chart(findings), _action_map_chart(findings), _kernel_chart(findings)]
+
+
+def _similarity_chart(findings: Mapping[str, Any]) -> Chart:
+    """Describe the cosine of two pairs against their difference of value, with SAVGO's target T."""
+    pairs = findings["pairs"]
+    traces: list[Line | Points] = [
+        Points(pairs["difference"], pairs["cosine"], "pairs of state and action", COLOURS[0], 4, opacity=0.3)
+    ]
     if findings["gap_scale"]:
-        x, wanted, label = target_cosines(findings)
-        ax.plot(x, wanted, color=ORANGE, lw=2, label=f"T: {label}")
-    ax.set(xlabel="difference of value |q - q'|", ylabel="cosine of the embeddings", ylim=(-1.05, 1.05))
-    ax.set_title(
-        f"Close values, close pairs?  rank correlation {findings['rank_correlation']:.2f}", fontsize=10
+        x, wanted, name = target_cosines(findings)
+        traces.append(Line(x, wanted, f"T: {name}", COLOURS[1]))
+    return Chart(
+        f"Close values, close pairs? Rank correlation {findings['rank_correlation']:.2f} (−1: perfect)",
+        Axis("difference of value |q − q′|", "|q − q′|"),
+        Axis("cosine of the embeddings", "cosine", range=(-1.05, 1.05)),
+        traces,
     )
-    ax.legend(fontsize=8, loc="lower left", framealpha=0.85)
-    return _style_axes(ax)
 
 
 def target_cosines(findings: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, str]:
@@ -58,45 +61,40 @@ def target_cosines(findings: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray,
     return x, 1.0 - 2.0 * near ** findings["exponent"], f"target from values alone{rewards}"
 
 
-def draw_actions(findings: Mapping[str, Any], ax: "Axes") -> "Axes":
-    """Draw the actions of one state on the two principal axes of their embeddings, coloured by value."""
+def _action_map_chart(findings: Mapping[str, Any]) -> Chart:
+    """Describe the actions of one state on the two principal axes of their embeddings, coloured by value."""
     actions, candidates, own = findings["actions"], findings["candidates"], findings["own"]
     values = np.concatenate([actions["value"], candidates["value"], [own["value"]]])
-    shade = {"cmap": SHADES, "vmin": values.min(), "vmax": values.max()}
-    x, y = np.transpose(actions["at"])
-    dots = ax.scatter(x, y, c=actions["value"], s=9, lw=0, label="actions, uniform over the box", **shade)
-    x, y = np.transpose(candidates["at"])
-    ax.scatter(x, y, c=candidates["value"], s=34, lw=0.8, edgecolor="black", label="candidates", **shade)
-    ax.scatter(
-        *own["at"], c=[own["value"]], marker="*", s=260, lw=1.0, edgecolor=ORANGE,
-        label="the policy's action", **shade,
-    )  # fmt: skip
-    ax.figure.colorbar(dots, ax=ax, label="Q (minimum of the target critics)")
-    shares = [f"{100 * share:.0f}% of the variance" for share in findings["explained"]]
-    ax.set(xlabel=f"first principal component ({shares[0]})", ylabel=f"second ({shares[1]})")
+    shades = Shades(values.min(), values.max())
+    first, second = (f"{share:.0%} of the variance" for share in findings["explained"])
     episode, step = findings["state"]
-    ax.set_title(f"Actions of one state on the map (episode {episode}, step {step})", fontsize=10)
-    ax.legend(fontsize=8, framealpha=0.85)
-    return _style_axes(ax)
+    (x, y), (u, v), (own_x, own_y) = np.transpose(actions["at"]), np.transpose(candidates["at"]), own["at"]
+    uniform, bar = "actions, uniform over the box", shades._replace(title=VALUE)
+    return Chart(
+        f"Actions of one state on the main axes of their embeddings (episode {episode}, step {step})",
+        Axis(f"first principal component ({first})", "first"),
+        Axis(f"second ({second})", "second"),
+        [
+            Points(x, y, uniform, actions["value"], shades=bar),
+            Points(u, v, "candidates", candidates["value"], 8, edge=BLACK, shades=shades),
+            Points(
+                [own_x], [own_y], "the policy's action", [own["value"]], 17, "star", edge=RIM, shades=shades
+            ),
+        ],
+    )
 
 
-def draw_kernel(findings: Mapping[str, Any], ax: "Axes") -> "Axes":
-    """Draw the weights of the candidates against their cosine to the policy's action, coloured by value."""
-    candidates = findings["candidates"]
-    k = len(candidates["weight"])
-    dots = ax.scatter(
-        candidates["cosine"], k * np.asarray(candidates["weight"], float), c=candidates["value"], cmap=SHADES,
-        s=34, lw=0.5, edgecolor="black", label="candidates",
-    )  # fmt: skip
-    ax.axhline(1.0, color="#6E6E6E", ls="--", lw=1, label="uniform weights")
-    ax.figure.colorbar(dots, ax=ax, label="Q (minimum of the target critics)")
-    ax.set(xlabel="cosine to the policy's action", ylabel="weight × number of candidates")
-    ax.set_title(f"Kernel weights of the {k} candidates at that state", fontsize=10)
-    ax.legend(fontsize=8, framealpha=0.85)
-    return _style_axes(ax)
-
-
-def _style_axes(ax: "Axes") -> "Axes":
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+def _kernel_chart(findings: Mapping[str, Any]) -> Chart:
+    """Describe the weights of the candidates by their cosine to the policy's action, coloured by value."""
+    of, cosine = findings["candidates"], np.asarray(findings["candidates"]["cosine"], float)
+    shades = Shades(min(of["value"]), max(of["value"]), VALUE)
+    weight = len(of["weight"]) * np.asarray(of["weight"], float)
+    return Chart(
+        f"Kernel weights of the {len(weight)} candidates at that state",
+        Axis("cosine to the policy's action", "cosine"),
+        Axis("weight × number of candidates", "weight"),
+        [
+            Points(cosine, weight, "candidates", of["value"], 8, edge=BLACK, shades=shades),
+            Line([cosine.min(), cosine.max()], [1.0, 1.0], "uniform weights", GREYS[1], 1.0, "dash"),
+        ],
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import name_steps, references, require_extra, statistics
+from qscape.report.charts import Chart, Line
 from qscape.report.intervals import FEWEST
 from qscape.report.labels import number_agents
 from qscape.tracking import track
@@ -24,6 +25,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 GREYS = ("#333333", "#6E6E6E", "#979797")
 DASHES: tuple[Any, ...] = ("--", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))  # of published curves
 STROKES = ("-", "-.", "--", ":")  # change once all colours are used
+SHADES = "viridis"  # monotonic for colour-blind readers and in grey
+MARKERS = {"circle": "o", "star": "*", "x": "x"}
+MANY = 500  # points that are one picture in a vector file
 
 Styles = Mapping[str, Mapping[str, Any]]
 
@@ -138,6 +142,39 @@ def draw_overview(
     for ax in axes[panels:]:
         ax.remove()
     return figure
+
+
+def draw_chart(chart: Chart, ax: "Axes") -> "Axes":
+    """Draw a chart on axes, with a bar for the first values that are colours and have a title."""
+    for trace in chart.traces:
+        label = wrap_label(trace.name)
+        if isinstance(trace, Line):
+            ls, marker = {"solid": "-", "dash": "--"}[trace.dash], "." if trace.dots else None
+            ax.plot(trace.x, trace.y, color=trace.colour, lw=trace.width, ls=ls, marker=marker, label=label)
+            continue
+        style: dict[str, Any] = {"color": trace.colour}
+        if trace.shades:
+            style = {"c": trace.colour, "cmap": SHADES, "vmin": trace.shades.low, "vmax": trace.shades.high}
+        if trace.symbol != "x":  # which is all rim
+            style |= {"edgecolor": trace.edge or "none", "lw": 0.8 if trace.edge else 0}
+        drawn = ax.scatter(
+            trace.x, trace.y, s=0.6 * trace.size**2, marker=MARKERS[trace.symbol], alpha=trace.opacity,
+            label=label, rasterized=len(trace.x) > MANY, **style,
+        )  # fmt: skip
+        if trace.shades and trace.shades.title:
+            ax.figure.colorbar(drawn, ax=ax, label=trace.shades.title)
+    for axis, of in ((ax.xaxis, chart.x), (ax.yaxis, chart.y)):
+        if of.log:
+            axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        if of.range:
+            axis.axes.set(**{f"{axis.axis_name}lim": of.range})
+        if of.steps:
+            axis.set_major_formatter(_step_formatter())
+    if chart.square:
+        ax.set_aspect("equal", adjustable="datalim")
+    style_axes(ax, chart.title, chart.x.title, chart.y.title)
+    ax.title.set_fontsize(10)
+    return ax
 
 
 def set_notes(figure: "Figure", *notes: str) -> None:

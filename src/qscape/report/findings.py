@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from qscape.report import interactive, landscape_charts, page, records, require_extra
+from qscape.report import collapse, embeddings, interactive, landscape_charts, page, records, require_extra
+from qscape.report.charts import Chart
 from qscape.report.draft import Draft
 from qscape.report.page import escape, escape_with_breaks
 from qscape.report.records import RunRecord
@@ -88,13 +89,18 @@ def add_landscapes(draft: Draft) -> None:
 def add_embeddings(draft: Draft) -> None:
     """Add the value geometry learned by SAVGO, from `qscape embedding`."""
     intro = "A learned geometry of state-action pairs, trained so that close pairs have close values."
-    _add_findings(draft, "embedding", "embeddings", "Embeddings", intro, interactive.embedding_charts)
+    _add_findings(draft, "embedding", "embeddings", "Embeddings", intro, _render(embeddings.embedding_charts))
 
 
 def add_collapse(draft: Draft) -> None:
     """Add action collapse over training, from `qscape collapse`."""
     intro = "The distance of a discrete policy's features and action layer from one common simplex."
-    _add_findings(draft, "collapse", "collapse", "Action collapse", intro, interactive.collapse_charts)
+    _add_findings(draft, "collapse", "collapse", "Action collapse", intro, _render(collapse.collapse_charts))
+
+
+def _render(describe: Callable[[Mapping[str, Any]], list[Chart]]) -> Callable[[Mapping[str, Any]], Pictures]:
+    """Return a function that draws the charts of `describe`, each above its title."""
+    return lambda findings: [(f"{c.title}.", interactive.render_chart(c)) for c in describe(findings)]
 
 
 def _add_findings(

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qscape.report import name_steps, references, require_extra, statistics
-from qscape.report.collapse import FLOOR, METRICS, metric_over_saves, note_trivial
-from qscape.report.embeddings import target_cosines
+from qscape.report.charts import Axis, Chart, Line
 from qscape.report.figures import COLOURS, GREYS
 from qscape.report.intervals import FEWEST
 from qscape.report.labels import number_agents
@@ -187,131 +186,46 @@ def find_pareto_front(centres: Mapping[str, np.ndarray]) -> list[str]:
     return front
 
 
-# --- results of inspection commands -------------------------------------------------------------------
+# --- any chart ----------------------------------------------------------------------------------------
 
 
-def embedding_charts(findings: Mapping[str, Any]) -> list[tuple[str, Figure]]:
-    """Draw the three charts of `embeddings`, each with a caption."""
-    gap, cosine = (np.asarray(findings["pairs"][k], float) for k in ("difference", "cosine"))
-    pairs = empty_chart(
-        {"title": "difference of value |q − q′|"},
-        {"title": "cosine of the embeddings", "range": [-1.05, 1.05]},
-    )
-    pairs.add_scatter(
-        x=gap, y=cosine, mode="markers", marker={"size": 4, "color": COLOURS[0], "opacity": 0.35},
-        name="pairs of state and action", hovertemplate="|q − q′| %{x:.3g}<br>cosine %{y:.3f}<extra></extra>",
-    )  # fmt: skip
-    if findings["gap_scale"]:
-        x, wanted, name = target_cosines(findings)
-        line = {"color": COLOURS[1], "width": 2}
-        pairs.add_scatter(x=x, y=wanted, mode="lines", line=line, name=name)
-    return [
-        (
-            f"Close values, close pairs? Rank correlation {findings['rank_correlation']:.2f} (−1: perfect).",
-            pairs,
-        ),
-        ("The actions of one state on the two main axes of their embeddings.", _action_map_chart(findings)),
-        (
-            "What the kernel weighs: the candidates of that state; 1 is a uniform weight.",
-            _kernel_chart(findings),
-        ),
-    ]
+def render_chart(chart: Chart) -> Figure:
+    """Draw a chart for a page. Its title is left out: a page has it below the chart."""
+    x, y = (_render_axis(axis) for axis in (chart.x, chart.y))
+    if chart.square:
+        x, y = x | {"constrain": "domain"}, y | {"constrain": "domain", "scaleanchor": "x"}
+    made = empty_chart(x, y, hovermode="x unified" if chart.compare else "closest")
+    names = [axis.name or axis.title for axis in (chart.x, chart.y)]
+    hover = f"{names[0]} %{{x:.4g}}<br>{names[1]} %{{y:.4g}}"
+    for trace in chart.traces:
+        style: dict[str, Any] = {"x": trace.x, "y": trace.y, "name": wrap_for_plotly(trace.name)}
+        style |= {"legendgroup": trace.group or None, "showlegend": bool(trace.name)}
+        if isinstance(trace, Line):
+            line = {"color": trace.colour, "width": trace.width, "dash": trace.dash}
+            style |= {"mode": "lines+markers" if trace.dots else "lines", "line": line}
+            style |= {"hovertemplate": "%{y:.4g}"} if chart.compare else {"hoverinfo": "skip"}
+        else:
+            marker: dict[str, Any] = {"size": trace.size, "symbol": trace.symbol, "opacity": trace.opacity}
+            marker |= {"color": trace.colour}
+            if trace.edge:
+                marker["line"] = {"width": 1, "color": trace.edge}
+            if trace.shades:
+                low, high, title = trace.shades
+                marker |= {"colorscale": SHADES, "cmin": low, "cmax": high}
+                if title:
+                    marker["colorbar"] = {**BAR, "title": {**BAR["title"], "text": title}}
+            value = "<br>Q %{marker.color:.4g}" if trace.shades else ""
+            style |= {"mode": "markers", "marker": marker, "hovertemplate": f"{hover}{value}<extra></extra>"}
+        made.add_scatter(**style)
+    return made
 
 
-def _action_map_chart(findings: Mapping[str, Any]) -> Figure:
-    actions, candidates, own = findings["actions"], findings["candidates"], findings["own"]
-    values = np.concatenate([actions["value"], candidates["value"], [own["value"]]])
-    shade = {"colorscale": SHADES, "cmin": values.min(), "cmax": values.max()}
-    shares = [f"{share:.0%} of the variance" for share in findings["explained"]]
-    chart = empty_chart({"title": f"first component ({shares[0]})"}, {"title": f"second ({shares[1]})"})
-    ring = {"width": 1, "color": "#000000"}
-    drawn = (
-        (actions["at"], actions["value"], "actions, uniform over the box",
-         {"size": 5, "colorbar": {**BAR, "title": {**BAR["title"], "text": "Q"}}}),
-        (candidates["at"], candidates["value"], "candidates", {"size": 8, "line": ring}),
-        ([own["at"]], [own["value"]], "the policy's action",
-         {"size": 17, "symbol": "star", "line": {"width": 1.5, "color": COLOURS[1]}}),
-    )  # fmt: skip
-    for at, value, name, marker in drawn:
-        x, y = np.transpose(at)
-        chart.add_scatter(
-            x=x, y=y, mode="markers", name=name, marker={"color": value, **shade, **marker},
-            hovertemplate="Q %{marker.color:.4g}<extra></extra>",
-        )  # fmt: skip
-    return chart
-
-
-def _kernel_chart(findings: Mapping[str, Any]) -> Figure:
-    candidates = findings["candidates"]
-    weight = len(candidates["weight"]) * np.asarray(candidates["weight"], float)
-    chart = empty_chart(
-        {"title": "cosine to the policy's action"}, {"title": "weight × number of candidates"}
-    )
-    bar = {**BAR, "title": {**BAR["title"], "text": "Q"}}
-    marker = {"size": 8, "color": candidates["value"], "colorscale": SHADES, "colorbar": bar}
-    chart.add_scatter(
-        x=candidates["cosine"], y=weight, mode="markers", marker=marker, name="candidates",
-        hovertemplate="cosine %{x:.3f}<br>weight %{y:.3f}<br>Q %{marker.color:.4g}<extra></extra>",
-    )  # fmt: skip
-    chart.add_hline(1.0, line={"color": GREYS[1], "dash": "dash", "width": 1})
-    return chart
-
-
-def collapse_charts(record: Mapping[str, Any]) -> list[tuple[str, Figure]]:
-    """Draw the three charts of `collapse`, each with a caption."""
-    steps, note = metric_over_saves(record, "step"), note_trivial(record)
-    angles = empty_chart(STEPS, {"title": "cosine, or distance"}, hovermode="x unified")
-    lines = {"max_angle_h": "|cos − ideal|, class means", "max_angle_w": "|cos − ideal|, rows of W"}
-    for k, (name, title) in enumerate({**lines, "alignment": "alignment cos(h, w)"}.items()):
-        _add_line(angles, steps, metric_over_saves(record, name), title, COLOURS[k])
-    metrics = empty_chart(
-        STEPS,
-        {"title": "metric", "type": "log", "exponentformat": "power", "dtick": 1},
-        hovermode="x unified",
-    )
-    for k, name in enumerate(METRICS):
-        _add_line(
-            metrics,
-            steps,
-            np.maximum(metric_over_saves(record, name), FLOOR),
-            name.replace("_", " "),
-            COLOURS[k],
-        )
-    return [
-        ("How far the angles are from those of a simplex, and how well features and rows align.", angles),
-        (" ".join(filter(None, ["Distance from a perfect collapse; 0 is perfect.", note])), metrics),
-        (
-            "Features of the most frequent actions in the plane of their simplex; lines: rows of W.",
-            _simplex_chart(record),
-        ),
-    ]
-
-
-def _add_line(chart: Figure, x: np.ndarray, y: np.ndarray, name: str, colour: str) -> None:
-    style = {"color": colour, "width": 2}
-    chart.add_scatter(x=x, y=y, mode="lines+markers", name=name, line=style, hovertemplate="%{y:.4g}")
-
-
-def _simplex_chart(record: Mapping[str, Any]) -> Figure:
-    points, actions = np.asarray(record["points"], float).reshape(-1, 2), np.asarray(record["actions"])
-    even = {"scaleanchor": "x", "constrain": "domain"}
-    chart = empty_chart(
-        {"title": "first axis of the plane", "constrain": "domain"}, {"title": "second", **even}
-    )
-    for k, action in enumerate(record["shown"]):
-        name, selected, (x, y) = f"action {int(action)}", points[actions == action], record["rows"][k]
-        marker = {"size": 5, "opacity": 0.4, "color": COLOURS[k]}
-        chart.add_scatter(
-            x=selected[:, 0], y=selected[:, 1], mode="markers", marker=marker, name=name, legendgroup=name,
-            hovertemplate="(%{x:.3g}, %{y:.3g})",
-        )  # fmt: skip
-        row = {"color": COLOURS[k], "width": 2}
-        chart.add_scatter(
-            x=[0, x], y=[0, y], mode="lines", line=row, legendgroup=name, showlegend=False, hoverinfo="skip"
-        )
-    x, y = np.asarray(record["means"], float).reshape(-1, 2).T
-    marker = {"symbol": "x", "size": 9, "color": "#000000"}
-    chart.add_scatter(
-        x=x, y=y, mode="markers", marker=marker, name="means", hovertemplate="(%{x:.3g}, %{y:.3g})"
-    )
-    return chart
+def _render_axis(axis: Axis) -> dict[str, Any]:
+    shown: dict[str, Any] = {"title": axis.title}
+    if axis.range:
+        shown["range"] = axis.range
+    if axis.log:
+        shown |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    if axis.steps:
+        shown["tickformat"] = STEPS["tickformat"]
+    return shown

@@ -68,8 +68,6 @@ COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line,
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 # Recorded if installed: their rewards differ between versions.
 EXTRAS = ("gymnasium-robotics", "ale-py", "gymnax")
-# What counters of older saves lack.
-OLDER = {"refill": 0, "fresh": False, "scaling_in_loop": False, "dataset": 0}
 
 
 class _Tracking(TypedDict):
@@ -712,7 +710,7 @@ def choose_save(
             read_meta(path)
             saves.check(path, skip=("replay",) if empty_replay else ())
             return path, [f"{why} The run goes back to the save of step {int(path.name)}." for why in notes]
-        except saves.NewerFormatError:
+        except saves.OtherFormatError:
             raise
         except RunError as problem:
             notes.append(str(problem))
@@ -791,7 +789,7 @@ def load_into(session: Session, *paths: Path, empty_replay: bool = False) -> lis
     own, read, notes = session.counters(), [], []
     for path in paths:
         meta = read_meta(path)
-        numbers = {name: value for name, value in OLDER.items() if name in own} | meta["numbers"]
+        numbers = {name: value for name, value in meta["numbers"].items() if name in own}
         refuse_other_table(session.adapter.env_id, meta.get("table"), session.adapter.spec.table)
         environment = saves.read_arrays(path, "environment")
         with _damage(path):

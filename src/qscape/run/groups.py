@@ -86,7 +86,7 @@ def choose_saves(
     for common in common_steps(folders, empty_replay):
         try:
             chosen = [choose_save(folder, common, empty_replay) for folder in folders]
-        except saves.NewerFormatError:
+        except saves.OtherFormatError:
             raise
         except RunError as problem:
             passed_over.append(str(problem))

@@ -32,26 +32,24 @@ from jaxtyping import PyTree
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape.errors import CannotRead, CannotWrite, DamagedSave, ForeignSave, RunError
-from qscape.run import old_names
 from qscape.run.files import delete, refuse_link, remove_leftovers, sync, unused_name, write_whole
 from qscape.sealed import seal, unseal
 
 FORMAT = "qscape-save"
-VERSION = 2  # 1 has the same layout and older names of leaves
+VERSION = 2  # the one format that is read and written; 1 had other names of leaves
 PIECE = 2**22  # bytes of a large leaf that are in memory at once
 RECORD = "save.json"
 _Json: TypeAlias = dict[str, Any]
 
 
 class _Leaf(TypedDict):
-    """A leaf in `save.json`. `impl`: of a key; `member`: its name in the archive if that differs."""
+    """A leaf in `save.json`. `impl`: of a key."""
 
     name: str
     shape: list[int]
     dtype: str
     crc32: int
     impl: NotRequired[str]
-    member: NotRequired[str]
 
 
 class _Tree(TypedDict):
@@ -71,8 +69,8 @@ class _Record(TypedDict):
     meta: _Json
 
 
-class NewerFormatError(RunError):
-    """A save of a newer version of qscape."""
+class OtherFormatError(RunError):
+    """A save that another version of qscape wrote in another format."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -412,7 +410,7 @@ def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
     The size that its header promises is compared before: a reader takes that much memory.
     """
     try:
-        info = archive.getinfo(f"{leaf.get('member', leaf['name'])}.npy")
+        info = archive.getinfo(f"{leaf['name']}.npy")
         if leaf["crc32"] != info.CRC:
             raise ValueError("another checksum than in save.json")
         with archive.open(info) as member:
@@ -437,10 +435,7 @@ def _promised_bytes(member: IO[bytes]) -> int:
 
 
 def _read_record(path: Path) -> _Json:
-    """Read the `save.json` of a save, with today's names of leaves.
-
-    Raises RunError if it is missing, damaged, of another format or of a newer version.
-    """
+    """Read the `save.json` of a save; raises RunError if it is missing, damaged or of another format."""
     file = path / RECORD
     try:
         record = json.loads(data := file.read_bytes())
@@ -451,18 +446,20 @@ def _read_record(path: Path) -> _Json:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise _foreign(path, f"its {RECORD} is of another format")
     version = record.get("version")
-    if isinstance(version, int) and version > VERSION:
-        meta = record.get("meta")
-        writer = meta.get("qscape", "") if isinstance(meta, dict) else "(a newer version)"
-        raise NewerFormatError(
-            f"{path} was written by qscape {writer} in save format {version}, and this qscape reads formats "
-            f"up to {VERSION}; upgrade qscape."
+    if isinstance(version, int) and version != VERSION:
+        meta, newer = record.get("meta"), version > VERSION
+        unknown = f"({'a newer' if newer else 'an older'} version)"
+        writer = meta.get("qscape", unknown) if isinstance(meta, dict) else unknown
+        remedy = "upgrade qscape" if newer else "qscape 0.2.0 reads it, and resumes the run in format 2"
+        raise OtherFormatError(
+            f"{path} was written by qscape {writer} in save format {version}, and this qscape reads format "
+            f"{VERSION} alone; {remedy}."
         )
     try:
         record = unseal(data, required=True)
         check_type(record, _Record, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         _refuse_paths(record)
-        return old_names.upgrade(record) if version == 1 else record
+        return record
     except (ValueError, KeyError, TypeError, TypeCheckError) as error:
         raise DamagedSave(f"{file} is damaged ({error}); use another save.") from error
 

@@ -251,7 +251,6 @@ class ReplayLearner:
             "schedule": self.schedule,
             "chosen": self.carry.action is not None,
             "used_rows": self._used_rows(self._of_seed(seed)),
-            "scaling_in_loop": True,
         }
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,9 +261,6 @@ class ReplayLearner:
             action = np.zeros((layout.envs, layout.action_size), np.float32)
             columns = {k: np.zeros((layout.envs, *s), np.float32) for k, s in layout.columns}
             templates["loop"] |= {"action": action, "columns": columns}
-        if not counters["scaling_in_loop"] and "scaling" in templates["loop"]:
-            state, scaling = templates["replay"]["replay_state"], templates["loop"].pop("scaling")
-            templates["replay"]["replay_state"] = state._replace(scaling=scaling)
         return templates
 
     def _of_seed(self, seed: int) -> Carry:
