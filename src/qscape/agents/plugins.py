@@ -10,12 +10,15 @@ A recipe from a run folder never imports a module. Only `register` imports `modu
 names that the user typed: in the recipe of a command, of `qs.Model` or `qs.agent`, in `--parts` and in
 `qs.register`; and for those of files after `--trust`. Parts that installed packages declare as entry points
 are imported for every recipe.
+
+The parts of `qscape.contrib` come in by the same door (`register_contrib`).
 """
 
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import re
@@ -32,6 +35,8 @@ from qscape.replay.base import Replay
 from qscape.types import Part
 
 GROUP = "qscape.parts"
+OWN = "qscape"  # the origin of its own parts
+CONTRIB = "qscape.contrib"
 PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:Class
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Keys of settings, of `qs.Model` and of studies, and flags of the commands: no part can have these names.
@@ -95,10 +100,10 @@ def register(
         raise WrongPart(f"{label} cannot be used: {problem}.", part=place)
     own: Any = cls
     homes = [table for table, fits in zip(tables, _fitting(cls), strict=True) if fits]
-    for table in tables:
+    for table in homes if origin == OWN else tables:  # qscape itself has two parts named esa
         other = table.get(own.name)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            owner = ORIGINS.get(own.name, "qscape")
+            owner = ORIGINS.get(own.name, OWN)
             raise Taken(
                 f"{label} cannot be used: its name '{own.name}' is taken by a part of {owner}; "
                 "give it another name.",
@@ -112,9 +117,26 @@ def register(
     _guard(cls)
     for table in homes:
         table[own.name] = cls
-    ORIGINS[own.name] = origin or place
-    PLACES[place] = own.name
+    if origin != OWN:
+        ORIGINS[own.name] = origin or place
+        PLACES[place] = own.name
     return cls
+
+
+def register_contrib(tables: tuple[dict[str, type], dict[str, type]]) -> None:
+    """Register the parts of `qscape.contrib`; `tables` as for `register`."""
+    for cls in contrib_table("PARTS"):
+        register(cls, tables, (), OWN)
+
+
+def contrib_table(name: str) -> Any:
+    """Return a table of `qscape.contrib` (PARTS, AGENTS or PRESETS); an empty one where that folder is not.
+
+    Nothing else in qscape knows of that package.
+    """
+    if importlib.util.find_spec(CONTRIB) is None:
+        return ()
+    return getattr(importlib.import_module(CONTRIB), name)
 
 
 def import_class(place: str, origin: str = "") -> type:

@@ -11,7 +11,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class DatasetOptions:
     """Flags of `qscape dataset`."""
 
     env: str | None = setting(None, "Environment id, if the dataset does not store it.")
@@ -21,7 +21,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Print a summary of a dataset."""
     name, rest = options.positional(argv, "NAME", "qscape dataset")
-    given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
+    given = options.parse(options.flags_of(DatasetOptions()), rest, "qscape dataset NAME")
     if given.env_args and not given.env:
         raise Conflict(
             "--env-args are arguments of --env, which is not there: add it, or leave them out.",

@@ -20,7 +20,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EvaluateOptions:
     """Flags of `qscape evaluate`."""
 
     episodes: int = setting(10, "Number of episodes for each run.")
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     """Evaluate one run, or every run of a group; means are over the runs of one agent and environment."""
     path, rest = options.positional(argv, "RUN", "qscape evaluate")
     set_up_jax()
-    given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
+    given = options.parse(options.flags_of(EvaluateOptions()), rest, "qscape evaluate RUN")
     if given.sample and given.bias:
         raise Conflict("--bias compares Q with the deterministic policy: leave --sample out.", field="bias")
     rows, biases = [], []

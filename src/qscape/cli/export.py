@@ -18,7 +18,7 @@ RUNNER = "run_policy.py"  # a program of its own, which is also a file of the pa
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """Flags of `qscape export`."""
 
     onnx: str | None = setting(None, "Write an ONNX file that runs without qscape.")
@@ -36,7 +36,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Export the policy of one run, check it, and write its model card."""
     path, rest = options.positional(argv, "RUN", "qscape export")
-    given = options.parse(options.flags_of(Options()), rest, "qscape export RUN")
+    given = options.parse(options.flags_of(ExportOptions()), rest, "qscape export RUN")
     if not given.tolerance > 0:
         raise OutOfRange(f"--tolerance is {given.tolerance:g}; it must be above 0.", field="tolerance")
     onnx, npz = (_path_with_suffix(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))

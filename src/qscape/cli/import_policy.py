@@ -13,7 +13,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ImportOptions:
     """Flags of `qscape import`."""
 
     env: str = setting("", "Id of the environment that the policy was trained in.")
@@ -25,7 +25,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Convert a Stable-Baselines3 TD3 or SAC file to a run folder."""
     file, rest = options.positional(argv, "FILE", "qscape import")
-    given = options.parse(options.flags_of(Options()), rest, "qscape import FILE")
+    given = options.parse(options.flags_of(ImportOptions()), rest, "qscape import FILE")
     if not given.env:
         raise MissingArgument(
             "qscape import FILE needs the environment it was trained in, e.g. --env Pendulum-v1.", field="env"

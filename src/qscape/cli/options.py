@@ -22,7 +22,7 @@ WIDEST = 100  # columns of help
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Pace):
+class TrainOptions(Pace):
     """Flags of `qscape train` beside those of the agent."""
 
     env: str = setting("", "Environment: a Gymnasium id, module:Env-v0, brax/ant, module:make.")
@@ -227,7 +227,7 @@ def flags_of(value: Any, only: set[str] | None = None) -> type:
     return made
 
 
-def command_of(recipe: str, agent: Agent, run: Run) -> type:
+def command_of(recipe: str, agent: Agent, run: TrainOptions) -> type:
     """Make the dataclass whose fields are the flags of `qscape train RECIPE`.
 
     Its fields are those of the run, and nested dataclasses for `base` and each part that has fields.
@@ -239,7 +239,8 @@ def command_of(recipe: str, agent: Agent, run: Run) -> type:
     """
     own = flags_of(run)
     fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(own)]
-    fields.sort(key=lambda field: field[0] not in Run.__annotations__)  # the fields of Pace come last
+    of_pace = Pace.__annotations__
+    fields.sort(key=lambda field: field[0] in of_pace)  # these come last
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
     for name, part in parts.items():
         if dataclasses.fields(part):
@@ -265,8 +266,11 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
 
 
 def train_command(
-    recipe: str, argv: Sequence[str], settings: Mapping[str, Any] | None = None, run: Run | None = None
-) -> tuple[Run, dict[str, dict[str, Any]]]:
+    recipe: str,
+    argv: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    run: TrainOptions | None = None,
+) -> tuple[TrainOptions, dict[str, dict[str, Any]]]:
     """Read the flags of `qscape train RECIPE`, on top of the values of a config file.
 
     Args:
@@ -282,7 +286,7 @@ def train_command(
     Raises:
         UsageError: an unknown recipe or flag, or a value that does not fit.
     """
-    run = run or Run()
+    run = run or TrainOptions()
     agent = build(recipe, settings)
     refuse_absent_parts(argv, recipe, agent)
     typed = read_flags(command_of(recipe, agent, run), argv, f"qscape train {recipe}")

@@ -14,7 +14,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class RecordOptions:
     """Flags of `qscape record`."""
 
     dataset: str = setting("", "Name of the new Minari dataset, like local/pendulum-v0.")
@@ -30,12 +30,12 @@ class Options:
 def main(argv: list[str]) -> int:
     """Record episodes of a run's policy as a Minari dataset."""
     path, rest = options.positional(argv, "RUN", "qscape record")
-    given = options.parse(options.flags_of(Options()), rest, "qscape record RUN")
+    given = options.parse(options.flags_of(RecordOptions()), rest, "qscape record RUN")
     if not given.dataset:
         raise MissingArgument(
             "qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.", field="dataset"
         )
-    if given.policy != "noisy" and given.noise != Options.noise:
+    if given.policy != "noisy" and given.noise != RecordOptions.noise:
         raise Conflict(
             "--noise applies to --policy noisy only: add that flag, or leave --noise out.", field="noise"
         )

@@ -13,7 +13,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ResumeOptions:
     """Flags of `qscape resume`."""
 
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
@@ -26,7 +26,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Continue a run, or every unfinished run of a group."""
     path, rest = options.positional(argv, "RUN", "qscape resume")
-    given = options.parse(options.flags_of(Options()), rest, "qscape resume RUN")
+    given = options.parse(options.flags_of(ResumeOptions()), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
     if len(folders) > 1 and given.save is None:  # a group: only its unfinished runs
         folders = [f for f in folders if _goes_on(f, given.steps)]

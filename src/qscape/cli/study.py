@@ -28,7 +28,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Status:
+class StatusOptions:
     """Flags of `qscape study status`."""
 
     budget: str = setting("full", "Budget of the file to take: quick, short, full or paper.")
@@ -36,7 +36,7 @@ class Status:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Status):
+class StudyOptions(StatusOptions):
     """Flags of `qscape study run`."""
 
     workers: int | None = setting(None, "Runs side by side; None: one to a core, or 64 SLURM jobs.")
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         raise UnknownName(
             f"qscape study has no '{what}'; write qscape study run STUDY or study status STUDY."
         )
-    cls = options.flags_of(Run() if what == "run" else Status())
+    cls = options.flags_of(StudyOptions() if what == "run" else StatusOptions())
     if rest[:1] in (["-h"], ["--help"]):
         options.parse(cls, rest, f"qscape study {what} STUDY")
     if not rest or rest[0].startswith("-"):
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     return run(board, given, shlex.join(["qscape", "study", *argv]))
 
 
-def run(board: "StudyBoard", given: Run, command: str) -> int:
+def run(board: "StudyBoard", given: StudyOptions, command: str) -> int:
     """Run the runs of a study that are not finished.
 
     Args:
@@ -114,7 +114,7 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
 
 
 @contextlib.contextmanager
-def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
+def engine(given: StudyOptions, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
     """Yield a function that starts a worker for a job, and the maximal number of workers.
 
     Workers run on the Ray cluster that the flags name, as SLURM jobs, or on this machine. The Ray cluster is

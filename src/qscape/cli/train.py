@@ -175,7 +175,7 @@ def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: 
     return needs is None
 
 
-def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run]:
+def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.TrainOptions]:
     """Read recipe, settings and options from a run.json, without importing the parts that it names.
 
     The settings are those that its user gave, not what followed from them, such as a shortened warm-up. An
@@ -195,9 +195,9 @@ def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run
         fields |= {"from_": record.get("start", "")}
         fields["env_args"] = [f"{k}={v!r}" for k, v in record["env_args"].items()]
         if fields["env"] == RECORDED:  # a stand-in, whose spaces are those of that run's dataset
-            fields |= {"env": "", "env_args": [], "eval_every": options.Run().eval_every}
+            fields |= {"env": "", "env_args": [], "eval_every": options.TrainOptions().eval_every}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadFile(
             f"--config {path} cannot be read as a run.json ({problem}).", field="config"
         ) from problem
-    return recipe, settings, set_fields(options.Run(), str(path), fields)
+    return recipe, settings, set_fields(options.TrainOptions(), str(path), fields)

@@ -29,7 +29,7 @@ SHOWN = 10  # maximal number of trials in the table at the end
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class TuneOptions:
     """Flags of `qscape tune`; those of the agent, such as --base.batch-size 64, fix fields."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     recipe, rest = options.positional(argv, "RECIPE", "qscape tune", flags_for="RECIPE")
     register_named(recipe)
     own, agents = split(rest)
-    given = options.parse(options.flags_of(Options()), own, f"qscape tune {recipe}")
+    given = options.parse(options.flags_of(TuneOptions()), own, f"qscape tune {recipe}")
     settings = options.train_command(recipe, agents)[1]
     if not given.env:
         raise MissingArgument(

@@ -27,7 +27,7 @@ FORMATS = ".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class VideoOptions:
     """Flags of `qscape video`."""
 
     mp4: str | None = setting(None, "Video file; None: video.mp4 in the run's folder.")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     """Record a video of whole episodes of a run's policy."""
     path, rest = options.positional(argv, "RUN", "qscape video")
     set_up_jax()
-    given = options.parse(options.flags_of(Options()), rest, "qscape video RUN")
+    given = options.parse(options.flags_of(VideoOptions()), rest, "qscape video RUN")
     require_positive(given, "episodes", "fps")
     try:
         import imageio.v2 as imageio

@@ -24,7 +24,7 @@ ACROSS, HIGH = 110, 16  # width and height of a chart in characters, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class WatchOptions:
     """Flags of `qscape watch`."""
 
     every: float = setting(2.0, "Seconds between two updates of the screen.")
@@ -36,7 +36,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
     path, rest = options.positional(argv, "RUN", "qscape watch")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
+    given: Any = options.parse(options.flags_of(WatchOptions()), rest, "qscape watch RUN")
     if not 0 < given.every < float("inf"):
         raise OutOfRange(
             f"--every is {given.every:g}; it must be a number of seconds above 0.", field="every"

@@ -385,7 +385,7 @@ def check_starts(subject: Subject) -> str:
     return f"{len(np.unique(np.asarray(seen), axis=0))} different starts of {ENVS}"
 
 
-class Played(NamedTuple):
+class PlayedSteps(NamedTuple):
     """Steps of the Gymnasium environment. Arrays lead with the steps."""
 
     states: PyTree
@@ -398,7 +398,7 @@ class Played(NamedTuple):
     first: np.ndarray
 
 
-def _play_face(subject: Subject) -> Played:
+def _play_face(subject: Subject) -> PlayedSteps:
     """Episodes of the Gymnasium environment with random actions."""
     env, rows, states, keys = subject.make(), [], [], []
     bare: Any = env.unwrapped
@@ -420,7 +420,7 @@ def _play_face(subject: Subject) -> Played:
     )
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *states) if states else None
     together = jnp.stack(keys) if keys else None
-    return Played(stacked, action, together, observation, reward, terminated, truncated, first)
+    return PlayedSteps(stacked, action, together, observation, reward, terminated, truncated, first)
 
 
 def _flatten(env: gym.Env, observation: Any) -> np.ndarray:

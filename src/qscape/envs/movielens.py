@@ -36,7 +36,7 @@ MOST = 10_000  # movies that are fitted by default
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Model:
+class ClickModel:
     """p(click) = σ(offset + bias_i + strength ⟨u, v_i⟩) for unit vectors u.
 
     Attributes:
@@ -56,7 +56,7 @@ class Model:
     strength: float
 
 
-def load(path: str | Path, items: int | None = None) -> Model:
+def load(path: str | Path, items: int | None = None) -> ClickModel:
     """Load a fitted model, or fit one. Results are cached.
 
     Args:
@@ -76,7 +76,7 @@ def load(path: str | Path, items: int | None = None) -> Model:
 
 
 @lru_cache(maxsize=2)
-def _load(path: str, changed: int, items: int | None) -> Model:
+def _load(path: str, changed: int, items: int | None) -> ClickModel:
     """`load` for an existing path; `changed` is the file's modification time, for the cache."""
     place = Path(path)
     if place.suffix == ".npz":
@@ -84,9 +84,9 @@ def _load(path: str, changed: int, items: int | None) -> Model:
     return fit(place, items)
 
 
-def _load_fitted(place: Path, items: int | None) -> Model:
+def _load_fitted(place: Path, items: int | None) -> ClickModel:
     """Load a fitted model with its most rated `items`."""
-    names = [field.name for field in dataclasses.fields(Model)]
+    names = [field.name for field in dataclasses.fields(ClickModel)]
     try:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64) for name in names}
@@ -98,13 +98,13 @@ def _load_fitted(place: Path, items: int | None) -> Model:
         raise BadFile(f"{place} is no fitted model: {wrong}")
     movies, scalars = arrays["movies"].astype(np.int64), ("offset", "strength")
     parts: dict[str, Any] = arrays | {"movies": movies} | {name: float(arrays[name]) for name in scalars}
-    model = Model(**parts)
+    model = ClickModel(**parts)
     if items is None or items == len(movies):
         return model
     _refuse_more(items, len(movies), place)
     bias, vectors = model.bias[:items], model.items[:items]
     offset = _solve_offset(bias, model.strength * vectors, model.users)
-    return Model(model.movies[:items], vectors, bias, model.users, offset, model.strength)
+    return ClickModel(model.movies[:items], vectors, bias, model.users, offset, model.strength)
 
 
 def _explain_misfit(arrays: dict[str, np.ndarray]) -> str:
@@ -133,7 +133,7 @@ def _refuse_more(items: int, known: int, place: Path) -> None:
 
 def fit(
     path: str | Path, items: int | None = None, dims: int = 30, users: int = 20_000, passes: int = 20
-) -> Model:
+) -> ClickModel:
     """Fit the click model: item vectors from the tag genome, users and popularity from the ratings.
 
     Items are the most rated movies that have genome scores (ties by lower id). Their vectors are the first
@@ -177,7 +177,7 @@ def fit(
     directions = taste / norms[:, None]
     offset = _solve_offset(bias + base, strength * vectors, directions)
     # The common term of all items is in the offset.
-    return Model(movies.astype(np.int64), vectors, bias, directions, offset + base, strength)
+    return ClickModel(movies.astype(np.int64), vectors, bias, directions, offset + base, strength)
 
 
 def _principal_coordinates(matrix: Float[np.ndarray, "N T"], dims: int) -> Float[np.ndarray, "N d"]:

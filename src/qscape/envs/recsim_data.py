@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
-from qscape.envs.movielens import Model, load
+from qscape.envs.movielens import ClickModel, load
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
 from qscape.envs.recsim import User, draw_extra_dims
 from qscape.errors import MissingArgument, OutOfRange
@@ -44,7 +44,7 @@ class RecSimData(JaxEnv):
     time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
-    def from_model(cls, model: Model, extra_dims: int = 0) -> "RecSimData":
+    def from_model(cls, model: ClickModel, extra_dims: int = 0) -> "RecSimData":
         """The task of a model that was fitted to ratings."""
         arrays = model.items, model.bias, model.users, model.offset, model.strength
         return cls._from_arrays(*arrays, extra_dims)

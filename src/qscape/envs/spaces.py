@@ -10,7 +10,7 @@ from gymnasium import spaces
 from jaxtyping import Float, Int
 
 from qscape.envs.native import GymnasiumEnv
-from qscape.errors import Mismatch, UnfitEnv, WrongEnv
+from qscape.errors import BrokenEnv, Mismatch, UnfitEnv, WrongEnv
 
 LARGEST_PRODUCT = 500_000  # actions of a product of discrete sets in a table
 
@@ -170,7 +170,7 @@ def make_flatten(
         raise UnfitEnv(f"{env_id} has an empty observation: an agent needs at least one number")
     if isinstance(space, spaces.Box):
         kind = np.uint8 if as_bytes and is_image(space) else np.float32
-        return size, lambda observation, rows: np.array(observation, kind).reshape(rows, size)
+        return size, lambda observation, rows: _to_numbers(observation, kind, env_id).reshape(rows, size)
 
     def flatten(observation: Any, rows: int) -> np.ndarray:
         columns = []
@@ -178,10 +178,22 @@ def make_flatten(
             value = observation
             for key in path:
                 value = value[key]
-            columns.append(np.asarray(value, np.float32).reshape(rows, -1))
+            columns.append(_to_numbers(value, np.float32, env_id).reshape(rows, -1))
         return np.concatenate(columns, axis=1)
 
     return size, flatten
+
+
+def _to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
+    """Return an observation as a new array of dtype `kind`; BrokenEnv if that would lose something."""
+    array = np.asarray(observation)
+    if array.dtype.kind in "cSUVMm" or isinstance(observation, np.ma.MaskedArray):
+        what = f"a {type(observation).__name__} of {array.dtype}"
+        hint = "give real and imaginary parts as entries of their own" if array.dtype.kind == "c" else ""
+        if isinstance(observation, np.ma.MaskedArray):
+            hint = "fill masked entries (observation.filled(0)), and give the mask as entries of its own"
+        raise BrokenEnv(f"{env_id}: an observation is {what}; {hint or 'it must hold real numbers'}")
+    return np.array(array, kind)
 
 
 def split_space(

@@ -16,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import batch_space
 
+from qscape.envs.answers import pack_infos
 from qscape.errors import Mismatch, MissingPackage, QscapeError, UnknownName, UnmakeableEnv, describe
 from qscape.system import safe_path, start_method
 
@@ -67,6 +68,11 @@ class Workers(AsyncVectorEnv):
     def step(self, actions: Any) -> Any:
         """Step all environments."""
         return self._ask(super().step, actions)
+
+    def _add_info(
+        self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
+    ) -> dict[str, Any]:
+        return pack_infos(None, self.num_envs, vector_infos, env_info, env_num)
 
     def close_extras(self, timeout: float | None = PATIENCE, terminate: bool = False) -> None:
         """End all processes, after the step that they are in; one that takes longer is killed."""
@@ -174,7 +180,7 @@ def _work(index: int, env_fn: Callable[[], gym.Env], pipe: Any, *rest: Any) -> N
             _async_worker(index, lambda: env, pipe, *rest)
 
 
-class Pool(VectorEnv):
+class EnvPoolEnv(VectorEnv):
     """Environments that EnvPool steps in threads of C++. Needs the extra `envpool`.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qscape.errors import CannotRead, one_line
-from qscape.export.policy import OnnxCheck, Source, describe
+from qscape.export.policy import OnnxCheck, PolicySource, describe
 from qscape.inspect.store import write_atomically
 from qscape.report.intervals import INTERVAL, bootstrap
 from qscape.run.folder import origin
@@ -19,7 +19,7 @@ from qscape.run.folder import origin
 REPS = 2_000  # bootstrap resamples
 
 
-def write_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
+def write_card(source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
     """Write FILE.md beside the first of the exported files and return its path.
 
     Raises:
@@ -42,7 +42,7 @@ def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
 
 
 def render_card(
-    source: Source, files: Sequence[Path], checked: OnnxCheck | None, further: Sequence[str] = ()
+    source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None, further: Sequence[str] = ()
 ) -> str:
     """Render the card in Markdown, with the header that model hubs read.
 
@@ -102,7 +102,7 @@ def render_card(
     return "\n".join(lines)
 
 
-def describe_evaluation(source: Source) -> str:
+def describe_evaluation(source: PolicySource) -> str:
     """Describe the return over the episodes just run, with its interval."""
     returns = [r.episode.ret for r in source.episodes]
     if not returns:
@@ -124,7 +124,7 @@ def _code(value: Any) -> str:
     return "`" + one_line(str(value)).replace("`", "'") + "`"
 
 
-def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
+def _hub_header(source: PolicySource, about: dict[str, Any]) -> list[str]:
     returns = [r.episode.ret for r in source.episodes]
     env, label, recipe = (json.dumps(about[name], ensure_ascii=False) for name in ("env", "label", "recipe"))
     results = []
@@ -147,7 +147,7 @@ def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe_smoothness(source: Source) -> list[str]:
+def _describe_smoothness(source: PolicySource) -> list[str]:
     """The result of `qscape smoothness`, if the run folder holds one of this policy."""
     folder, loaded = source.folder, source.loaded
     file = folder / "inspect" / "smoothness.json"

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qscape.errors import Unexportable, WrongVersion
-from qscape.export.values import Value, same_shape
+from qscape.export.values import GraphArray, same_shape
 
 try:  # the one file that uses jax.extend
     from jax.extend.core import ClosedJaxpr, Literal
@@ -54,7 +54,7 @@ class Graph:
     # --- walking the jaxpr ------------------------------------------------------------------------
 
     def run(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-        """Convert a jaxpr and return its outputs. Inputs and outputs other than `Value` are constants."""
+        """Convert a jaxpr and return its outputs. What is no `GraphArray`, in or out, is a constant."""
         jaxpr = closed.jaxpr
         known: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
         known |= dict(zip(jaxpr.invars, inputs, strict=True))
@@ -70,7 +70,7 @@ class Graph:
             closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             return self.run(closed, given)
         static = all(isinstance(d, int) for v in equation.outvars for d in v.aval.shape)
-        if static and primitive != "dim_as_value" and not any(isinstance(x, Value) for x in given):
+        if static and primitive != "dim_as_value" and not any(isinstance(x, GraphArray) for x in given):
             outputs = equation.primitive.bind(*given, **params)
             return list(outputs) if equation.primitive.multiple_results else [outputs]
         if primitive in RANDOM:
@@ -102,9 +102,9 @@ class Graph:
             self.constants.append(numpy_helper.from_array(np.array(array), self._known[key]))
         return self._known[key]
 
-    def loose(self, x: Any) -> Value:
-        """Return x as a `Value`, which may still lack a broadcast."""
-        return x if isinstance(x, Value) else Value(self.constant(x), np.shape(x))
+    def loose(self, x: Any) -> GraphArray:
+        """Return x as a `GraphArray`, which may still lack a broadcast."""
+        return x if isinstance(x, GraphArray) else GraphArray(self.constant(x), np.shape(x))
 
     def whole(self, x: Any, aval: Any) -> str:
         """Return the name of x, broadcast to the full shape of its aval."""

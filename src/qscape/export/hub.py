@@ -26,7 +26,7 @@ from qscape.errors import (
     WrongValue,
 )
 from qscape.export.card import render_card
-from qscape.export.policy import Source, load_source
+from qscape.export.policy import PolicySource, load_source
 from qscape.inspect import store
 from qscape.run.files import unused_name
 from qscape.run.folder import RECORD, newest_save, no_save, one_run
@@ -155,7 +155,7 @@ def _draw_pictures(folder: Path, place: Path, episodes: int) -> tuple[list[Path]
     from qscape.report import figures, landscapes, runs, smoothness, statistics
 
     def curve() -> "Figure":
-        rows, _ = runs.read_runs([str(folder)])
+        rows = runs.read_runs([str(folder)]).frame
         return figures.draw_overview(statistics.select_policy(rows), each=True)
 
     def actions() -> "Figure":
@@ -187,7 +187,7 @@ SAYS = {
 }
 
 
-def _render(source: Source, repository: str, pictures: list[Path]) -> str:
+def _render(source: PolicySource, repository: str, pictures: list[Path]) -> str:
     """Render the card of a run, with its pictures and how to load it."""
     lines = ["```python", "import qscape as qs", "", f'model = qs.load("hub:{repository}")', "```", ""]
     for picture in pictures:

@@ -43,7 +43,7 @@ VERSION = 2  # 1 had other names of arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class PolicySource:
     """A policy to export.
 
     Attributes:
@@ -78,7 +78,7 @@ class OnnxCheck:
     p99: float
 
 
-def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> Source:
+def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> PolicySource:
     """Load the policy of a run's newest save and evaluate it.
 
     Raises:
@@ -94,9 +94,9 @@ def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: i
     refuse_recurrent(loaded)
     record = read_record(folder)
     if record["env"] == RECORDED:  # trained on a dataset without an environment to act in
-        return Source(folder, record, loaded, [], read(record["dataset"]).observation)
+        return PolicySource(folder, record, loaded, [], read(record["dataset"]).observation)
     done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
-    return Source(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
+    return PolicySource(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
 def refuse_recurrent(loaded: LoadedPolicy) -> None:
@@ -197,7 +197,7 @@ def act_as_library(loaded: LoadedPolicy, obs: Float[np.ndarray, "B S"]) -> np.nd
     return space.to_units(actions) if isinstance(space, LevelSpace) else actions
 
 
-def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
+def sample_observations(source: PolicySource, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
     """Sample n observations: half of them visited, half with noise of a tenth of their spread."""
     seen = source.seen
     rng = np.random.default_rng(seed)
@@ -210,7 +210,7 @@ def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Floa
 # --- ONNX --------------------------------------------------------------------------------------------
 
 
-def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
+def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
     Input "observation" float32 [batch, S], and of a task with masks "action_mask" bool [batch, n]; output
@@ -239,7 +239,7 @@ def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> Onnx
     return checked
 
 
-def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> OnnxCheck:
+def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Compare an ONNX model with the library, in one batch and one observation at a time.
 
     Raises:
@@ -294,7 +294,7 @@ def refuse_foreign(file: Path, mark: str) -> None:
 # --- plain arrays ------------------------------------------------------------------------------------
 
 
-def write_arrays(source: Source, file: Path) -> Path:
+def write_arrays(source: PolicySource, file: Path) -> Path:
     """Write the acting state as FILE.npz and its description as FILE.json; returns the latter.
 
     Raises:
@@ -316,7 +316,7 @@ def write_arrays(source: Source, file: Path) -> Path:
     return note
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: PolicySource) -> dict[str, Any]:
     """Describe task, agent and units of a policy for JSON."""
     record, loaded = source.record, source.loaded
     adapter, space = loaded.adapter, action_space(loaded.adapter)

@@ -22,7 +22,7 @@ from qscape.errors import OutOfRange
 from qscape.methods import _value_geometry as geometry
 from qscape.nets import MLP, concatenate_inputs
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import Entropic
+from qscape.offpolicy.plain import LEARNED, Entropic
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
 from qscape.ops.norm import unit
 from qscape.ops.ranking import rank_correlation
@@ -72,7 +72,7 @@ class SAVGO(Entropic):
     needs_single_policy: ClassVar[bool] = True
 
     learning_rate: float = setting(
-        1e-3, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
+        1e-3, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log"), only_if=LEARNED
     )
     candidates: int = setting(
         128, "K: candidate actions sampled in each state.", tune=("choice", 16, 32, 64, 128, 256)

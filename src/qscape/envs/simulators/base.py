@@ -36,7 +36,7 @@ class Simulated(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class StateLayout:
     """How a package's state becomes a tuple of arrays, and back.
 
     Simulators write into dicts of their state, and return numbers whose type changes between reset and step.
@@ -53,7 +53,7 @@ class Layout:
     dtypes: tuple[np.dtype, ...]
 
     @classmethod
-    def of(cls, state: PyTree) -> "Layout":
+    def of(cls, state: PyTree) -> "StateLayout":
         """The layout of a state after a reset; `jax.eval_shape` gives one without computing it."""
         leaves, tree = jax.tree.flatten(state)
         arrays = [jax.eval_shape(jnp.asarray, leaf) for leaf in leaves]
@@ -144,7 +144,7 @@ class StateEnv(JaxEnv):
 
     model: PyTree
     sim: Any = eqx.field(static=True)
-    layout: Layout = eqx.field(static=True)
+    layout: StateLayout = eqx.field(static=True)
     size: int = eqx.field(static=True)
     key: str = eqx.field(static=True, default="")
     repeat: int = eqx.field(static=True, default=1)
@@ -187,7 +187,7 @@ class StateEnv(JaxEnv):
         return cls(
             model=model,
             sim=sim,
-            layout=Layout.of(state),
+            layout=StateLayout.of(state),
             size=size + (int(np.prod(state.obs[privileged].shape)) if privileged else 0),
             key=key or "",
             repeat=repeat,

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Float, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome
-from qscape.envs.simulators.base import Layout, Simulated, explain_failure
+from qscape.envs.simulators.base import Simulated, StateLayout, explain_failure
 from qscape.errors import UnfitEnv
 from qscape.types import Key
 
@@ -43,7 +43,7 @@ class GymnaxEnv(JaxEnv):
     params: PyTree
     sim: Any = eqx.field(static=True)
     limit: str = eqx.field(static=True)
-    layout: Layout = eqx.field(static=True)
+    layout: StateLayout = eqx.field(static=True)
     bounds: tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
     actions: int | tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
     categories: int | None = eqx.field(static=True)
@@ -156,7 +156,7 @@ def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
         params=arrays,
         sim=sim,
         limit=limit,
-        layout=Layout.of(state),
+        layout=StateLayout.of(state),
         bounds=_bounds(seen) if categories is None else ((0.0,) * categories, (1.0,) * categories),
         actions=int(actions.n) if hasattr(actions, "n") else _bounds(actions),
         categories=categories,
