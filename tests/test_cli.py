@@ -247,12 +247,12 @@ def test_a_missing_extra(refused, done, tmp_path, monkeypatch, module, argv, why
 # --- what breaks while running: exit code 1 ------------------------------------------------------------
 
 
-def test_an_unwritable_folder(refused):
+@pytest.mark.parametrize("seeds", [[0], slow([0, 1])])
+def test_an_unwritable_folder(refused, seeds):
     """Under a regular file nobody can write, not even root."""
     Path("file").write_text("")
-    for seeds in ([0], [0, 1]):
-        why = refused("train", "td3", *SHORT, "--out", "file/out", "--seeds", *seeds, code=1)
-        assert "cannot be written (Not a directory); choose another --out" in why
+    why = refused("train", "td3", *SHORT, "--out", "file/out", "--seeds", *seeds, code=1)
+    assert "cannot be written (Not a directory); choose another --out" in why
 
 
 @pytest.mark.parametrize(
@@ -686,7 +686,7 @@ class FirstStepError(Exception):
     """Raised in place of the first step of a run."""
 
 
-@pytest.mark.parametrize(("typed", "built"), [([], 1), (flags("td7", discount=0.98), 2)])
+@pytest.mark.parametrize(("typed", "built"), [slow([], 1), (flags("td7", discount=0.98), 2)])
 def test_a_run_begins_with_one_plan_one_recipe_and_one_agent(typed, built, tmp_path, monkeypatch):
     plans, opened = [], Counter()
 

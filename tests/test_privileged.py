@@ -62,7 +62,9 @@ def slopes(function, obs):
     return np.abs(np.asarray(jax.jacobian(lambda x: function(x[None])[0])(obs))).sum(0) > 0
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac+normalise", slow("sac+lipsnet+caps+l2c2"), slow("fast_td3")])
+@pytest.mark.parametrize(
+    "recipe", [slow("td3"), "sac+normalise", slow("sac+lipsnet+caps+l2c2"), slow("fast_td3")]
+)
 def test_an_off_policy_actor_sees_its_part_and_critics_all(recipe):
     settings = {"base": BASE | {"batch_size": 16, "policy_delay": 1}}
     settings |= {"lipsnet": {"initial": 1.0}} if "lipsnet" in recipe else {}  # 50 saturates the actions
