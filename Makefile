@@ -7,9 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/make-demo
 PYTEST := NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=25 --durations-min=5
-# Programs are compiled in about half the time and run more slowly; `make test-all` compiles them as users do.
+# Programs are compiled in less than half the time and run more slowly; `make test-all` compiles them as users do.
+# Parts of a program are there to be compiled in parallel, and each worker has one thread.
 # XLA ends a program at a flag that it does not know, and from 0.11 on it does not know the last one.
-quick = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true $$($(1) -c \
+quick = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+  --xla_cpu_parallel_codegen_split_count=1 $$($(1) -c \
   'from jaxlib.version import __version_info__ as v; print("--xla_cpu_use_fusion_emitters=false" * (v < (0, 11)))')"
 
 # The interpreters, the extras and the tests of `make test-oldest` and `make test-newest`: files that touch every library.

@@ -1,7 +1,8 @@
 """Trace one update of each recipe with every annotated shape and type checked.
 
-`python tests/shapes.py` prints a JSON object: {"traced": number, "errors": {recipe: message}}. Nothing is
-compiled. It must run in a process of its own, since the checks are installed while qscape is imported.
+`python tests/shapes.py` prints a JSON object: {"traced": number, "errors": {recipe: message}}; with names of
+rows as arguments, of these alone. Nothing is compiled. It must run in a process of its own, since the checks
+are installed while qscape is imported.
 """
 
 import dataclasses
@@ -71,8 +72,8 @@ def trace_column_target() -> None:
     trace_update(dataclasses.replace(agent, bootstrap=ColumnTarget()))
 
 
-def main() -> None:
-    """Trace all recipes of the contract tests and some on-policy agents; print the errors as JSON."""
+def main(names: list[str]) -> None:
+    """Trace recipes of the contract tests and on-policy agents, all or the named; print errors as JSON."""
     traces = {
         f"{kind} {name}": partial(trace, agent)
         for name, row in (test_contract.TABLE | contrib.test_contract.TABLE).items()
@@ -85,6 +86,7 @@ def main() -> None:
     for recipe in ("ppo+etf", "trpo", "ppo+carsm"):
         traces[f"update {recipe} on factors"] = partial(trace_onpolicy, recipe, rollouts.FACTORED)
     traces[WRONG] = trace_column_target
+    traces = {name: traces[name] for name in names or traces}
     errors = {}
     for name, trace in traces.items():
         try:
@@ -95,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

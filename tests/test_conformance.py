@@ -84,7 +84,7 @@ def test_a_sound_environment_passes_and_a_broken_autoreset_does_not(monkeypatch)
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("sets", ["binary", "multi", "one"])
+@pytest.mark.parametrize("sets", [slow("binary"), "multi", "one"])
 def test_valid_actions_of_products_and_sets_are_drawn(sets):
     """The environment answers an action that is not valid with NaN, and masks all actions at its end."""
     results = check("faulty:Product", {"sets": sets}, steps=1600)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rows import slow
 from tiny import Clock, settings
 
 from qscape import agents
@@ -203,7 +204,7 @@ def test_the_truncated_mixture():
 
 
 @pytest.mark.parametrize(
-    ("rows", "heads"), [(3, 1), (16, 2), (37, 2), (300, 1)]
+    ("rows", "heads"), [(3, 1), slow(16, 2), (37, 2), slow(300, 1)]
 )  # less than a piece to larger pieces
 def test_the_gradient_of_the_quantile_loss(rows, heads):
     """Against automatic differentiation of the formula on all pairs at once."""
@@ -357,7 +358,7 @@ def test_a_support_that_cannot_hold_the_returns(saturated, clipped, warns):
     assert Quantile().warning(metrics) is None, "quantiles have no support"
 
 
-@pytest.mark.parametrize("atoms", [2, 11, 25, 101])
+@pytest.mark.parametrize("atoms", [slow(2), 11, slow(25), 101])
 def test_bins_that_fit_targets_far_beyond_their_end_are_saturated(atoms):
     """Few bins put the mean of the last histogram far inside: 11 bins on ±5 reach 4.373, 101 reach 4.932."""
     part = HLGauss(atoms=atoms)

@@ -13,7 +13,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TransformReward
 from rows import slow
-from tiny import Clock, settings
+from tiny import Clock, python, settings
 
 from qscape import agents
 from qscape.envs import adapter as adapters
@@ -95,21 +95,33 @@ CASES = {
 }
 
 
-@pytest.mark.slow  # `make test` compiles in a way in which two programs round differently
-@pytest.mark.parametrize("case", CASES)
-def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
-    recipe, how = CASES[case]
+def assert_same_run(recipe, how):
+    """Check that the host loop and the driven program make one run: the same events, arrays and counters."""
     apart = begun(recipe, **how)
     heard = told(apart)
-    take_early(monkeypatch)
-    driven = begun(recipe, **how)
-    assert str(told(driven)) == str(heard)
+    with pytest.MonkeyPatch.context() as patch:
+        take_early(patch)
+        driven = begun(recipe, **how)
+        assert str(told(driven)) == str(heard)
     assert apart.engine.driver is None
     assert driven.engine.driver is not None
     for (name, one), (_, other) in zip(leaves(apart), leaves(driven), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
     numbers = [{k: v for k, v in t.counters().items() if k != "seconds"} for t in (apart, driven)]
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.slow  # `make test` compiles in a way in which two programs round differently
+@pytest.mark.parametrize("case", CASES)
+def test_the_run_is_the_same_to_the_bit(case):
+    assert_same_run(*CASES[case])
+
+
+def test_a_run_of_td3_is_the_same_to_the_bit():
+    """In a process that compiles as users do, which `make test` does not."""
+    python(
+        "import os; os.environ.pop('XLA_FLAGS', 0); import test_drive; test_drive.assert_same_run('td3', {})"
+    )
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from importlib.metadata import version
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -17,12 +18,13 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
+from refused import refused
+from rows import slow
 
 from qscape.envs import EnvAdapter, make
 from qscape.envs.build import build_env, refuse_without_version
 from qscape.envs.probes import PROBES
 from qscape.envs.snapshot import restore, take
-from qscape.errors import RunError, UsageError
 
 
 class Counter(gym.Env):
@@ -265,15 +267,15 @@ class Faulty(Counter):
 
 
 @pytest.mark.parametrize(
-    ("how", "sentence"),
+    ("how", "code", "field", "named"),
     [
-        pytest.param("make", r"Faulty cannot be made with .*: the port is taken; it", marks=pytest.mark.slow),
-        ("step", r"broke in step 1 of an episode \(Local: the arm fell off\)"),
-        pytest.param("exit", r"\(the process of environment \d ended with code 3\)", marks=pytest.mark.slow),
-        pytest.param("send", "cannot be made 2 times .*pickle", marks=pytest.mark.slow),
+        slow("make", "unmakeable-env", "env_args", ("Faulty", "the port is taken")),
+        ("step", "broken-env", None, ("step 1", "(Local: the arm fell off)")),
+        slow("exit", "broken-env", None, ("environment", "code 3")),
+        slow("send", "conflict", "envs", ("2", "pickle")),
     ],
 )
-def test_a_faulty_environment_in_another_process_is_one_sentence(how, sentence, capfd):
+def test_a_faulty_environment_in_another_process_is_one_sentence(how, code, field, named, capfd):
 
     def run():
         args = {"how": threading.Lock() if how == "send" else how}
@@ -281,7 +283,7 @@ def test_a_faulty_environment_in_another_process_is_one_sentence(how, sentence, 
             adapter.reset()
             adapter.step(np.zeros((2, 1)))
 
-    with pytest.raises((UsageError, RunError), match=sentence):
+    with refused(code, *named, field=field):
         run()
     assert not multiprocessing.active_children()
     assert "Error" not in capfd.readouterr().err  # no traceback of a process
@@ -354,16 +356,16 @@ def test_a_table_maps_vectors_to_the_nearest_action():
 
 
 @pytest.mark.parametrize(
-    ("table", "why"),
+    ("table", "named"),
     [
-        (np.zeros((3, 2)), r"\[4, d\]"),
-        (np.zeros(4), r"\[4, d\]"),
+        (np.zeros((3, 2)), "[4, d]"),
+        (np.zeros(4), "[4, d]"),
         (np.array([[0.0], [1], [2], [np.nan]]), "NaN"),
         (np.array([[0.0, 1], [1, 1], [2, 1], [1, 1]]), "equal"),
     ],
 )
-def test_bad_tables_are_refused(table, why):
-    with pytest.raises(UsageError, match=why):
+def test_bad_tables_are_refused(table, named):
+    with refused("wrong-env", "action_table", named):
         make(Echo(spaces.Discrete(4), table=table))
 
 
@@ -371,16 +373,14 @@ def test_bad_tables_are_refused(table, why):
     ("env", "newest"), [("Pendulum", "Pendulum-v1"), ("restricted/Hopper", "restricted/Hopper-v1")]
 )
 def test_a_new_run_needs_the_version_of_its_environment(env, newest):
-    with pytest.raises(UsageError, match=f"{env} lacks its version: write {newest}"):
+    with refused("unknown-name", newest, field="env"):
         refuse_without_version(env)
     build_env(env, {}).close()  # what was recorded without one is still made
 
 
 def test_actions_that_an_argument_makes_a_box_are_told():
     pytest.importorskip("Box2D")
-    with pytest.raises(
-        UsageError, match=r"LunarLander-v3 has Discrete .*; its argument continuous=True makes th"
-    ):
+    with refused("unfit-env", "LunarLander-v3", "Discrete", "continuous=True"):
         make("LunarLander-v3")
 
 
@@ -406,19 +406,19 @@ BOX = spaces.Box(-1, 1, (1,))
 
 
 @pytest.mark.parametrize(
-    ("action", "observation", "why"),
+    ("action", "observation", "named"),
     [
         (BOX, spaces.Discrete(3), "FlattenObservation"),
         (BOX, spaces.Dict({}), "empty"),
         (spaces.Box(np.array([-1, -np.inf]), np.array([1, 1])), None, "dimension 1 of the action"),
         (spaces.Discrete(3), None, "action_table"),
-        (spaces.MultiDiscrete([99, 99, 99]), None, "970,299 actions, a product of 3 factors"),
-        (spaces.MultiBinary(19), None, "524,288 actions, .* at most 500,000"),
+        (spaces.MultiDiscrete([99, 99, 99]), None, "970,299"),
+        (spaces.MultiBinary(19), None, "524,288"),
         (spaces.Tuple([BOX]), None, "Tuple actions"),
     ],
 )
-def test_spaces_that_do_not_fit_are_refused(action, observation, why):
-    with pytest.raises(UsageError, match=why):
+def test_spaces_that_do_not_fit_are_refused(action, observation, named):
+    with refused("unfit-env", named):
         make(Echo(action, observation))
 
 
@@ -432,17 +432,17 @@ def test_the_remedy_for_unbounded_actions_works():
 
 @pytest.mark.parametrize("envs", [1, 3])
 @pytest.mark.parametrize(
-    ("observation", "reward", "why"),
+    ("observation", "reward", "named"),
     [
-        (np.array([0, np.nan, 0]), 0.0, r"observation\[1\] is nan in environment 0, step 1 of its episode 1"),
-        (np.array([0, 0, -np.inf]), 0.0, r"observation\[2\] is -inf"),
-        (None, np.inf, "reward is inf in environment 0"),
+        (np.array([0, np.nan, 0]), 0.0, ("observation[1]", "nan", "environment 0", "step 1", "episode 1")),
+        (np.array([0, 0, -np.inf]), 0.0, ("observation[2]", "-inf")),
+        (None, np.inf, ("reward", "inf", "environment 0")),
     ],
 )
-def test_numbers_that_are_not_finite_stop_the_run(envs, observation, reward, why):
+def test_numbers_that_are_not_finite_stop_the_run(envs, observation, reward, named):
     adapter = make(lambda: Echo(BOX, observation=observation, reward=reward), envs)
     adapter.reset()
-    with pytest.raises(RunError, match=why):
+    with refused("not-finite", *named):
         adapter.step(np.zeros((envs, 1)))
 
 
@@ -450,55 +450,52 @@ def test_the_error_names_the_environment_that_failed():
     rewards = iter([0.0, 0.0, np.nan])
     adapter = make(lambda: Echo(BOX, reward=next(rewards)), 3)
     adapter.reset()
-    with pytest.raises(RunError, match="reward is nan in environment 2"):
+    with refused("not-finite", "reward", "nan", "environment 2"):
         adapter.step(np.zeros((3, 1)))
 
 
 def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
     adapter = make("qscape/ProbeAction-v0")
     adapter.reset()
-    with pytest.raises(RunError, match=r"the agent's action\[0\] is nan"):
+    with refused("not-finite", "agent", "action[0]", "nan"):
         adapter.step(np.full((1, 1), np.nan))
-    with pytest.raises(UsageError, match=r"\(1, 1\), not \(1,\)"):
+    with refused("mismatch", "(1, 1)", "(1,)"):
         adapter.step(np.zeros(1))
 
 
 @pytest.mark.parametrize(
-    ("env_id", "why"),
+    ("env_id", "code", "named"),
     [
-        ("halfcheeta-v5", "HalfCheetah-v5"),
-        ("HOPPER-v9", "Hopper-v5"),
-        ("probetimelimit", "qscape/ProbeTimeLimit-v0"),
-        ("qwxyz-v0", "package:Name-v0"),
-        ("", "package:Name-v0"),
-        (
-            "no_such_package:Env-v0",
-            r"\(.*No module named 'no_such_package'\); Python looks .* PYTHONPATH=\. b",
-        ),
-        ("no_such_package:Env", r"\(.*No module named 'no_such_package'\); Python looks .* PYTHONPATH=\. b"),
-        ("Ant-v3", "moved|newer version"),  # the latter where gymnasium_robotics has registered it again
+        ("halfcheeta-v5", "unknown-name", ("HalfCheetah-v5",)),
+        ("HOPPER-v9", "unknown-name", ("Hopper-v5",)),
+        ("probetimelimit", "unknown-name", ("qscape/ProbeTimeLimit-v0",)),
+        ("qwxyz-v0", "unknown-name", ("package:Name-v0",)),
+        ("", "unknown-name", ("package:Name-v0",)),
+        ("no_such_package:Env-v0", "unmakeable-env", ("'no_such_package'", "PYTHONPATH=. ")),
+        ("no_such_package:Env", "unmakeable-env", ("'no_such_package'", "PYTHONPATH=. ")),
+        ("Ant-v3", "unmakeable-env", ("Ant-v3",)),  # moved, or, with gymnasium_robotics, registered again
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_unknown_ids_are_answered_with_the_nearest(env_id, why):
-    with pytest.raises(UsageError, match=why):
+def test_unknown_ids_are_answered_with_the_nearest(env_id, code, named):
+    with refused(code, *named, field="env"):
         make(env_id)
 
 
 @pytest.mark.parametrize(
-    ("env_id", "package", "why"),
+    ("env_id", "package", "extra"),
     [
-        ("LunarLanderContinuous-v3", "Box2D", r"qscape\[box2d\]"),
-        ("FetchReach-v4", "gymnasium_robotics", r"FetchReach-v4.*qscape\[robotics\]"),
-        ("ale_py:ALE/Pong-v5", "ale_py", r"ale_py:ALE/Pong-v5.*qscape\[atari\]"),
+        ("LunarLanderContinuous-v3", "Box2D", "qscape[box2d]"),
+        ("FetchReach-v4", "gymnasium_robotics", "qscape[robotics]"),
+        ("ale_py:ALE/Pong-v5", "ale_py", "qscape[atari]"),
     ],
 )
-def test_a_missing_package_is_answered_with_the_extra(env_id, package, why, monkeypatch):
+def test_a_missing_package_is_answered_with_the_extra(env_id, package, extra, monkeypatch):
     imported = ("gymnasium.envs.box2d", "gymnasium_robotics.")
     for name in [name for name in sys.modules if name.startswith(imported)]:
         monkeypatch.delitem(sys.modules, name)  # another test has imported them with their package
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    with pytest.raises(UsageError, match=why):
+    with refused("missing-package", env_id, extra, field="env"):
         make(env_id)
 
 
@@ -513,7 +510,7 @@ def test_a_mujoco_that_cannot_be_imported_is_told_with_the_command_that_mends_it
     broken = ("mujoco", "gymnasium.envs.mujoco", "gymnasium_robotics")
     for name in [name for name in sys.modules if name.startswith(broken)]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UsageError, match=r"_gone.*pip install .*mujoco=="):
+    with refused("wrong-version", "_gone", "pip install ", "mujoco=="):
         make(env_id)
 
 
@@ -524,26 +521,25 @@ def test_a_robot_that_its_mujoco_cannot_make_is_told_with_the_versions(monkeypat
         raise AssertionError
 
     monkeypatch.setattr(gym, "make", fail)  # what MuJoCo 3.12 and later do to gymnasium-robotics 1.4.2
-    says = (
-        r"HandReach-v3 cannot be made with gymnasium-robotics \S+ and mujoco \S+ \(AssertionError\); .*<3.12"
-    )
+    versions = (f"{name} {version(name)}" for name in ("gymnasium-robotics", "mujoco"))
+    named = ("HandReach-v3", *versions, "(AssertionError)", "<3.12")
     for args in ({}, {"max_episode_steps": 9}):
-        with pytest.raises(UsageError, match=says):
+        with refused("wrong-version", *named):
             make("HandReach-v3", env_args=args)
 
 
 def test_wrong_arguments_are_answered_with_the_right_ones():
-    with pytest.raises(UsageError, match=r"bogus.*it takes .*ctrl_cost_weight"):
+    with refused("unmakeable-env", "bogus", "ctrl_cost_weight", field="env_args"):
         make("HalfCheetah-v5", env_args={"bogus": 1})
-    with pytest.raises(UsageError, match="longest"):
+    with refused("unmakeable-env", "shortest", "longest", field="env_args"):
         make(PROBES["qscape/ProbeTimeLimit-v0"], env_args={"shortest": 1})
-    with pytest.raises(UsageError, match="longest is 1: an episode has two steps or more"):
+    with refused("out-of-range", "1"):
         make("qscape/ProbeTimeLimit-v0", env_args={"longest": 1})
-    with pytest.raises(UsageError, match="takes no env_args"):
+    with refused("conflict", field="env_args"):
         make(Counter(), env_args={"reuse": True})
-    with pytest.raises(UsageError, match="cannot be multiplied"):
+    with refused("conflict", field="env_args"):
         make(Counter(), envs=2)
-    with pytest.raises(UsageError, match="at least one"):
+    with refused("out-of-range", "0", field="envs"):
         make("Pendulum-v1", envs=0)
 
 
@@ -573,7 +569,7 @@ def test_a_frame_is_a_picture():
         adapter = make(Painter, envs)
         adapter.reset()
         assert adapter.render_frame().shape == (4, 6, 3)
-    with pytest.raises(UsageError, match='render_mode="rgb_array"'):
+    with refused("conflict", 'render_mode="rgb_array"'):
         make(Counter).render_frame()
 
 
@@ -645,7 +641,7 @@ def test_environments_of_envpool_are_those_of_gymnasium(env_id, envs):
 
 def test_what_envpool_has_not_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "envpool", None)
-    with pytest.raises(UsageError, match=r'pip install "qscape\[envpool\]"'):
+    with refused("missing-package", "qscape[envpool]"):
         make("Pendulum-v1", 2, vectorise="envpool")
     other = spaces.Box(-3, 3, (1,))
 
@@ -654,10 +650,10 @@ def test_what_envpool_has_not_is_refused(monkeypatch):
 
     pool = SimpleNamespace(list_all_envs=lambda: ["Pendulum-v1"], make=lambda *_, **more: Made())
     monkeypatch.setitem(sys.modules, "envpool", pool)
-    with pytest.raises(UsageError, match="EnvPool has no CartPole-v1"):
+    with refused("unknown-name", "CartPole-v1", field="env"):
         make("CartPole-v1", 2, vectorise="envpool")
-    with pytest.raises(UsageError, match="EnvPool's Pendulum-v1 has another action_space"):
+    with refused("mismatch", "Pendulum-v1", "action_space"):
         make("Pendulum-v1", 2, vectorise="envpool")
     pool.make = lambda *_, gravity: None
-    with pytest.raises(UsageError, match="EnvPool cannot make Pendulum-v1 with env_args"):
+    with refused("unmakeable-env", "Pendulum-v1", "3.0", field="env_args"):
         make("Pendulum-v1", 2, {"g": 3.0}, vectorise="envpool")

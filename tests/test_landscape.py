@@ -667,6 +667,7 @@ def test_the_command_shows_what_savo_climbs_where_choosing_gains_most(pendulum, 
     assert qs.landscape(pendulum, "0:0", points=11).valid.shape == (6, 2)
 
 
+@pytest.mark.slow
 def test_the_first_actor_of_savo_can_act_alone(pendulum):
     subject = load_trained_agent(pendulum)
     alone = dataclasses.replace(subject, acting=subject.acting._replace(actor=subject.acting.actor[:1]))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import refusals
 
 SCRIPT = Path(__file__).parent / "refusals.py"
 
@@ -19,6 +20,11 @@ def check(every: int) -> None:
     command = [sys.executable, str(SCRIPT), "check", str(every)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"\n{done.stdout}\n{done.stderr[-2000:]}"
+
+
+def test_every_refusal_says_what_kind_it_is():
+    """A plain UsageError tells programs and tests nothing."""
+    assert [place for place in refusals.find_places() if place.kind == "UsageError"] == []
 
 
 def test_every_setting_and_some_command_lines_are_refused_as_listed():

@@ -5,12 +5,32 @@ import json
 import pytest
 from tiny import TESTS, python
 
+WRONG = "update with a target [B]"
+SOME = (
+    "update td7",
+    "act td7",
+    "update sac+savgo",
+    "update everything, n-step, derived",
+    "update ppo on a box",
+)
+
+
+def trace(*names):
+    """Errors by row, from tests/shapes.py in a process that checks annotations."""
+    path = str(TESTS / "shapes.py")
+    run = f"import runpy, sys; sys.argv[1:] = {names}; runpy.run_path({path!r}, run_name='__main__')"
+    return json.loads(python(run))
+
 
 @pytest.fixture(scope="module")
 def traced():
-    """Errors by recipe, from tests/shapes.py in a process that checks annotations."""
-    path = str(TESTS / "shapes.py")
-    return json.loads(python(f"import runpy; runpy.run_path({path!r}, run_name='__main__')"))
+    return trace()
+
+
+def test_shapes_hold_in_some_updates_and_a_wrong_one_is_caught():
+    found = trace(*SOME, WRONG)
+    assert found["traced"] == len(SOME) + 1
+    assert found["errors"].keys() == {WRONG}
 
 
 @pytest.mark.slow
@@ -26,6 +46,6 @@ def test_shapes_hold_in_an_update_of_every_recipe(traced):
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_wrong_shape_is_caught(traced):
-    error = traced["errors"]["update with a target [B]"]
+    error = traced["errors"][WRONG]
     assert "qscape.offpolicy.update._targets.<locals>.value" in error
     assert "f32[8]" in error

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from refused import refused
 from rich.console import Console
 from rich.table import Table
 from tiny import Clock, assert_same_run, evaluations, settings, stop_at
@@ -25,7 +26,7 @@ from qscape import agents
 from qscape.cli import main
 from qscape.cli.smoothness import print_findings
 from qscape.envs import Episode
-from qscape.errors import RunError, UsageError
+from qscape.errors import UsageError
 from qscape.inspect import geometry, smoothness, trained_agent
 from qscape.jobs.study import read_study
 from qscape.ops import spectrum
@@ -319,7 +320,7 @@ def test_many_points_are_taken_in_chunks():
 def test_an_agent_without_q_has_smooth_actions_and_no_geometry():
     made = with_critics([])
     assert made.q is None
-    with pytest.raises(UsageError, match=r"td3 has no Q\(s, a\), which the geometry along rollouts needs"):
+    with refused("unfit-agent", "td3", "Q(s, a)"):
         geometry.measure_geometry(made, episodes_of(0))
     found = smoothness.measure_smoothness(made, 2)
     assert found["geometry"] is None
@@ -350,11 +351,11 @@ def test_agents_of_another_kind():
     done = made.rollouts(2)
     assert found["per_episode"]["sm"] == pytest.approx([direct_sm(np.clip(r.action, -1, 1)) for r in done])
     choices = agents.build("ppo").on(Spec(3, 1, choices=4))
-    with pytest.raises(UsageError, match="the actions of ppo are choices among 4"):
+    with refused("unfit-agent", "ppo", "4"):
         smoothness.SmoothnessProbe(choices)
-    with pytest.raises(UsageError, match=r"ppo has no Q\(s, a\), which the geometry along rollouts needs"):
+    with refused("unfit-agent", "ppo", "Q(s, a)"):
         geometry.GeometryProbe(agent)
-    with pytest.raises(UsageError, match="the actions of dqn are choices among 4, which have no distance"):
+    with refused("unfit-agent", "dqn", "4"):
         geometry.GeometryProbe(agents.build("dqn").on(Spec(3, 1, choices=4)))
 
 
@@ -380,7 +381,7 @@ def test_rollouts_are_whole_episodes_each_from_its_own_environment(clock):
         assert r.reward.sum() == pytest.approx(r.episode.ret, abs=1e-4)
         assert r.reward[2] == pytest.approx(0.3 - (r.action[2, 0] - 0.3) ** 2, abs=1e-5)
         np.testing.assert_allclose(clock.act(r.observation), r.action, atol=1e-6)
-    with pytest.raises(UsageError, match="--episodes is 0"):
+    with refused("out-of-range", "0", field="episodes"):
         clock.rollouts(0)
 
 
@@ -428,7 +429,7 @@ def test_the_scale_of_the_noise(clock):
     for sigma in (-1, np.inf):
         with pytest.raises(UsageError, match=f"sigma is {sigma}; it must be above 0 and finite"):
             smoothness.measure_robustness(clock, scale, (sigma,), episodes=2)
-    with pytest.raises(UsageError, match="has observations of 3 numbers, the scale of the noise has 2"):
+    with refused("mismatch", " 3 ", " 2"):
         smoothness.measure_robustness(clock, scale[:2], episodes=2)
 
 
@@ -444,7 +445,7 @@ def test_measures_are_in_the_environments_units():
 
 def test_an_episode_too_short_for_a_spectrum():
     made = with_critics([])
-    with pytest.raises(UsageError, match=r"its longest episode has 2 step\(s\), too short for a spectrum: 4"):
+    with refused("unfit-env", "2 step", ": 4 "):
         smoothness.measure_smoothness(made, 1)  # seed 1000: two steps
     found = smoothness.measure_smoothness(made, 3)
     assert found["notes"][0] == "1 of 3 episodes are too short for a spectrum; they count as sm 0."
@@ -510,9 +511,7 @@ def test_a_probe_may_return_an_array_of_the_number_of_episodes(monkeypatch):
     probes, two = Probes(["mine:Lengths"], None), PolicyEvaluation(None, [None, None])
     assert probes(two) == {"length": [4.0, 6.0], "one": [1.0, 1.0]}
     Lengths.found = np.zeros(3)
-    with pytest.raises(
-        RunError, match=r"gave length with shape \(3,\); give one number, or one for each of the 2 e"
-    ):
+    with refused("run", "length", "(3,)", "2"):
         probes(two)
 
 
@@ -578,7 +577,7 @@ def test_a_study_names_probes(tmp_path):
     )
     assert read_study(file, "quick").rows[0].plan.probe == ("smoothness",)
     file.write_text(file.read_text().replace("smoothness", "smooth"))
-    with pytest.raises(UsageError, match=r"s.toml.* 4: --probe smooth is unknown; choose smoothness"):
+    with refused("unknown-name", "s.toml", "line 4", "smooth", "smoothness", field="probe"):
         read_study(file, "quick")
 
 
@@ -703,7 +702,7 @@ def test_what_the_command_refuses(group, tmp_path, capsys, argv, code, why):
 def test_a_seed_counts_once(said):
     _, found, _ = said
     copied = [*found["runs"], {**found["runs"][1], "name": "copy"}]
-    with pytest.raises(UsageError, match=r"/1 and copy are the same agent, environment and seed: leave one"):
+    with refused("conflict", "/1", "copy"):
         report.summarise(copied)
     assert len(report.summarise([*copied[:2], {**copied[2], "dataset": "data/mine.hdf5"}])) == 2
     in_memory = [{**record, "seed": None} for record in copied]

@@ -6,7 +6,9 @@ may change.
 """
 
 import re
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
+
+Kind = TypeVar("Kind", bound="QscapeError")
 
 
 class QscapeError(Exception):
@@ -33,7 +35,7 @@ class QscapeError(Exception):
         super().__init__(one_line(message))
         self.part, self.field = part, field
 
-    def saying(self, message: str, part: str | None = None, field: str | None = None) -> Self:
+    def saying(self: Kind, message: str, part: str | None = None, field: str | None = None) -> Kind:
         """Return an error of the same kind with another sentence; a `part` or `field` of None stays."""
         return type(self)(message, part or self.part, field or self.field)
 

@@ -10,7 +10,7 @@ On a CPU the results equal those of `insert`, `learn` and `choose` in turn, to t
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ MOST = 512  # steps after which it returns
 REWARD, TERMINATED, TRUNCATED, VALID, ENDED, PROCEED = range(6)  # the numbers of an answer
 
 
+@runtime_checkable
 class Environments(Protocol):
     """What the driver needs of the environments: an `EnvAdapter`, or those of several seeds as one."""
 

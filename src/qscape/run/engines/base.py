@@ -6,7 +6,7 @@ environments on the host, `scan` has them in the program, `dataset` has none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class SavedSeed(NamedTuple):
     environment: Snapshot
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What is learned: networks, optimisers and metrics, of one seed or of several.
 
@@ -105,6 +106,7 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
 class Engine(Protocol):
     """How a run advances. An engine holds all arrays of the run, those of its learner included.
 
