@@ -637,16 +637,16 @@ def test_a_setting_that_does_nothing_is_told():
         qs.Model("td3", Clock, eval_every=0, **small).learn(30)
 
 
-def test_arguments_that_json_cannot_hold_are_saved_as_lists_and_text(tmp_path):
+def test_arguments_of_a_function_are_saved_and_what_no_file_holds_as_text(tmp_path):
     def create(goal, how):
         return Clock(length=int(goal[0]) + how())
 
     given = {"goal": np.array([20.0]), "how": lambda: 10}
     model = qs.TD3(create, env_args=given, **settings("td3", warmup=20), eval_every=0).learn(40)
     path = model.save(tmp_path / "run")
-    record = folders.read_record(path)
-    assert record["env_args"]["goal"] == [20.0]
-    assert "lambda" in record["env_args"]["how"]
+    args = folders.read_plan(path).env_args
+    assert args["goal"] == np.array([20.0])
+    assert "lambda" in args["how"].text
     assert qs.load(path, lambda: create(**given)).learn(10).env_steps == 50
 
 

@@ -11,6 +11,7 @@ import sys
 from qscape.errors import QscapeError, UsageError, describe, memory_error, one_line
 from qscape.versions import find_wrong_versions
 
+FLAGS = "--debug", "--trust", "--other-spaces"  # of every command
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1]"),
     "resume": ("continue a run, or make it longer", "RUN [--steps N]"),
@@ -56,7 +57,8 @@ def usage() -> str:
         "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",
         "qscape train td7 --help shows those of td7. --debug shows tracebacks. --parts module:Class imports",
         "a part of your own, e.g. for a run that was trained with it. --trust imports modules that a run, a",
-        "dataset or a study names; without it, files run no code.",
+        "dataset or a study names; without it, files run no code. --other-spaces loads a run where",
+        "bounds, keys or dtypes of the environment are others than in its training.",
     ]
     return "\n".join(lines)
 
@@ -70,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 has no ±, σ or ‖
             stream.reconfigure(errors="replace")
-    debug, trusting = "--debug" in argv, "--trust" in argv
-    argv, places = _without_parts([a for a in argv if a not in ("--debug", "--trust")])
+    debug, trusting, other_spaces = (flag in argv for flag in FLAGS)
+    argv, places = _without_parts([a for a in argv if a not in FLAGS])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
@@ -88,6 +90,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from qscape import trusted
 
+        if other_spaces:
+            from qscape.envs.kept_spaces import accept_others
+
+            accept_others()
         if trusting:
             trusted.trust(trusted.EVERYTHING)
         if places:

@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from qscape.data.dataset import HDF5, Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
+from qscape.envs.kept_spaces import order_like
 from qscape.envs.spaces import ActionBox, box_leaves, is_image, make_flatten
 from qscape.errors import RunError, UsageError
 from qscape.trusted import list_code, refuse_untrusted
@@ -37,7 +38,12 @@ D4RL = {
 }
 
 
-def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None = None) -> Dataset:
+def read(
+    name: str,
+    env: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | None = None,
+) -> Dataset:
     """Read and check the dataset called `name`.
 
     Args:
@@ -45,6 +51,8 @@ def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None =
             HDF5 file in the layout of D4RL.
         env: id of the environment to evaluate in; None: the one that the dataset names, if it does.
         env_args: arguments of that environment.
+        like: `EnvAdapter.spaces`, in whose order the entries of a Dict become a row; None: that of `env`, or
+            of the dataset.
 
     Raises:
         UsageError: no such dataset, a missing package, other spaces than those of `env`, or invalid data.
@@ -52,7 +60,7 @@ def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None =
     """
     if name.endswith(HDF5):
         return check_dataset(_read_hdf5(Path(name), env, dict(env_args or {})))
-    return check_dataset(_read_minari(name, env, dict(env_args or {})))
+    return check_dataset(_read_minari(name, env, dict(env_args or {}), like))
 
 
 class Origin(NamedTuple):
@@ -103,7 +111,9 @@ def _import_package(name: str) -> Any:
 # --- Minari -------------------------------------------------------------------------------------------
 
 
-def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
+def _read_minari(
+    name: str, env: str | None, env_args: dict[str, Any], order: Mapping[str, Any] | None
+) -> Dataset:
     """A Minari dataset, not checked yet."""
     minari = _import_package("minari")
     _import_package("h5py")
@@ -115,7 +125,9 @@ def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Datase
     else:
         observations = _check_spaces(name, observations, actions, env, env_args)
     box = require_action_box(actions, name)
-    _refuse_images(observations, name)
+    refuse_images(observations, name)
+    if order is not None:
+        observations = order_like(observations, order["observation"])
     size, flatten = make_flatten(observations, name)
     try:
         columns = [_episode_columns(e, size, flatten, box) for e in source.iterate_episodes()]
@@ -246,7 +258,7 @@ def _check_spaces(
     return made.observation_space
 
 
-def _refuse_images(space: gym.Space, name: str) -> None:
+def refuse_images(space: gym.Space, name: str) -> None:
     """Raise a UsageError if observations of this space, of a dataset or environment, hold an image."""
     if any(is_image(box) for _, box in box_leaves(space, (), name, images=True)):
         raise UsageError(
@@ -307,7 +319,7 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         made = build_env(env, env_args)
         observations, actions = made.observation_space, made.action_space
         made.close()
-        _refuse_images(observations, env)
+        refuse_images(observations, env)
         if (make_flatten(observations, env)[0], int(np.prod(actions.shape or ()))) != sizes:
             raise UsageError(
                 f"{file} has {sizes[0]} numbers an observation and {sizes[1]} an action, {env} has "

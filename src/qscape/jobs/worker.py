@@ -18,6 +18,7 @@ from typing import Any
 
 from qscape import system, trusted
 from qscape.agents import plugins, register
+from qscape.envs import kept_spaces
 from qscape.errors import QscapeError, RunError, describe, memory_error
 from qscape.run import events as ev
 from qscape.run.folder import command
@@ -25,6 +26,7 @@ from qscape.run.plan import Plan, Prepared, from_json
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
 from qscape.run.training import resume, train, train_together
+from qscape.values import encode_args
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,11 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON, with the parts `module:Class` and the code that this process allows."""
         allowed = {"parts": plugins.places(), "trusted": trusted.trusted_places()}
-        return dataclasses.asdict(self) | {"folder": str(self.folder)} | allowed
+        allowed["other_spaces"] = kept_spaces.accepts_others()
+        data = dataclasses.asdict(self) | {"folder": str(self.folder)} | allowed
+        if self.plan is not None:
+            data["plan"]["env_args"] = encode_args(self.plan.env_args)
+        return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Job":
@@ -68,6 +74,8 @@ class Job:
         """
         data = dict(data)
         trusted.trust(*data.pop("trusted"))
+        if data.pop("other_spaces"):
+            kept_spaces.accept_others()
         for place in data.pop("parts"):
             register(place)
         plan = data["plan"] and from_json(data["plan"])

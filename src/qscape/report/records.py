@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qscape.report.runs import identify_run
+from qscape.sealed import read_json, unseal
 
 FINDINGS = ("smoothness", "landscape", "embedding", "collapse")  # RUN/inspect/NAME.json
 # Fields of run.json that are not settings of an agent, or that recipe and seed imply.
@@ -63,17 +64,21 @@ def read_records(folders: Iterable[str]) -> tuple[list[RunRecord], list[str]]:
     """
     runs, skipped = [], []
     for folder in folders:
-        record = json.loads((Path(folder) / "run.json").read_text())
+        try:
+            record = unseal((Path(folder) / "run.json").read_bytes())
+            head = identify_run(folder, record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            skipped.append(f"skipped {Path(folder) / 'run.json'}: it is broken.")
+            continue
         findings = {}
         for name in FINDINGS:
             file = Path(folder) / "inspect" / f"{name}.json"
             if not file.exists():
                 continue
             try:
-                findings[name] = dict(json.loads(file.read_text()))
-            except (OSError, ValueError, TypeError):
+                findings[name] = read_json(file.read_bytes())
+            except (OSError, ValueError):
                 skipped.append(f"skipped {file}: it is broken.")
-        head = identify_run(folder, record)
         runs.append(RunRecord(folder, head["env"], head["label"], head["seed"], record, findings))
     return runs, skipped
 

@@ -2,16 +2,15 @@
 
 import glob
 import io
-import json
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from qscape.errors import UsageError, one_line
 from qscape.report import require_extra, task_label
-from qscape.sealed import unseal
+from qscape.sealed import read_json, unseal
 from qscape.tracking import track
 
 with require_extra("Tables of runs"):
@@ -27,6 +26,24 @@ COUNTS = ("step", "episode", "seconds")  # the other columns of every run; furth
 TYPES: dict[Hashable, Any] = {"step": "int64", **dict.fromkeys(MEANS, "float64")}
 
 Paths = str | Path | Iterable[str | Path]
+
+
+class _Planned(TypedDict):
+    """A run of a study, in study.json."""
+
+    folder: str
+    seed: int
+    label: str
+    env: str
+    steps: int
+
+
+class _Study(TypedDict):
+    """The content of study.json."""
+
+    name: str
+    budget: str
+    runs: list[_Planned]
 
 
 def load_runs(runs: Paths) -> pd.DataFrame:
@@ -121,14 +138,14 @@ def note_missing(runs: Paths, found: Iterable[Path]) -> list[str]:
     there, notes = {folder.resolve() for folder in found}, []
     for file in dict.fromkeys(f for path in paths for f in [*_studies_above(path), *path.glob(f"*/{STUDY}")]):
         try:
-            study = json.loads(file.read_text(encoding="utf-8"))
+            study = read_json(file.read_bytes(), _Study)
             planned = {(file.parent / run["folder"]).resolve(): run for run in study["runs"]}
             missing = [
                 f"{run['label']} on {run['env']} seed {run['seed']}"
                 for folder, run in planned.items()
                 if folder not in there and any(map(folder.is_relative_to, paths))
             ]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             notes.append(f"skipped {file}: it is broken.")
             continue
         if missing:
@@ -232,7 +249,7 @@ def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
         "recipe": one_line(str(record["recipe"])),
         "label": one_line(str(record.get("label") or record["recipe"])),
         "env": one_line(task_label(record)),
-        "seed": int(record["seed"]),
+        "seed": int(record.get("seed", 0)),
     }
 
 

@@ -34,7 +34,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from qscape.errors import RunError
 from qscape.run import old_names
 from qscape.run.files import delete, refuse_link, remove_leftovers, sync, unused_name, write_whole
-from qscape.sealed import seal, unseal
+from qscape.sealed import read_json, seal, unseal
 
 FORMAT = "qscape-save"
 VERSION = 2  # 1 has the same layout and older names of leaves
@@ -443,10 +443,10 @@ def _read_record(path: Path) -> _Json:
     """
     file = path / RECORD
     try:
-        record = json.loads(data := file.read_bytes())
+        record = read_json(data := file.read_bytes(), Any)
     except OSError as error:
         raise _foreign(path, f"{RECORD}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunError(f"{file} is truncated or damaged ({error}); use another save.") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise _foreign(path, f"its {RECORD} is of another format")

@@ -105,6 +105,7 @@ class Session:
         if eval_adapter is not None:
             table = fingerprint(self.adapter.spec.table)
             refuse_other_table(self.adapter.env_id, table, eval_adapter.spec.table)
+            eval_adapter.arrange(self.adapter.spaces)
         writers = savers or [None] * len(plans)
         self.seeds = [OneSeed(*of) for of in zip(plans, adapters, writers, strict=True)]
         self.probes = Probes(plan.probe, self.agent) if plan.probe else None
@@ -120,6 +121,11 @@ class Session:
         self.fresh = True
         self._stop = False
         self._played: list[list[Episode]] = []  # the evaluation episodes of all seeds
+
+    @property
+    def adapters(self) -> list[EnvAdapter]:
+        """All environments of the run: those of each seed, and those of evaluations."""
+        return [one.adapter for one in self.seeds] + ([self.eval_adapter] if self.eval_adapter else [])
 
     @property
     def env_steps(self) -> int:
@@ -237,9 +243,7 @@ class Session:
 
     def _save_if_environment_exits(self) -> None:
         """Save if an environment raised SystemExit or KeyboardInterrupt; a second Ctrl-C ends without."""
-        adapters = [one.adapter for one in self.seeds]
-        adapters += [] if self.eval_adapter is None else [self.eval_adapter]
-        if not self._stop and any(adapter.interrupted for adapter in adapters):
+        if not self._stop and any(adapter.interrupted for adapter in self.adapters):
             self._save_all(False)
 
     def _boundary(self, last: bool) -> Iterator[tuple[int, ev.RunEvent]]:

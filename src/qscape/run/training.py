@@ -254,6 +254,9 @@ def resume_together(
         adapter, eval_adapter = _open(stack, plans[0], agent)
         adapters = [adapter, *(_open_further(stack, plan, agent) for plan in plans[1:])]
         savers = [partial(folders.save, place) for place in places]
+        for made_for, path in zip(adapters, newest, strict=True):
+            if path is not None:
+                folders.fit(made_for, path)  # before a dataset is read in the order of its keys
         session = make_shared_session(plans, agent, adapters, eval_adapter, savers)
         if any(newest):
             notes += folders.load_into(session, *filter(None, newest), empty_replay=empty_replay)
