@@ -231,7 +231,8 @@ class Model:
             steps: environment steps over all sub-environments. The first call decides what follows from the
                 length of a run: a shortened warm-up or rollout, the decay of ε and the schedule of learning
                 rates (see `run.plan.prepare`). `base.anneal` of on-policy agents reaches 0 at the end of
-                each call.
+                each call. A warning in the first call names these settings; with all of them set, twenty
+                calls of 300 steps are one of 6,000.
             callback: one or several functions of (model, event). If one returns False, learning ends after
                 the current step.
             progress: print evaluations, and notes on the settings. Without it, a setting that does nothing is
@@ -253,6 +254,8 @@ class Model:
             plan, agent, notes = prepare(self._plan(steps))
             self.trainer = None  # frees its replay before the new one is allocated
             self.trainer = make_session(plan, agent, self.adapter, self.eval_adapter)
+            if why := self._describe_first_call(steps, agent):
+                warnings.warn(why, stacklevel=3)
             if progress:
                 print("\n".join(notes))
             for note in [] if progress else moot_notes(agent.moot_fields(), plan.typed or {}):
@@ -314,6 +317,36 @@ class Model:
         """Return the best policy so far; an untrained one if `learn` was not called."""
         trainer = self.trainer or self._untrained()
         return Policy(self.adapter, trainer.learner.programs, trainer.best, trainer.env_steps)
+
+    def _describe_first_call(self, steps: int, agent: Any) -> str:
+        """Return a sentence on the settings that the first `learn(steps)` decides for good; "" if none.
+
+        `agent`: the agent that was prepared for these steps.
+        """
+        long, own = prepare(self._plan(FOREVER)).agent.base, build(self.recipe, self.settings).base
+        now, advice = [], []
+        for field in dataclasses.fields(agent.base):
+            here, there, given = (getattr(base, field.name) for base in (agent.base, long, own))
+            if here == there:
+                continue
+            if field.name in own.scale_to_run(steps):
+                now.append(f"base.{field.name} = {here:,.0f}")
+                share = (
+                    "all steps, times base.updates_per_step" if given is None else f"{given:g} of all steps"
+                )
+                advice.append(f"base.{field.name} = {share}")
+            else:
+                now.append(f"base.{field.name} = {here:,} instead of {there:,}")
+                advice.append(f"base.{field.name} = {there:,}")
+        if getattr(agent, "follows_progress", False):
+            now.append("what anneals ends with each call")
+            advice.append("nothing that anneals")
+        if not now:
+            return ""
+        return (
+            f"learn({steps}) decides for all later calls too: {'; '.join(now)}. To learn in several calls as "
+            f"in one, set these yourself: {'; '.join(advice)}."
+        )
 
     def _describe_args(self) -> dict[str, Any]:
         """Return the arguments of an environment's function as run.json describes them.
@@ -451,6 +484,7 @@ def load(
             None, `env` is not in JAX and the run's had to be, or its spaces are others.
         RunError: there is no readable save, or it does not fit `env`.
     """
+    set_up_jax()
     if isinstance(path, str) and path.startswith(HUB):
         from qscape.export.hub import download_run
 

@@ -8,9 +8,11 @@ import enum
 import fractions
 import json
 import pathlib
+import re
 import shutil
 import types
 import uuid
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -30,10 +32,10 @@ from qscape.inspect.trained_agent import load_trained_agent
 from qscape.jobs.worker import Job
 from qscape.report import environment_label
 from qscape.report.records import read_records
-from qscape.report.runs import note_missing
+from qscape.report.runs import find_runs, name_runs, note_missing
 from qscape.run import record
 from qscape.run.folder import read_plan, read_record
-from qscape.run.plan import Plan
+from qscape.run.plan import Plan, prepare
 from qscape.run.policy import evaluate_run, load_policy
 from qscape.run.record import record_dataset
 from qscape.sealed import read_json, seal, unseal
@@ -605,3 +607,99 @@ def test_statistics_of_a_snapshot_are_checked_like_arrays(name, value):
     arrays = shot.arrays | ({"forged": value} if isinstance(value, np.ndarray) else {})
     with pytest.raises(ValueError, match=name if name != "ret" else "ret|return"):
         snapshot.restore(make(Keyed), snapshot.Snapshot(arrays, shot.meta | {"layers": layers}))
+
+
+# --- B4: learning in pieces -----------------------------------------------------------------------
+
+
+def learn_in_pieces(recipe, pieces, steps, **settings):
+    """Learn `pieces` times; return the model, and the warnings of each call."""
+    model, told = qs.Model(recipe, "tiny:Clock-v0", eval_every=0, **settings), []
+    for _ in range(pieces):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            model.learn(steps)
+        told.append([str(w.message) for w in seen if "decides for all later calls" in str(w.message)])
+    return model, told
+
+
+def test_first_call_names_what_it_cuts_and_how_to_set_it():
+    _, told = learn_in_pieces("td3", 2, 30, **SMALL)
+    assert [len(of) for of in told] == [1, 0]
+    assert "base.warmup = 6 instead of 25,000" in told[0][0]
+    assert told[0][0].endswith("set these yourself: base.warmup = 25,000.")
+
+
+def test_settings_that_are_given_make_pieces_equal_to_the_whole(tmp_path):
+    small = tiny.settings("td3", warmup=20)
+    pieces, told = learn_in_pieces("td3", 4, 30, **small)
+    whole, _ = learn_in_pieces("td3", 1, 120, **small)
+    assert told == [[]] * 4
+    one, other = pieces.save(tmp_path / "a"), whole.save(tmp_path / "b")
+    assert tiny.arrays(one) == tiny.arrays(other)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base", "said"),
+    [
+        ("ppo", {}, "base.rollout = 12 instead of 2,048"),
+        ("ppo", {"rollout": 20, "batch_size": 20, "anneal": True}, "what anneals ends with each call"),
+        ("ppo", {"rollout": 20, "batch_size": 20}, None),
+        ("td3", {"warmup": 20, "schedule": "linear"}, "base.schedule_updates = 60.* all steps, times"),
+        ("dqn", {"warmup": 20}, r"base.epsilon_decay = \d+; To learn|base.epsilon_decay = .* of all steps"),
+    ],
+)
+def test_every_setting_that_follows_from_the_length_is_named(recipe, base, said):
+    env = "CartPole-v1" if recipe == "dqn" else "tiny:Clock-v0"
+    model = qs.Model(recipe, env, eval_every=0, base=base)
+    found = model._describe_first_call(60, prepare(model._plan(60)).agent)
+    assert re.search(said, found) if said else found == ""
+
+
+# --- B6: runs below a folder high up --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Three runs: runs/one/0, runs/one/1 and runs/two/0."""
+    root = tmp_path_factory.mktemp("tree") / "runs"
+    first = qs.Model("td3", "strangers.given:Keyed-v0", eval_every=0, **SMALL).save(root / "one" / "0")
+    for name in ("one/1", "two/0"):
+        shutil.copytree(first, root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [
+        (["{}"], []),
+        (["{}/one"], ["one/0", "one/1"]),
+        (["{}/one/1"], ["one/1"]),
+        (["{}/one/1", "{}"], ["one/1"]),
+        (["{}/two", "{}/one/0"], ["one/0", "two/0"]),
+        (["{}/*"], ["one/0", "one/1", "two/0"]),
+        (["{}/**"], ["one/0", "one/1", "two/0"]),
+        (["{}/two/0/run.json"], ["two/0"]),
+        (["{}/.."], []),
+    ],
+)
+def test_runs_are_named_by_folder_group_or_pattern(paths, named, tree):
+    given = [path.format(tree) for path in paths]
+    found = find_runs(given)
+    those, said = name_runs(given, found)
+    assert sorted(str(path.resolve().relative_to(tree.resolve())) for path in those) == named
+    left = len(found) - len(named)
+    assert (f"{left} run{'s' * (left > 1)} found below" in said) is (left > 0)
+
+
+@pytest.mark.parametrize("paths", [["{}"], ["{}/one/1", "{}"]])
+def test_smoothness_writes_into_named_runs_alone(paths, tree, tmp_path, capsys):
+    root = Path(shutil.copytree(tree, tmp_path / "runs"))
+    file = root / "one" / "0" / "run.json"
+    file.write_bytes(seal(unseal(file.read_bytes()) | {"seed": 5}))  # else the three would be one run
+    shutil.rmtree(root / "two")
+    argv = [path.format(root) for path in paths]
+    assert main(["smoothness", *argv, "--episodes", "1", "--reps", "10"]) == 0
+    assert "found below" in capsys.readouterr().out
+    written = [path.parent.parent.name for path in root.rglob("smoothness.json")]
+    assert written == (["1"] if len(paths) > 1 else [])

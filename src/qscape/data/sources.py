@@ -269,7 +269,7 @@ def refuse_images(space: gym.Space, name: str) -> None:
 
 def _have_equal_bounds(one: spaces.Box, other: spaces.Box) -> bool:
     """Are the bounds of two Boxes of one shape equal, but for rounding?"""
-    return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
+    return all(np.allclose(*of, rtol=1e-5, atol=0) for of in ((one.low, other.low), (one.high, other.high)))
 
 
 def _shapes(space: gym.Space) -> Any:
@@ -356,6 +356,18 @@ def _endless(rows: Mapping[str, np.ndarray], file: Path) -> list[str]:
     ]
 
 
+def _rounding_of(rows: np.ndarray) -> np.ndarray:
+    """How far numbers of a file `[N, S]` may lie from themselves when they were rounded on the way to it.
+
+    At most 1e-6 and a share of 1e-5. That would be more than whole steps of entries with a small scale, or a
+    small spread around a large mean; there it is a share of 1e-4 of the spread, or what float32 rounds.
+    """
+    size = np.abs(rows)
+    spread = 1e-4 * np.ptp(rows, axis=0) if len(rows) else 0.0
+    rounded = np.finfo(np.float32).eps * size
+    return np.minimum(1e-6 + 1e-5 * size, np.maximum(spread, rounded))
+
+
 def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Iterator[np.ndarray]:
     """The columns of a `Dataset`, in the order of its fields."""
     n = len(rows["rewards"])
@@ -365,7 +377,8 @@ def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Itera
     keep = np.ones(n, bool)
     if "next_observations" in rows:
         following = rows["next_observations"]
-        continues = np.isclose(following[:-1], rows["observations"][1:], rtol=1e-5, atol=1e-6).all(1)
+        begins = rows["observations"][1:]
+        continues = (np.abs(following[:-1] - begins) <= _rounding_of(begins)).all(1)
         truncated[:-1] |= ~continues & ~terminated[:-1]
     else:
         following = np.concatenate([rows["observations"][1:], rows["observations"][-1:]])

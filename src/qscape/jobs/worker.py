@@ -95,7 +95,7 @@ def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]
     Raises:
         RunError: the environment called `sys.exit`, or the run failed otherwise.
     """
-    with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
+    with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
         if job.kind == "train":
             assert job.plan is not None
             yield from train(
@@ -130,7 +130,7 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
     """
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
+    with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
         yield from train_together(
             plans,
             places,

@@ -112,6 +112,31 @@ def find_runs(runs: Paths) -> list[Path]:
     return list(folders.values())
 
 
+def name_runs(runs: Paths, folders: Iterable[Path]) -> tuple[set[Path], str]:
+    """Tell the runs that a user named from those that lie somewhere below a folder that was named.
+
+    A run is named by its folder, by that of its group of seeds, or by a pattern that matches one of them.
+
+    Args:
+        runs: the paths that the user gave.
+        folders: what `find_runs` found at them.
+
+    Returns:
+        The folders that were named, and a sentence on the others; "" if there are none.
+    """
+    matched = (root for path in _list_paths(runs) for root in _match(path))
+    roots = {(root.parent if root.is_file() else root).resolve() for root in matched}
+    named = {folder for folder in folders if {folder.resolve(), folder.resolve().parent} & roots}
+    below = [folder for folder in folders if folder not in named]
+    if not below:
+        return named, ""
+    where = ", ".join(str(path) for path in _list_paths(runs))
+    return named, (
+        f"{len(below)} run{'s' if len(below) > 1 else ''} found below {where}: nothing is written into a run "
+        f"that was not named; to keep the findings there, name it or its group, e.g. {below[0].parent}."
+    )
+
+
 def _list_paths(runs: Paths) -> list[str | Path]:
     return [runs] if isinstance(runs, str | Path) else [*runs]
 

@@ -299,12 +299,17 @@ def _finish_replacing(folder: Path) -> None:
 
 
 def origin() -> dict[str, Any]:
-    """Describe where the numbers of a run come from: versions, source, machine, threads, command and date."""
+    """Describe where the numbers of a run come from: versions, source, machine, threads, command and date.
+
+    Switches of JAX that change what is drawn are properties of the machine, unless they are as usual.
+    """
     versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in EXTRAS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
+    usual = {"jax_threefry_partitionable": True, "jax_default_prng_impl": "threefry2x32"}
+    switches = {name: getattr(jax.config, name, value) for name, value in usual.items()}
     return {
         "versions": versions,
         "source": _source(),
@@ -313,6 +318,7 @@ def origin() -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "device": jax.devices()[0].device_kind,
+            **{name: value for name, value in switches.items() if value != usual[name]},
         },
         "threads": os.environ.get("NPROC"),
         "command": command(),
@@ -675,7 +681,7 @@ def resumable_save(folder: Path) -> Path | None:
 
 
 def choose_save(
-    folder: Path, step: int | None = None, empty_replay: bool = False
+    folder: Path, step: int | None = None, empty_replay: bool = False, steps: int | None = None
 ) -> tuple[Path | None, list[str]]:
     """Choose the save from which a run goes on: the newest one that is whole and has a replay.
 
@@ -685,6 +691,7 @@ def choose_save(
         folder: the run folder.
         step: take the save of this step instead of the newest; None: the newest.
         empty_replay: also take a save without a replay.
+        steps: the new total of steps that was asked for, which a command in an error repeats; None: none was.
 
     Returns:
         The save, or None if the run has not saved yet. A sentence for each newer save that was passed over.
@@ -695,10 +702,10 @@ def choose_save(
     """
     found, notes = _newest_first(folder), []
     if step is not None:
-        steps = [str(int(path.name)) for path in reversed(found)]
+        there = [str(int(path.name)) for path in reversed(found)]
         found = [path for path in found if int(path.name) == step]
         if not found:
-            raise UsageError(f"{folder} has no save of step {step}; it has {', '.join(steps) or 'none'}.")
+            raise UsageError(f"{folder} has no save of step {step}; it has {', '.join(there) or 'none'}.")
     for path in found:
         try:
             if not empty_replay and "replay" not in _tree_names(path):
@@ -714,8 +721,9 @@ def choose_save(
         return None, []
     why = notes[0] if notes else ""
     if not empty_replay and any(map(_has_networks, found)):
-        flags = "--empty-replay" if step is None else f"--save {step} --empty-replay"
-        remedy = f"To go on with the networks alone: qscape resume {shlex.quote(str(folder))} {flags}."
+        flags = "".join(f" --{name} {n}" for name, n in (("steps", steps), ("save", step)) if n is not None)
+        command = f"qscape resume {shlex.quote(str(folder))}{flags} --empty-replay{trusted.flag()}"
+        remedy = f"To go on with the networks alone: {command}."
         raise RunError(f"{why} Nothing was changed. {remedy}")
     raise _lost(folder, why)
 

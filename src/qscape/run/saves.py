@@ -310,7 +310,8 @@ def _first_difference(saved: Mapping[str, _Json], wanted: Mapping[str, Any]) -> 
     """Describe the first leaf that differs between a save and a template; None if no leaf differs."""
 
     def show(shape: Any, dtype: str) -> str:
-        return f"{dtype}[{','.join(map(str, shape))}]"
+        kind = "key" if dtype.startswith("key<") else dtype  # keys stay of the generator that made them
+        return f"{kind}[{','.join(map(str, shape))}]"
 
     for name, template in wanted.items():
         if name not in saved:

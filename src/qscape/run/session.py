@@ -76,6 +76,7 @@ class Session:
         finished: whether these steps and their updates were made.
         seconds: seconds of training so far, with those in earlier processes.
         fresh: whether the environments were never reset: a model may be saved before it learns.
+        over: whether the last call of `events` has made its steps, or has saved after a request to stop.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Session:
         self.finished = False
         self.seconds = 0.0
         self.fresh = True
+        self.over = False
         self._stop = False
         self._played: list[list[Episode]] = []  # the evaluation episodes of all seeds
 
@@ -173,7 +175,7 @@ class Session:
 
     def seed_events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
         """Train like `events`; yield events with the index of their seed, one of all once for each."""
-        self.finished, self.until = False, until
+        self.finished, self.over, self.until = False, False, until
         told = time.perf_counter()
         begun = told - self.seconds
         for one in self.seeds:
@@ -181,11 +183,12 @@ class Session:
         if self.fresh:
             self.engine.start()
             self.fresh = False
-        notes = self._moot_notes() + self.engine.notes(self.saves)
+        moot = self._moot_notes()
+        notes = moot + self.engine.notes(self.saves)
         for k, one in enumerate(self.seeds):
             plan = one.plan
             started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
-            yield k, ev.Started(*started)
+            yield k, ev.Started(*started, moot)
         self.engine.allocate()
         limit = Limit(0, until, lambda: self._stop)
         try:
@@ -215,8 +218,10 @@ class Session:
         if self.saves:
             self._refuse_divergence()
             paths = self._save_all(self.finished)
+            self.over = True
             for k, path in enumerate(paths):
                 yield k, ev.Saved(self.env_steps, path)
+        self.over = True
         yield from self._each(ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished))
         self._stop = False  # reset here, since `stop` may be called before `events`
 
