@@ -139,12 +139,18 @@ def test_second_interrupt_ends_at_once_before_the_save_and_does_nothing_after_it
         else:
             assert signal.getsignal(signal.SIGINT) is before
         signal.signal(signal.SIGINT, before)
-        with pytest.raises(KeyboardInterrupt), StopOnSignal(signal.SIGINT, last=last) as asked:
-            asked.attach(Training())
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_twice(last)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interrupt_twice(last):
+    """Interrupt a run that has not saved."""
+    with StopOnSignal(signal.SIGINT, last=last) as asked:
+        asked.attach(Training())
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_run_is_over_once_it_has_saved(tmp_path):
