@@ -63,6 +63,12 @@ def between(values: Iterable[float]) -> str:
     return low_text if low_text == high_text else f"{low_text} to {high_text}"
 
 
+def newest(above: str, below: str) -> dict[str, Any] | None:
+    """Return the newest long run with both contenders, or else the newest quick one; None: there is none."""
+    runs = [run for run in read_speeds() if {above, below} <= run["contenders"].keys()]
+    return max(runs, key=lambda run: ("quick" not in run["mode"], run["machine"]["started"]), default=None)
+
+
 def pairs(above: str, below: str) -> tuple[list[tuple[float, float]], list[float]]:
     """Return the medians of two contenders in every run that has both, and their ratios in single rounds."""
     medians, rounds = [], []
@@ -76,27 +82,30 @@ def pairs(above: str, below: str) -> tuple[list[tuple[float, float]], list[float
 
 
 def block_speed() -> str:
-    """Steps per second over all recorded runs, beside each library."""
+    """Steps per second in the newest long run, beside each library, and the ratio in all recorded runs."""
     rows = []
     for agent, named in AGENTS.items():
         for library, title in LIBRARIES.items():
-            medians, rounds = pairs(f"qscape-{agent}", f"{library}-{agent}")
-            if medians:
-                ours, theirs = zip(*medians, strict=True)
-                ratios = between(a / b for a, b in medians)
-                rows.append(
-                    [named, title, between(ours), between(theirs), ratios, between(rounds), str(len(medians))]
-                )
-    names = [
-        "agent",
-        "beside",
-        "steps/s of qscape",
-        "of the other",
-        "ratio",
-        "ratio in single rounds",
-        "runs",
-    ]
-    return table(names, rows)
+            above, below = f"qscape-{agent}", f"{library}-{agent}"
+            if (run := newest(above, below)) is None:
+                continue
+            ours, theirs = (run["contenders"][name] for name in (above, below))
+            rates = [[turn["steps_per_second"] for turn in one["turns"]] for one in (ours, theirs)]
+            medians, _ = pairs(above, below)
+            rows.append(
+                [
+                    named,
+                    title,
+                    f"{ours['median']:,.0f}",
+                    f"{theirs['median']:,.0f}",
+                    f"{ours['median'] / theirs['median']:.2f}",
+                    between(a / b for a, b in zip(*rates, strict=True)),
+                    f"{machine_of(run['machine'])}, {run['machine']['started'][:10]}",
+                    f"{between(a / b for a, b in medians)} ({len(medians)})",
+                ]
+            )
+    names = ["agent", "beside", "steps/s of qscape", "of the other", "ratio", "in single rounds"]
+    return table([*names, "machine and date", "ratio in all recorded runs (their number)"], rows)
 
 
 def block_speed_runs() -> str:

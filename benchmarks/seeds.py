@@ -33,11 +33,12 @@ from updates import CONTENDERS, SPEC, filled
 
 from qscape.agents import build
 from qscape.offpolicy.state import SEED_AXES
-from qscape.run import trainer
 from qscape.run.adapters import open_adapter
+from qscape.run.engines import replay
 from qscape.run.plan import Plan, prepare
-from qscape.run.programs import EMPTY
-from qscape.run.seeds import SeedPrograms, Seeds
+from qscape.run.programs import EMPTY, Programs
+from qscape.run.seeds import Seeds
+from qscape.run.training import make_shared_session
 
 AGENTS = ("td3", "sac", "td7", "td3+pave", "sac+savgo, K 32")
 SMALL = ("td3", "sac", "td7", "td3+pave", "sac+savgo, K 8")
@@ -67,7 +68,11 @@ class Contender:
     def __init__(self, name: str, seeds: int, precision: str, seconds: float) -> None:
         agent: Any = build(*CONTENDERS[name]).on(SPEC)
         layout = agent.layout()
-        self.programs, self.seeds, self.precision = SeedPrograms(agent, layout), seeds, precision
+        self.programs, self.seeds, self.precision = (
+            Programs(agent, layout, Seeds(range(seeds))),
+            seeds,
+            precision,
+        )
         self.key = jax.random.split(jax.random.key(0), seeds)
         state = jax.jit(jax.vmap(agent.init, out_axes=SEED_AXES))(self.key)
         storage, replay_state = jax.tree.map(
@@ -115,19 +120,17 @@ class HostRun:
             for k in range(seeds)
         ]
         agent, adapters = plans[0][1], [open_adapter(*one[:2]) for one in plans]
-        if seeds == 1:
-            self.run: Any = trainer.make_session(plans[0][0], agent, adapters[0])
-        else:
-            self.run = Seeds([plan for plan, *_ in plans], agent, adapters)
+        self.run: Any = make_shared_session([plan for plan, *_ in plans], agent, adapters)
         self.drives, self.seeds, self.steps = drives, seeds, steps
         self.bursts = agent.schedule.learns_between_episodes
         self.times: list[float] = []
-        self.step, self.run.adapter.step = self.run.adapter.step, self.timed
+        adapter = self.run.engine.adapter
+        self.step, adapter.step = adapter.step, self.timed
         self.train(3000 if self.bursts else 600)  # 250 updates are made before one program takes over
-        assert (self.run.driver is not None) == drives
+        assert (self.run.engine.driver is not None) == drives
 
     def train(self, until: int) -> None:
-        trainer.LONG = 0 if self.drives else 10**12
+        replay.LONG = 0 if self.drives else 10**12
         for _ in self.run.events(until):
             pass
 

@@ -27,7 +27,8 @@ class Mutant(NamedTuple):
         file: the file below src/qscape.
         old: text that occurs once in the file.
         new: the text that replaces it.
-        tests: the tests that run: files of tests/ without "test_" and ".py", or FILE::test[row].
+        tests: the tests that run: files of tests/ without "test_" and ".py", or FILE::test[row]. Those of
+            tests/contrib run whole, as `make test` leaves them out.
     """
 
     file: str
@@ -77,8 +78,13 @@ MUTANTS = [
         "replay",
     ),
     Mutant("replay/uniform.py", 'side="right"', 'side="left"', "replay"),
-    Mutant("offpolicy/update.py", '"next": raw[size:]', '"next": raw[:size]', "networks"),
-    Mutant("methods/asap.py", "(moved, statistics)", "(moved, split_statistics(state.extra)[1])", "networks"),
+    Mutant("offpolicy/update.py", '"next": raw[size:]', '"next": raw[:size]', "contrib/networks"),
+    Mutant(
+        "methods/asap.py",
+        "(moved, statistics)",
+        "(moved, split_statistics(state.extra)[1])",
+        "contrib/networks",
+    ),
     Mutant(
         "methods/sale.py",
         "lambda old: (new, old[0]), (fixed, fixed_target)",
@@ -193,9 +199,11 @@ def judge(mutant: Mutant, copy: Path, select: str) -> str:
     source.write_text(text.replace(mutant.old, mutant.new))
     try:
         files = [
-            f"tests/test_{file}.py{at}{row}"
-            for file, at, row in (t.partition("::") for t in mutant.tests.split())
+            f"tests/{folder}{slash}test_{file}.py{at}{row}"
+            for place, at, row in (t.partition("::") for t in mutant.tests.split())
+            for folder, slash, file in [place.rpartition("/")]
         ]
+        select = "" if mutant.tests.startswith("contrib/") else select
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-m", select, *files]
         path = os.pathsep.join([str(copy / "src"), str(copy)])
         done = subprocess.run(

@@ -17,6 +17,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from jaxtyping import install_import_hook  # noqa: E402
 
 with install_import_hook("qscape", "beartype.beartype"):
+    import contrib.test_contract
     import jax
     import rollouts
     import test_contract
@@ -74,7 +75,7 @@ def main() -> None:
     """Trace all recipes of the contract tests and some on-policy agents; print the errors as JSON."""
     traces = {
         f"{kind} {name}": partial(trace, agent)
-        for name, row in test_contract.TABLE.items()
+        for name, row in (test_contract.TABLE | contrib.test_contract.TABLE).items()
         for agent in [test_contract.make(*row)]
         for kind, trace in (("update", trace_update), ("act", trace_acting))
     }

@@ -11,7 +11,7 @@ from jaxlib.version import __version_info__
 
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.methods.sale import Statistics
+from qscape.methods.sale import EncoderStatistics
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.replay.storage import ReplayState, Rows
@@ -19,6 +19,9 @@ from qscape.types import Spec
 from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
+# Off-policy parts of the core, and those of `qscape.contrib`.
+CORE_PARTS = [name for name, cls in agents.PARTS.items() if not cls.__module__.startswith("qscape.contrib.")]
+CONTRIB_PARTS = [name for name in agents.PARTS if name not in CORE_PARTS]
 
 
 def fusion_emitters(used: bool) -> dict[str, bool]:
@@ -75,11 +78,12 @@ def build(recipe: str, size: int = 32, parts: Mapping[str, Any] | None = None, *
 
 
 def make_spec(agent: Agent, **more: Any) -> Spec:
-    """Make the task of a small agent: vectors [A], for `dpo` rows of a table, or an index."""
+    """Make the task of a small agent: vectors [A], rows of a table if it has to be, or an index."""
     if agent.index_actions:
         return Spec(S, 1, choices=A, **more)
     grid = np.stack(np.meshgrid([-1, 1], [-1, 0, 1], [-1, 1], indexing="ij"), -1).reshape(-1, A)
-    return Spec(S, A, np.float32(grid) if "dpo" in agent.parts else None, **more)
+    boxed = Spec(S, A, **more)
+    return boxed if agent.selector.fits(boxed, agent.base) is None else Spec(S, A, np.float32(grid), **more)
 
 
 def fits(recipe: str) -> bool:
@@ -165,12 +169,12 @@ def randomised(tree: Any, draw: Callable, rng: np.random.Generator) -> Any:
     The statistics of batch normalisation are replaced by those of a random sample, so that they are valid.
     """
 
-    def sample(seen: Statistics) -> Statistics:
+    def sample(seen: EncoderStatistics) -> EncoderStatistics:
         drawn = [(rng.normal(1, 2, (20, *mean.shape)), spread.ndim) for mean, spread in seen]
         found = [(x.mean(0), np.cov(x.T, ddof=0) if axes == 2 else x.var(0)) for x, axes in drawn]
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Statistics(*found))
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), EncoderStatistics(*found))
 
     def is_seen(x: Any) -> bool:
-        return isinstance(x, Statistics)
+        return isinstance(x, EncoderStatistics)
 
     return jax.tree.map(lambda x: sample(x) if is_seen(x) else draw(x), tree, is_leaf=is_seen)

@@ -374,7 +374,7 @@ def test_a_broken_run_of_a_group_stops_no_other(refused, done, tmp_path):
         (["td3+lap", "--lap.no-prioritised", "--lap.alpha", 0.6], "--lap.alpha does nothing without prior"),
         (
             ["trpo", "--base.value-coefficient", 0.3],
-            "--base.value-coefficient does nothing in a trust region",
+            "--base.value-coefficient does nothing with trust_region",
         ),
         (
             ["reinforce", "--base.critic-hidden", 8],

@@ -103,7 +103,7 @@ def test_checkpoints_decide_as_in_the_host_loop():
     plan, agent, _ = prepare(short)
     program, _ = trained(plan)
     beside = Beside(Line(), plan.envs, jax.random.key(plan.seed))
-    host = make_session(dataclasses.replace(plan, loop="host"), agent, beside)
+    host = training.make_session(dataclasses.replace(plan, loop="host"), agent, beside)
     list(host.events(plan.steps))
     assert (host.env_steps, host.updates) == (program.env_steps, program.updates)
     assert host.updates > 20
@@ -171,13 +171,14 @@ def test_seeds_in_one_program_equal_single_runs(name, tmp_path):
     told = list(training.train_together(plans, places, on_trainer=found.append))
     assert {k for k, _ in told} == {0, 1}
     other = None
+    (session,) = found
     for k, seed in enumerate(plans):
         single, events = trained(seed)
-        run = found[0].run(k)
-        assert (run.env_steps, run.updates) == (single.env_steps, single.updates)
+        assert (session.env_steps, session.updates) == (single.env_steps, single.updates)
         close = partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
         for field in ("actor", "critics") if name == "replay" else ("networks",):
-            jax.tree.map(close, getattr(single.state, field), getattr(run.state, field))
+            own, shared = (getattr(run.learner.state, field) for run in (single, session))
+            jax.tree.map(close, own, jax.tree.map(lambda leaf, k=k: leaf[k], shared))
         ended = [e for e in events if isinstance(e, ev.EpisodeDone)]
         mine = [e for n, e in told if n == k and isinstance(e, ev.EpisodeDone)]
         assert [e[:3] for e in ended] == [e[:3] for e in mine]

@@ -9,10 +9,10 @@ from tiny import Clock, settings
 
 from qscape import agents
 from qscape.cli import main
+from qscape.contrib.c51 import C51
+from qscape.contrib.hl_gauss import HLGauss
 from qscape.envs import make
 from qscape.errors import UsageError
-from qscape.methods.c51 import C51
-from qscape.methods.hl_gauss import HLGauss
 from qscape.methods.quantile import Quantile
 from qscape.methods.value_clip import Bounds, ValueClip
 from qscape.offpolicy.base import Base

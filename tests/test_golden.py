@@ -78,7 +78,8 @@ def assert_same_rows(found: list[str], wanted: list[str], name: str) -> None:
 
 
 def assert_same_leaves(found: list[str], wanted: list[str]) -> None:
-    """The arrays of a file, whatever their names are."""
+    """The arrays of a file, whatever their names are. Saves no longer keep rewards that nothing reads."""
+    wanted = [line for line in wanted if not line.endswith("SyncVectorEnv._rewards")]
     now, then = (Counter(line.rpartition(" ")[0] for line in lines) for lines in (found, wanted))
     lost = [line for line in wanted if line.rpartition(" ")[0] in then - now]
     new = [line for line in found if line.rpartition(" ")[0] in now - then]

@@ -572,7 +572,7 @@ def test_an_exported_policy_takes_the_mask_as_a_second_input(search, monkeypatch
     adapter = make_adapter("Forbidden-v0")
     how = {"nearest": "clustered"} if search == "clustered" else {}
     agent, acting = trained(adapter.spec, **how)  # whose table is scaled to [-1, 1]
-    made = policy.Source(
+    made = policy.PolicySource(
         Path("run"),
         {},
         LoadedPolicy(make_programs(agent), acting, adapter, 0, "current"),

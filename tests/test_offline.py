@@ -30,7 +30,8 @@ from qscape.ops import sum_tree
 from qscape.ops.nearest import ActionTable
 from qscape.replay.storage import rows_at
 from qscape.run import folder as folders
-from qscape.run import offline, saves
+from qscape.run import saves
+from qscape.run.engines import dataset as offline
 from qscape.run.engines.base import Saved
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare, to_json

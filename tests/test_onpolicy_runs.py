@@ -54,7 +54,7 @@ def test_a_run_says_which_settings_do_nothing():
     made, agent, notes = prepare(plan("trpo", settings=given))
     said = [note for note in notes if "does nothing" in note]
     assert said == [
-        "base.value_coefficient does nothing in a trust region, where the critic's loss stands alone"
+        "base.value_coefficient does nothing with trust_region, whose critic has a loss of its own"
     ]
     adapter = make("CartPole-v1", index_actions=True)
     with contextlib.closing(adapter):

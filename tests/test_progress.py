@@ -16,7 +16,7 @@ from qscape.envs import make
 from qscape.jobs.trials import Search, Trial
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
-from qscape.run import loop
+from qscape.run import session
 from qscape.run.plan import Plan
 from qscape.run.training import make_session
 from qscape.tracking import track
@@ -88,7 +88,7 @@ def test_quiet_training_prints_its_last_line(tmp_path, capsys):
 
 
 def test_a_run_tells_its_progress(monkeypatch):
-    monkeypatch.setattr(loop, "SECOND", 0.0)
+    monkeypatch.setattr(session, "SECOND", 0.0)
     plan = Plan("td3", "Clock", 40, settings=tiny.settings("td3", warmup=20))
     told = [*make_session(plan, agents.build("td3", plan.settings), make(tiny.Clock)).events(40)]
     told = [event for event in told if isinstance(event, ev.Progressed)]

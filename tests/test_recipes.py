@@ -1,10 +1,11 @@
 """The recipe grammar: what a recipe expands to, whose word wins, what is refused and with which words."""
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,17 +22,18 @@ from qscape.agents import (
     list_overrides,
     onpolicy,
     parse,
+    parts_of,
     settings_of,
 )
 from qscape.agents.other_names import DIFFERENCES, OTHER_NAMES
 from qscape.agents.settings import convert
-from qscape.cli.options import Run
+from qscape.cli.options import TrainOptions
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
 from qscape.onpolicy.sockets import ActionRefiner
 from qscape.run.plan import Plan, label, prepare
-from qscape.types import setting
+from qscape.types import Spec, setting
 
 PAIRS = [(base, part) for base in BASES for part in PARTS if fits(f"{base}+{part}")]
 
@@ -325,7 +327,7 @@ def test_an_override_that_changes_nothing_is_no_move():
     ("recipe", "sentence"),
     [
         ("td8", "There is no agent 'td8'; near to it: td7, td3."),
-        ("", "There is no agent ''; there are td3, sac, bc, iql, dqn, td7, td7_offline, eas_td3, rip,"),
+        ("", "There is no agent ''; there are td3, sac, bc, iql, dqn, td7, td7_offline, tqc, drqv2,"),
         ("lap", "There is no agent 'lap'; 'lap' is a part: write td3+lap."),
         ("td3+lab", "There is no part 'lab' (in 'td3+lab'); near to it: lap."),
         ("td3+", "A name of 'td3+' is empty: write one + before each part, as in td3+pave."),
@@ -457,7 +459,8 @@ def test_refused_settings(recipe, settings, sentence):
 def test_names_of_other_libraries_lead_to_fields_that_exist():
     recipes = ("td3", "sac", "dqn", "ppo", "a2c", "trpo", "tqc", "td3+c51")
     known = {f"{p}.{f}" for r in recipes for p, fields in settings_of(build(r)).items() for f in fields}
-    known |= {field.name for field in dataclasses.fields(Run)} | {"progress", "episodes"}  # and of methods
+    known |= {field.name for field in dataclasses.fields(TrainOptions)}
+    known |= {"progress", "episodes"}  # of methods
     assert {field for fields in OTHER_NAMES.values() for field in fields} <= known
     assert all(field in OTHER_NAMES[name] for name, field in DIFFERENCES)
 
@@ -481,6 +484,96 @@ def test_a_part_under_another_name_is_accepted_and_refused_like_the_original(par
             assert outcome(f"{base}+{part}2{rest}") == outcome(f"{base}+{part}{rest}"), (
                 f"{base}+{part}2{rest}"
             )
+
+
+# --- fields that do nothing -------------------------------------------------------------------------------
+
+
+def all_conditions():
+    """Every claim of every declared condition, with the part or base it is declared at, and its agent."""
+    for base in (*BASES, *onpolicy.BASES):
+        for recipe in (base, *(f"{base}+{part}" for part in parts_of(base))):
+            if not fits(recipe):
+                continue
+            agent = build(recipe)
+            for part in (agent.base, *agent.parts.values()):
+                declared = [part.only_if] if hasattr(part, "only_if") else []
+                declared += [field.metadata.get("only_if", {}) for field in dataclasses.fields(part)]
+                for condition in itertools.chain(*declared):
+                    yield from ((claim, part, agent) for claim in condition.split(" or "))
+
+
+def test_conditions_of_fields_name_what_exists():
+    """A slip of the pen would be None for ever; of all names, one is not of every part of its socket."""
+    options, lacking = {}, set()
+    for claim, part, agent in all_conditions():
+        name, _, wanted = claim.partition("=")
+        path = name.removeprefix("not ").removesuffix("!").split(".")
+        owner = part if hasattr(part, path[0]) else agent
+        for attribute in path[:-1]:
+            owner = Spec(3, 1) if attribute == "spec" else getattr(owner, attribute)
+        if not hasattr(owner, path[-1]):
+            lacking.add(name)
+        elif wanted and wanted != "None":
+            options.setdefault((name, wanted), []).append(get_type_hints(type(owner))[path[-1]])
+    assert lacking == {"target_update.when"}
+    for (name, wanted), hints in options.items():
+        for hint in hints:
+            assert hint is int or wanted in map(str, get_args(hint)), f"{name} is never {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "moot"),
+    [
+        ("td3", {}, {"base.ou_rate": "without Ornstein-Uhlenbeck noise, base.exploration = ou"}),
+        (
+            "td3",
+            {"base": {"exploration": "ou"}},
+            {"base.ou_rate": None, "base.noise_max": "without noise"},
+        ),
+        ("td3", {"base": {"exploration_noise": 0.0}}, {"base.ou_rate": "without exploration noise, such as"}),
+        ("td3", {"base": {"critic_weight_decay": 0.1}}, {"base.decay": None}),
+        ("td3", {"base": {"epsilon_start": 0.5}}, {"base.epsilon_decay": None}),
+        ("td3", {}, {"base.log_std_min": "with a deterministic policy", "base.actor_hidden": None}),
+        ("td3+greedy_td3", {}, {"base.log_std_min": None}),
+        ("dqn", {}, {"base.policy_delay": "without an actor", "base.actor_hidden": "with argmax, which has"}),
+        (
+            "sac",
+            {"soft": {"temperature": 0.0}},
+            {"soft.adam_b1": "with an α that is fixed"},
+        ),
+        (
+            "sac+savgo",
+            {"savgo": {"temperature": 0.1}},
+            {"savgo.learning_rate": "with an α that is"},
+        ),
+        ("sac+crossq", {}, {"polyak.when": "without target networks, of which crossq keeps none"}),
+        ("td3+crossq", {"base": {"target_actor": True}}, {"polyak.when": None}),
+        ("td3+lap", {"lap": {"prioritised": False}}, {"lap.alpha": "without priorities"}),
+        (
+            "ppo+etf",
+            {"etf": {"bound": "l2"}},
+            {"etf.l2": None, "etf.feature_energy": "without a bound"},
+        ),
+        ("reinforce", {}, {"base.critic_hidden": "without a critic, and monte_carlo needs none"}),
+        ("reinforce+esa", {}, {"base.critic_hidden": None}),
+        ("ppo", {"base": {"shared_torso": True}}, {"base.critic_hidden": "with a critic that is one layer"}),
+    ],
+)
+def test_fields_that_do_nothing_are_declared_at_the_field(recipe, settings, moot):
+    found = build(recipe, settings).moot_fields()
+    for name, why in moot.items():
+        assert found.get(name, "").startswith(why) if why else name not in found, (name, found.get(name))
+
+
+def test_claims_on_a_task_hold_until_it_is_known():
+    agent = build("ppo")
+    assert "plain.images" not in agent.moot_fields()
+    assert agent.on(Spec(3, 1, choices=2)).moot_fields()["plain.images"] == "without images"
+    pictured = agent.on(Spec(36 * 36 * 3, 1, choices=2, frame=(36, 36, 3))).moot_fields()
+    assert pictured["base.actor_hidden"].startswith("with convolutions")
+    assert "base.nearest" in build("td3").on(Spec(3, 1)).moot_fields()
+    assert "base.nearest" not in build("td3").on(Spec(3, 2, table=np.eye(2, dtype=np.float32))).moot_fields()
 
 
 # --- settings in and out --------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
     write_run(tmp_path / "good/0")
     write_run(tmp_path / "bad/1", seed=1)
     harm(tmp_path / "bad/1")
-    frame, (sentence,) = read_runs(tmp_path)
+    frame, (sentence,), _ = read_runs(tmp_path)
     assert set(frame["seed"]) == {0}
     assert sentence.startswith(f"skipped {tmp_path / 'bad/1'}: ")
     assert why in sentence
@@ -183,7 +183,7 @@ def test_a_stray_file_hides_no_runs_below_it(tmp_path, stray):
     """As earlier versions let `compare --csv STUDY/evaluations.csv` write one."""
     write_run(tmp_path / "study/td3/0")
     (tmp_path / "study" / stray).write_text("env,label\n")
-    frame, notes = read_runs(tmp_path)
+    frame, notes, _ = read_runs(tmp_path)
     assert set(frame["run"]) == {str(tmp_path / "study/td3/0")}
     assert notes == [f"skipped {tmp_path / 'study'}: it has no run.json"]
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_paper_is_light(report, visit):
 
 
 def compared(root: Path, **given) -> tables.Comparison:
-    return tables.compare(read_runs(root)[0], reps=200, **given)
+    return tables.compare(read_runs(root).frame, reps=200, **given)
 
 
 def test_best_evaluations_stand_beside_final_ones(tmp_path):
@@ -319,8 +320,7 @@ def test_settings_that_differ(tmp_path):
         write_run(tmp_path / label, label=label, record={"settings": settings, **known})
         more = {**settings, "base": {**settings["base"], "warmup": 99}}
         write_run(tmp_path / f"{label}-2", label=label, env="Hopper-v5", record={"settings": more, **known})
-    found, _ = records.read_records(sorted(str(p) for p in tmp_path.iterdir()))
-    columns, rows = records.differing_settings(found)
+    columns, rows = records.differing_settings(sorted(read_runs(tmp_path).runs))
     assert columns == ["setting", "a", "b", "c"]
     # warm-ups differ between environments, not between agents; lap.alpha is equal where there is lap
     assert rows == [["parts", "–", "lap", "lap, periodic"], ["base.discount", "0.99", "0.98", "0.99"]]
@@ -334,7 +334,8 @@ def test_smoothness_is_measured_or_else_probed(tmp_path):
     write_run(tmp_path / "2", seed=2, found=earlier)
     write_run(tmp_path / "3", seed=3, kept={0: [1.0], 10: [5.0]}, found=own)
     made = compared(tmp_path)
-    points = collect_smoothness(made.rows, records.read_records(made.rows["run"].unique())[0])
+    found, _ = records.read_findings(sorted(read_runs(tmp_path).runs))
+    points = collect_smoothness(made.rows, found)
     assert points[["seed", "sm", "return"]].to_numpy().tolist() == [[0, 1.0, 20.0], [1, 8.0, 3.0]]
     assert main(["compare", str(tmp_path), "--html", str(tmp_path / "r.html"), "--reps", "9"]) == 0
     told = re.findall(
@@ -342,7 +343,7 @@ def test_smoothness_is_measured_or_else_probed(tmp_path):
     )
     assert told == ["2", "3"], "of another step, of another policy, and no probe"
     smoothed = compared(tmp_path, smooth=0.9)
-    again = collect_smoothness(smoothed.rows, records.read_records(made.rows["run"].unique())[0])
+    again = collect_smoothness(smoothed.rows, found)
     assert again.equals(points)
 
 
@@ -366,6 +367,31 @@ def test_findings_that_are_broken_are_named(runs, tmp_path, capsys):
         assert f"skipped {tmp_path / kind}/inspect/{kind}.json: it is" in (tmp_path / "r.html").read_text()
 
 
+def test_a_page_reads_every_file_of_a_run_once(tmp_path, monkeypatch):
+    own = {"per_episode": {"sm": [0.5], "return": [10.0]}, "policy": "current", "step": 10}
+    for seed in range(2):
+        write_run(tmp_path / str(seed), seed=seed, returns={10: [2.0]}, found={"smoothness": own})
+    opened: Counter[str] = Counter()
+    usual = {how: getattr(Path, how) for how in ("read_text", "read_bytes")}
+
+    def reader(how):
+        def read(path, *args, **kwargs):
+            if path.is_relative_to(tmp_path):
+                opened[str(path.relative_to(tmp_path))] += 1
+            return usual[how](path, *args, **kwargs)
+
+        return read
+
+    for how in usual:
+        monkeypatch.setattr(Path, how, reader(how))
+    from qscape.report import html
+
+    made = read_runs(tmp_path)
+    assert "sm" in html.render_report(tables.compare(made.frame, reps=9), made.runs, reps=9)
+    files = ("run.json", "evaluations.csv", "inspect/smoothness.json")
+    assert opened == {f"{seed}/{file}": 1 for seed in range(2) for file in files}
+
+
 def test_a_record_that_nobody_of_us_wrote(tmp_path):
     strange = {"settings": {"base": 5, "lap": {"alpha": {"a": [None]}}}, "versions": [1], "machine": "x"}
     write_run(tmp_path / "0", record={**strange, "threads": {}, "command": None})
@@ -378,7 +404,7 @@ def test_large_comparisons_hold_a_row_for_each_evaluation(runs, monkeypatch):
 
     monkeypatch.setattr(html, "LARGEST", 3)
     text, row = html.evaluations_csv(
-        draft.begin_draft(compared(runs, smooth=0.9), (), 9)
+        draft.begin_draft(compared(runs, smooth=0.9), read_runs(runs).runs, (), 9)
     )  # raw data are never smoothed
     rows = list(csv.DictReader(io.StringIO(text)))
     assert (row, len(rows)) == ("an evaluation", len(ENVS) * len(LABELS) * 5 * 3)

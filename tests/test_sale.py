@@ -13,7 +13,7 @@ import pytest
 from rows import slow
 from test_savo import A, S, functions, make, state_of
 
-from qscape.methods.sale import SALE, Encoder, Statistics
+from qscape.methods.sale import SALE, Encoder, EncoderStatistics
 from qscape.offpolicy import update
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import PartState
@@ -232,7 +232,9 @@ def test_what_batch_normalisation_sees(synced):
     z_s = (f - f.mean(0)) / np.sqrt(f.var(0) + 1e-5)
     g = np.asarray(mlp(own.params.g, cat(z_s, batch.action)))
     x = np.concatenate([batch.observation, batch.action], 1)
-    found = Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True)))
+    found = EncoderStatistics(
+        (f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True))
+    )
     seen = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, own.extra[2], found)
     event = Event(jnp.asarray(1), jnp.asarray(0), NO, jnp.array(synced))
     after = update._post_update(update.Stage(agent, batch, event, KEY), state, batch.reward).part_states[
@@ -248,7 +250,9 @@ def test_batch_normalised_inputs_have_mean_0_and_variance_1():
     """φ by the statistics of a batch is that batch, normalised."""
     agent, state, batch = sale(input_norm="batch", critic_inputs=("sa",))
     x = np.concatenate([batch.observation, batch.action], 1)
-    seen = Statistics(None, None, (jnp.asarray(x.mean(0)), jnp.asarray(np.cov(x.T, bias=True), jnp.float32)))
+    seen = EncoderStatistics(
+        None, None, (jnp.asarray(x.mean(0)), jnp.asarray(np.cov(x.T, bias=True), jnp.float32))
+    )
     view = Encoder(None, None, None, None, seen)
     stage = agent.representation.adapt_network(view, state.critics[0]).stage
     found = np.asarray(stage(jnp.asarray(x)))

@@ -13,11 +13,11 @@ from small import build as small
 from test_contract import QUICK
 
 from qscape.agents import build
+from qscape.contrib.l2c2 import L2C2
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.caps import CAPS
 from qscape.methods.grad import GRAD
-from qscape.methods.l2c2 import L2C2
 from qscape.offpolicy import update
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState

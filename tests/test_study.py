@@ -575,7 +575,7 @@ def test_a_worker_that_came_second_does_not_fail_a_run(place):
     assert next(jobs)[1].kind == "train"
     plan, agent, _ = prepare(run.row.plan)
     folders.create(run.row.folder, plan, agent)
-    run.take(Failure("it holds a run already", code=UsageError.code))
+    run.take(Failure("it holds a run already", status=UsageError.status))
     run.take(None)
     assert (run.state, run.why) == ("waiting", "")
     assert next(jobs)[1].kind == "resume"

@@ -83,10 +83,10 @@ def fail(*_, **__):
     raise RunError("not so")
 
 
-@pytest.mark.parametrize("where", ["adapt_to_images", "make_session", "folder", "on_trainer"])
+@pytest.mark.parametrize("where", ["adapt_to_images", "make_shared_session", "folder", "on_trainer"])
 def test_a_run_that_does_not_begin_closes_its_environments(where, tmp_path, monkeypatch, still_open):
     more = {"on_trainer": fail} if where == "on_trainer" else {}
-    if where in ("adapt_to_images", "make_session"):
+    if where in ("adapt_to_images", "make_shared_session"):
         monkeypatch.setattr(training, where, fail)
     locked = folders.locked(tmp_path) if where == "folder" else contextlib.nullcontext()
     with locked, pytest.raises(RunError, match=r"not so|in use by another process"):

@@ -1,49 +1,207 @@
-"""The two errors a user may meet. Each carries one sentence: what was wrong, where, what would work.
+"""The errors a user may meet. Each carries one sentence: what was wrong, where, what would work.
 
 A sentence may quote a file or an environment of somebody else. So it is one line without control characters,
-which a terminal would obey.
+which a terminal would obey. Programs tell errors apart by class, or by `code`, `part` and `field`; sentences
+may change.
 """
 
 import re
+from typing import ClassVar, Self
 
 
 class QscapeError(Exception):
-    """Base of both; the command line prints its sentence and exits with `code`."""
-
-    code = 1
-
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
-
-
-class UsageError(QscapeError):
-    """Something that was asked for cannot be: an unknown name, an impossible combination. Exit code 2.
+    """Base of all; the command line prints its sentence and exits with `status`.
 
     Args:
         message: one sentence for the user.
         part: name of the part (or "base") that the error is about; None where it is about none.
-        field: name of the field of that part, or of the argument, such as "env_args"; None as above.
+        field: name of the field of that part, or of the argument or flag, such as "env_args"; None as above.
+
+    Attributes:
+        status: exit status of the command line.
+        code: the kind of error in words, the name of the class: "out-of-range".
+        part, field: as given.
     """
 
-    code = 2
+    status: ClassVar[int] = 1
+    code: ClassVar[str] = "qscape"
+
+    def __init_subclass__(cls) -> None:
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower()
 
     def __init__(self, message: str, part: str | None = None, field: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.part, self.field = part, field
+
+    def saying(self, message: str, part: str | None = None, field: str | None = None) -> Self:
+        """Return an error of the same kind with another sentence; a `part` or `field` of None stays."""
+        return type(self)(message, part or self.part, field or self.field)
+
+
+class UsageError(QscapeError):
+    """Something that was asked for cannot be: an unknown name, an impossible combination. Exit status 2."""
+
+    status = 2
 
 
 class RunError(QscapeError):
-    """Something broke while running: NaN from the environment, an unreadable save. Exit code 1."""
+    """Something broke while running: NaN from the environment, an unreadable save. Exit status 1."""
 
 
-def memory_error(problem: BaseException) -> RunError | None:
+# --- what was asked for ----------------------------------------------------------------------------------
+
+
+class UnknownRecipe(UsageError):
+    """A recipe names an agent or a part that there is not, or is no recipe."""
+
+
+class UnknownField(UsageError):
+    """A field, a keyword or a flag that there is not."""
+
+
+class UnknownName(UsageError):
+    """Another name that there is not: of an environment, a preset, a study, one of several choices."""
+
+
+class OutOfRange(UsageError):
+    """A number that is too small, too large or not finite."""
+
+
+class WrongValue(UsageError):
+    """A value of another type or form."""
+
+
+class MissingArgument(UsageError):
+    """An argument or a flag that is needed."""
+
+
+class Conflict(UsageError):
+    """Two things that exclude each other, or one that needs another."""
+
+
+class MootSetting(UsageError):
+    """A setting that would do nothing."""
+
+
+class UnfitAgent(UsageError):
+    """The agent, or a run of it, cannot do what is asked of it."""
+
+
+class UnfitEnv(UsageError):
+    """An environment or a dataset that the agent, or what is asked, cannot be used with."""
+
+
+class Mismatch(UsageError):
+    """Two things that should be alike: shapes, spaces, runs, tasks."""
+
+
+class MissingPackage(UsageError):
+    """A package that is not installed; the sentence has the command."""
+
+
+class WrongVersion(UsageError):
+    """A package or a device of JAX that is not the one that works."""
+
+
+class NotFound(UsageError):
+    """A file, a folder, a run, a save or a class that is not there."""
+
+
+class Taken(UsageError):
+    """A name or a folder that something else has already."""
+
+
+class Untrusted(UsageError):
+    """Code that a file or a recipe names and the user has not."""
+
+
+class BadFile(UsageError):
+    """A file that was named and does not hold what it should."""
+
+
+class WrongPart(UsageError):
+    """A part, a probe or a logger of the user that is not as its interface says."""
+
+
+class WrongEnv(UsageError):
+    """An environment of the user that is not as its interface says."""
+
+
+class UnmakeableEnv(UsageError):
+    """An environment that cannot be made."""
+
+
+class NothingToDo(UsageError):
+    """There is nothing left to do, or nothing to do it with."""
+
+
+class Unexportable(UsageError):
+    """A policy that cannot be written as a file for other programs."""
+
+
+# --- what broke while running ----------------------------------------------------------------------------
+
+
+class NotFinite(RunError):
+    """NaN or infinity from an environment or in networks."""
+
+
+class BrokenEnv(RunError):
+    """An environment that failed while it ran, or did not do as it declared."""
+
+
+class NoSave(RunError):
+    """A run without a save that can be used."""
+
+
+class DamagedSave(RunError):
+    """A save, or what was fetched of one, that is damaged or not complete."""
+
+
+class ForeignSave(RunError):
+    """A save of another agent, another dataset, or of another program."""
+
+
+class CannotRead(RunError):
+    """A file that cannot be read."""
+
+
+class CannotWrite(RunError):
+    """A file or a folder that cannot be written."""
+
+
+class InUse(RunError):
+    """A folder that another process uses."""
+
+
+class OutOfMemory(RunError):
+    """The machine or an accelerator has not enough memory."""
+
+
+class NoUpdate(RunError):
+    """A run that ended before its first update."""
+
+
+class RunsFailed(RunError):
+    """One or several of many runs failed."""
+
+
+class Unreachable(RunError):
+    """Something elsewhere that does not answer: a hub, a cluster."""
+
+
+class Inexact(RunError):
+    """A policy in another form does not act as the original."""
+
+
+def memory_error(problem: BaseException) -> OutOfMemory | None:
     """Return the error for a machine or an accelerator that ran out of memory; None for another problem."""
     text = str(problem)
     if not (isinstance(problem, MemoryError) or re.search("RESOURCE_EXHAUSTED|OUT_OF_MEMORY", text)):
         return None
     asked = re.search(r"allocat\w+ (?:request for )?([\d.]+ ?(?:bytes|[KMGT]i?B))", text)
     size = f" for {asked[1]}" if asked else ""
-    return RunError(
+    return OutOfMemory(
         f"there was no memory left{size}: make the batch (base.batch_size, base.rollout), the networks "
         "(base.actor_hidden, base.critic_hidden), the replay (base.replay_capacity) or --envs smaller, or "
         "ask for fewer states, points or episodes."

@@ -32,7 +32,18 @@ from qscape.agents import (
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import OWN_ARGS, training_args
-from qscape.errors import RunError, UsageError, describe
+from qscape.errors import (
+    Conflict,
+    ForeignSave,
+    Mismatch,
+    MissingArgument,
+    OutOfRange,
+    RunError,
+    UnfitEnv,
+    UnknownField,
+    WrongValue,
+    describe,
+)
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
@@ -65,7 +76,7 @@ def _refuse_other_names(method: Callable[P, R]) -> Callable[P, R]:
             if name not in known:
                 meant = [_keyword(field) for field in ours(name, known)]
                 hint = f"write {' and '.join(meant)}" if meant else nearest(name, known)
-                raise UsageError(f"{method.__name__} has no keyword '{name}'; {hint}.", field=name)
+                raise UnknownField(f"{method.__name__} has no keyword '{name}'; {hint}.", field=name)
         return method(*args, **keywords)
 
     return call
@@ -115,13 +126,19 @@ class Model:
     ) -> None:
         set_up_jax()
         if not isinstance(recipe, str):
-            raise UsageError(f"recipe is {recipe!r}; write base and parts, such as 'td7' or 'td3+pave'.")
+            raise WrongValue(
+                f"recipe is {recipe!r}; write base and parts, such as 'td7' or 'td3+pave'.", field="recipe"
+            )
         if not isinstance(env_args, Mapping | None):
-            raise UsageError(f"env_args is {env_args!r}; write a dict, such as {{'continuous': True}}.")
+            raise WrongValue(
+                f"env_args is {env_args!r}; write a dict, such as {{'continuous': True}}.", field="env_args"
+            )
         if isinstance(probe, str) or not isinstance(probe, Iterable):
-            raise UsageError(f"probe is {probe!r}; write a list of names, such as ['smoothness'].")
+            raise WrongValue(
+                f"probe is {probe!r}; write a list of names, such as ['smoothness'].", field="probe"
+            )
         if not isinstance(preset, str | None):
-            raise UsageError(f"preset is {preset!r}; write the name of one, such as 'paper'.")
+            raise WrongValue(f"preset is {preset!r}; write the name of one, such as 'paper'.", field="preset")
         seed, envs = _whole_number("seed", seed, 0), _whole_number("envs", envs, 1)
         eval_every = _whole_number("eval_every", eval_every, 0)
         eval_episodes = _whole_number("eval_episodes", eval_episodes, 1)
@@ -136,7 +153,9 @@ class Model:
         args = training_args(env, env_args) if isinstance(env, str) else env_args
         made, self._is_id = isinstance(env, gym.Env | gym.vector.VectorEnv), isinstance(env, str)
         if made and vectorise != "sync":
-            raise UsageError(f"vectorise={vectorise!r} makes environments: give an id or a function.")
+            raise Conflict(
+                f"vectorise={vectorise!r} makes environments: give an id or a function.", field="vectorise"
+            )
         if (made or vectorise != "sync") and loop == "auto":  # this very object is stepped
             loop = "host"
         self.adapter = make_adapter(
@@ -162,12 +181,16 @@ class Model:
         if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
             self.eval_adapter.environments
         ):
-            raise UsageError(
+            raise Conflict(
                 "evaluation would reset the training environment in mid-episode, as both are one object: "
-                "give an id, a function that makes a new one at every call, or another one as eval_env."
+                "give an id, a function that makes a new one at every call, or another one as eval_env.",
+                field="eval_env",
             )
         if probe and self.eval_adapter is None:
-            raise UsageError(f"probe={[*probe]} measures evaluations: pass eval_env beside an environment.")
+            raise MissingArgument(
+                f"probe={[*probe]} measures evaluations: pass eval_env beside an environment.",
+                field="eval_env",
+            )
         self._asked: dict[str, Any] = {
             "eval_every": eval_every,
             "eval_episodes": eval_episodes,
@@ -249,7 +272,7 @@ class Model:
         steps = _whole_number("steps", steps)
         callbacks = [*callback] if isinstance(callback, Iterable) and not callable(callback) else [callback]
         if not all(map(callable, callbacks)):
-            raise UsageError(f"callback is {callback!r}; pass functions of (model, event).")
+            raise WrongValue(f"callback is {callback!r}; pass functions of (model, event).", field="callback")
         if self.trainer is None or not self.env_steps:  # `_untrained` makes one without these `steps`
             plan, agent, notes = prepare(self._plan(steps))
             self.trainer = None  # frees its replay before the new one is allocated
@@ -261,7 +284,7 @@ class Model:
             for note in [] if progress else moot_notes(agent.moot_fields(), plan.typed or {}):
                 warnings.warn(note, stacklevel=3)
         elif steps < 1:
-            raise UsageError(f"learn({steps}): a run needs at least one environment step.")
+            raise OutOfRange(f"learn({steps}): a run needs at least one environment step.", field="steps")
         self.trainer.stop(False)  # asked in a call that an error or a second Ctrl-C ended before it could
         # An interrupt inside a compiled program would lose the arrays that were donated to it.
         with StopOnSignal(signal.SIGINT) as interrupt:
@@ -383,7 +406,10 @@ class Model:
 
         episodes = _whole_number("episodes", episodes, 1)
         if self.eval_adapter is None:
-            raise UsageError("this model was given an environment, not its id: pass eval_env to evaluate.")
+            raise MissingArgument(
+                "this model was given an environment, not its id: pass eval_env to evaluate.",
+                field="eval_env",
+            )
         trainer = self.trainer or self._untrained()
         return [e.ret for e in evaluate(trainer.learner.programs, trainer.best, self.eval_adapter, episodes)]
 
@@ -435,7 +461,10 @@ class Policy:
         first = np.zeros(n, bool)
         if episode_start is not None:
             if np.size(episode_start) not in (1, n):
-                raise UsageError(f"episode_start has {np.size(episode_start)} entries for {n} observations.")
+                raise Mismatch(
+                    f"episode_start has {np.size(episode_start)} entries for {n} observations.",
+                    field="episode_start",
+                )
             first[:] = np.ravel(episode_start)
         if state is None:
             memory, first = self.programs.init_noise(n), np.ones(n, bool)
@@ -452,10 +481,11 @@ class Policy:
 def _check_memory(state: Any, n: int) -> tuple[Any, Any]:
     """Return the state that `predict` returned for `n` observations; a UsageError if it is none."""
     if not isinstance(state, tuple) or len(state) != 2:
-        raise UsageError("state is not what predict returned; pass None in the first call.")
+        raise WrongValue("state is not what predict returned; pass None in the first call.", field="state")
     if rows := {len(leaf) for leaf in jax.tree.leaves(state[1])} - {n}:
-        raise UsageError(
-            f"state is of {rows.pop()} observations, not {n}: pass None if other environments are observed."
+        raise Mismatch(
+            f"state is of {rows.pop()} observations, not {n}: pass None if other environments are observed.",
+            field="state",
         )
     return state
 
@@ -513,10 +543,11 @@ def load(
         **cast(dict[str, Any], plan.settings),
     )
     if plan.loop == "compiled" and model.adapter.jax_env is None:
-        raise UsageError(
+        raise Mismatch(
             f"{folder} was trained in one program with its environment in JAX, and its save fits no other "
             f"kind of loop; {model.adapter.env_id} is not in JAX. Load the run without env: its `predict` "
-            "takes the observations of any environment with the same spaces."
+            "takes the observations of any environment with the same spaces.",
+            field="env",
         )
     trained_in = plan.env
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
@@ -527,7 +558,7 @@ def load(
     except RunError as problem:
         if env is None:
             raise
-        raise RunError(
+        raise ForeignSave(
             f"The run does not fit {model.adapter.env_id}, whose observations or actions may be others than "
             f"those of {trained_in}: {problem}"
         ) from problem
@@ -552,7 +583,7 @@ def _copy_environment(env: gym.Env | gym.vector.VectorEnv) -> Any:
     try:
         first = copy.deepcopy(env)
     except Exception as problem:  # any: a window, a process or a handle of the environment's own
-        raise UsageError(
+        raise UnfitEnv(
             f"the environment cannot be copied ({describe(problem)}), and measuring in it would disturb "
             "training: give the model an id or a function that makes a new environment."
         ) from problem
@@ -562,12 +593,13 @@ def _copy_environment(env: gym.Env | gym.vector.VectorEnv) -> Any:
 def _refuse_other_spaces(adapter: EnvAdapter, other: EnvAdapter) -> None:
     """Raise a UsageError if `other`, the evaluation environment, has other observations or actions."""
     if adapter.form != other.form:
-        raise UsageError(
-            f"eval_env has observations {other.form}, and env has {adapter.form}; wrap both alike."
+        raise Mismatch(
+            f"eval_env has observations {other.form}, and env has {adapter.form}; wrap both alike.",
+            field="eval_env",
         )
     there, here = ((of.spec.action_size, of.spec.index_sizes) for of in (other, adapter))
     if there != here:
-        raise UsageError("eval_env takes other actions than env; wrap both alike.")
+        raise Mismatch("eval_env takes other actions than env; wrap both alike.", field="eval_env")
 
 
 def _whole_number(name: str, value: Any, least: int | None = None) -> int:
@@ -583,10 +615,10 @@ def _whole_number(name: str, value: Any, least: int | None = None) -> int:
     """
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not float(value).is_integer():
-        raise UsageError(f"{name} is {value!r}; it must be a whole number.")
+        raise WrongValue(f"{name} is {value!r}; it must be a whole number.", field=name)
     whole = int(value)
     if least is not None and whole < least:
-        raise UsageError(f"{name} is {whole}; it must be {least} or more.")
+        raise OutOfRange(f"{name} is {whole}; it must be {least} or more.", field=name)
     return whole
 
 
@@ -627,7 +659,7 @@ class NamedModel(Model):
         """Refuse a policy's name, which `__init__` would take for the environment, and that for the seed."""
         for value in (*args[:1], keywords.get("policy")):
             if isinstance(value, str) and value in OTHER_POLICIES:
-                raise UsageError(
+                raise UnknownField(
                     f"{cls.__name__} takes no '{value}', as networks follow from agent and task: write "
                     f"{cls.__name__}(env), and actor_hidden=... and critic_hidden=... for their widths."
                 )
@@ -655,7 +687,7 @@ class NamedModel(Model):
                 found = ours(name, [*known, *flatten(settings)])
                 meant = " and ".join(map(_keyword, found)) + difference(name, found)
                 hint = f"write {meant}" if found else ELSEWHERE.get(name) or nearest(name, known)
-                raise UsageError(f"{type(self).__name__} has no keyword '{name}'; {hint}.", field=name)
+                raise UnknownField(f"{type(self).__name__} has no keyword '{name}'; {hint}.", field=name)
 
 
 def _keyword(field: str) -> str:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from qscape.errors import UsageError
+from qscape.errors import Untrusted
 
 GROUPS = ("qscape.parts", "gymnasium.envs")  # entry points of plug-ins
 PLUGINS = ("gymnasium_robotics", "ale_py")  # packages of environments that qscape has extras for
@@ -88,7 +88,7 @@ def refuse_untrusted(places: Iterable[str], file: object) -> None:
     for place in places:
         module = place.partition(":")[0]
         if not (trusts_everything() or place in _places or module in sys.modules or module in _plugins()):
-            raise UsageError(
+            raise Untrusted(
                 f"{file} names {place}, and a file does not make qscape import a module: if you trust that "
                 f"code, add --trust to the command, or call qs.trust({place!r}) in Python."
             )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qscape.errors import UsageError
+from qscape.errors import Mismatch, OutOfRange, UnfitAgent
 from qscape.masks import ActionMask
 
 Key: TypeAlias = jax.Array
@@ -34,7 +34,14 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def setting(default: Any, help: str, *, within: str | None = None, tune: tuple | None = None) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    *,
+    within: str | None = None,
+    tune: tuple | None = None,
+    only_if: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
     """A dataclass field that is also a command-line flag and a line of documentation.
 
     Args:
@@ -44,8 +51,42 @@ def setting(default: Any, help: str, *, within: str | None = None, tune: tuple |
             must not be empty. None is always allowed. Without a range every value of the type is.
         tune: the range that `qscape tune` searches: `(low, high)`, `(low, high, "log")` or
             `("choice", a, b, ...)`; None: the field is not tuned.
+        only_if: when the field does anything: conditions that all have to hold (see `holds`), each with the
+            end of a sentence that begins "it does nothing" and is said where it does not hold. The sentence
+            may name `{part.name}`, or a part of the agent, such as `{agent.network.name}`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "within": within, "tune": tune})
+    about = {"help": help, "within": within, "tune": tune, "only_if": only_if}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def holds(condition: str, part: Any, agent: "Bound") -> bool:
+    """Evaluate a condition of `only_if`: claims joined by " or ".
+
+    A claim is the name of a value, `name=value`, `name!=value` or `not name`. A name is a field or property
+    of the part, else of the agent, such as `base.target_actor`, `selector.has_actor` or `spec.frame`. What
+    the agent's part does not have is None. A claim on the task holds as long as the agent is bound to none.
+
+    Args:
+        condition: such as "exploration=ou" or "network.keeps_target_critics or base.target_actor".
+        part: the part, or the base, whose field it is about.
+        agent: the agent that has the part.
+    """
+    return any(_is_so(claim, part, agent) for claim in condition.split(" or "))
+
+
+def _is_so(claim: str, part: Any, agent: "Bound") -> bool:
+    """Return whether one claim of a condition holds."""
+    name, sign, wanted = claim.partition("=")
+    denied = name.startswith("not ") or name.endswith("!")
+    path = name.removeprefix("not ").removesuffix("!").split(".")
+    if path[0] == "spec" and agent.spec is None:
+        return True
+    value: Any = part if hasattr(part, path[0]) else agent
+    for attribute in path:
+        value = getattr(value, attribute, None)
+    if sign:
+        return (str(value) == wanted) != denied
+    return bool(len(value) if hasattr(value, "__len__") else value) != denied
 
 
 def check_ranges(settings: Any, name: str) -> None:
@@ -59,7 +100,7 @@ def check_ranges(settings: Any, name: str) -> None:
         for entry in value if isinstance(value, tuple) else (value,):
             if isinstance(entry, int) and abs(entry) > LARGEST:
                 sentence = f"{name}.{field.name} is {entry}; a whole number is at most {LARGEST:,}."
-                raise UsageError(sentence, name, field.name)
+                raise OutOfRange(sentence, name, field.name)
         if within is None or value is None:
             continue
         is_inside, rule = RANGES[within]
@@ -68,7 +109,7 @@ def check_ranges(settings: Any, name: str) -> None:
             continue
         what = "it has one entry or more, and each must" if isinstance(value, tuple) else "it must"
         otherwise = ", or None" if field.default is None else ""
-        raise UsageError(f"{name}.{field.name} is {value}; {what} {rule}{otherwise}.", name, field.name)
+        raise OutOfRange(f"{name}.{field.name} is {value}; {what} {rule}{otherwise}.", name, field.name)
 
 
 def stream(key: Key, name: str) -> Key:
@@ -78,6 +119,11 @@ def stream(key: Key, name: str) -> Key:
     numbers of other parts.
     """
     return jax.random.fold_in(key, np.uint32(crc32(name.encode())))
+
+
+def split_key(key: Key | None, number: int) -> list[Key | None]:
+    """Return `number` keys drawn from one; without a key, a list of None."""
+    return [None] * number if key is None else [*jax.random.split(key, number)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,14 +164,15 @@ class Spec:
 
     def __post_init__(self) -> None:
         if self.actor_size is not None and not 0 < self.actor_size < self.observation_size:
-            raise UsageError(
+            raise OutOfRange(
                 f"actors should see the first {self.actor_size} of {self.observation_size} entries of an "
-                f"observation: choose from 1 to {self.observation_size - 1}, or None for all."
+                f"observation: choose from 1 to {self.observation_size - 1}, or None for all.",
+                field="actor_size",
             )
         actions = sum(self.index_sizes or ()) or (0 if self.table is None else len(self.table))
         fits = self.mask is None or (self.mask.actions, self.mask.factors) == (actions, self.factors or ())
         if self.mask is not None and not fits:
-            raise UsageError(
+            raise Mismatch(
                 f"the action mask has {self.mask.actions} entries, and there are {actions:,} actions."
             )
 
@@ -229,7 +276,7 @@ class Bound:
             UsageError: a part or a setting does not fit the task.
         """
         if why := self.fits(spec):
-            raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
+            raise UnfitAgent(f"'{self.recipe}' does not fit this environment: {why}")
         return dataclasses.replace(self, spec=spec)  # type: ignore[type-var]
 
     def fits(self, spec: Spec) -> str | None:
@@ -260,7 +307,14 @@ class Bound:
             By `part.field`, the end of a sentence that begins "it does nothing". Some fields show only on an
             agent that is bound to its task.
         """
-        return {name: why for part in self.parts.values() for name, why in part.moot_fields(self).items()}
+        found = {}
+        for name, part in {"base": self.base, **self.parts}.items():
+            for field in dataclasses.fields(part):
+                conditions = {**getattr(part, "only_if", {}), **field.metadata.get("only_if", {})}
+                otherwise = (why for condition, why in conditions.items() if not holds(condition, part, self))
+                if why := next(otherwise, None):
+                    found[f"{name}.{field.name}"] = why.format(part=part, agent=self)
+        return found
 
     @property
     def task(self) -> Spec:
@@ -349,12 +403,14 @@ class Part:
             rows: "successor", "previous_observation", "last_observation", "truncated".
         takes_images: the part works where observations begin with an image. False for parts whose own
             networks or statistics are of raw observations, and for representations without convolutions.
+        only_if: conditions for all fields of the part, as those of a `setting`.
     """
 
     name: ClassVar[str]
     socket: ClassVar[str]
     derived_columns: ClassVar[frozenset[str]] = frozenset()
     takes_images: ClassVar[bool] = True
+    only_if: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
         """Checks the fields. A subclass that checks more calls `super().__post_init__()` first.
@@ -394,17 +450,6 @@ class Part:
             One sentence that says why the part cannot work on this task; None if it works.
         """
         return None
-
-    def moot_fields(self, agent: Any) -> Mapping[str, str]:
-        """Fields of this part or of the base that do nothing in this agent, because of this part.
-
-        Args:
-            agent: the agent with all its parts and its final base; its `spec` is None until it is bound.
-
-        Returns:
-            By `part.field`, the end of a sentence that begins "it does nothing".
-        """
-        return {}
 
     def notes(self, agent: Any) -> list[str]:
         """Sentences that a user should read before a run with this agent begins; they stop nothing."""

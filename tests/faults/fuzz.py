@@ -73,9 +73,9 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         return [draw(st.sampled_from(OTHERS)), *rest] if draw(st.booleans()) else rest
     recipe = draw(recipes)
     try:
-        known = options._flags(options.command_of(recipe, agents.build(recipe), options.Run()))
+        known = options._flags(options.command_of(recipe, agents.build(recipe), options.TrainOptions()))
     except QscapeError:
-        known = options._flags(options.flags_of(options.Run()))
+        known = options._flags(options.flags_of(options.TrainOptions()))
     argv = [
         "train",
         recipe,

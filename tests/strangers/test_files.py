@@ -17,6 +17,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 from gymnasium import spaces, wrappers
@@ -31,8 +32,8 @@ from qscape.errors import QscapeError, UsageError
 from qscape.inspect.trained_agent import load_trained_agent
 from qscape.jobs.worker import Job
 from qscape.report import environment_label
-from qscape.report.records import read_records
-from qscape.report.runs import find_runs, name_runs, note_missing
+from qscape.report.records import read_findings
+from qscape.report.runs import RunRecord, find_runs, identify_run, name_runs, note_missing
 from qscape.run import record
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, prepare
@@ -496,7 +497,7 @@ def test_findings_of_another_form_are_left_out_with_a_sentence(name, text, kept,
     folder = Path(shutil.copytree(kept[0], tmp_path / "run"))
     (folder / "inspect").mkdir()
     (folder / "inspect" / f"{name}.json").write_text(text)
-    (run,), skipped = read_records([str(folder)])
+    (run,), skipped = read_findings([RunRecord(str(folder), "E", "td3", 0, {}, pd.DataFrame())])
     assert not run.findings
     assert skipped == [f"skipped {folder}/inspect/{name}.json: it is broken."]
 
@@ -569,8 +570,8 @@ def test_record_without_the_fields_that_have_a_default_is_read(kept, tmp_path):
     (folder / "run.json").write_bytes(seal({k: v for k, v in record.items() if k in needed}))
     assert read_record(folder)["label"] == "td3"
     assert qs.load(folder, env=Keyed).predict(Keyed().show())[0] == kept[1]
-    (run,), _ = read_records([str(folder)])
-    assert (run.label, run.seed, run.env) == ("td3", 0, record["env"])
+    about = identify_run(folder, unseal((folder / "run.json").read_bytes()))
+    assert (about["label"], about["seed"], about["env"]) == ("td3", 0, record["env"])
     (tmp_path / "config.json").write_text(json.dumps({"recipe": "td3", "env": "Keyed-v0", "steps": 5}))
     assert read_config(tmp_path / "config.json")[2].envs == 1
 

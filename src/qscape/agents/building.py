@@ -18,7 +18,7 @@ from qscape.agents.settings import (
     settings_of,
     with_own_discount,
 )
-from qscape.errors import UsageError
+from qscape.errors import Conflict, UnknownField, UsageError, WrongValue
 
 # Keywords of `qs.Model` and `qs.Plan` for which other libraries have other names.
 KEYWORDS = ("env", "envs", "steps", "eval_every", "eval_episodes")
@@ -119,7 +119,7 @@ def with_base(agent: Agent, fields: Mapping[str, Any]) -> Agent:
 def _refuse_conflict(agent: Agent) -> None:
     """Raise a UsageError if the parts of an agent do not work together."""
     if why := agent.conflict():
-        raise UsageError(f"'{agent.recipe}' cannot be: {why}")
+        raise Conflict(f"'{agent.recipe}' cannot be: {why}")
 
 
 def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:
@@ -130,9 +130,10 @@ def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:
         sockets["modifiers"] = (*sockets.get("modifiers", ()), part)
     elif part.socket in sockets:
         other = sockets[part.socket].name
-        raise UsageError(
+        raise Conflict(
             f"'{recipe}' cannot be: {other} and {part.name} both fill one place "
-            f"(what {(SOCKET_MEANS | onpolicy.SOCKET_MEANS)[part.socket]}); keep one of them."
+            f"(what {(SOCKET_MEANS | onpolicy.SOCKET_MEANS)[part.socket]}); keep one of them.",
+            part=part.name,
         )
     else:
         sockets[part.socket] = part
@@ -142,7 +143,7 @@ def _refuse_defaults(base_agent: Agent, sockets: Mapping[str, Any], recipe: str)
     """Raise a UsageError for a part that the base has by default."""
     for socket, part in sockets.items():
         if type(getattr(base_agent, socket)) is type(part) and not isinstance(part, tuple):
-            raise UsageError(
+            raise Conflict(
                 f"'{part.name}' cannot be added in '{recipe}': {base_agent.recipe} already has it; leave it "
                 "out.",
                 part=part.name,
@@ -167,7 +168,7 @@ def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
     for name, fields in settings.items():
         if name == "base" or name in agent.parts:
             if not isinstance(fields, Mapping):
-                raise UsageError(
+                raise WrongValue(
                     f"Settings of '{name}' are {fields!r}; they must be fields with values.", name
                 )
             continue
@@ -175,13 +176,13 @@ def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
         names = ours(name, [*KEYWORDS, *known]) or [n for n in known if n.endswith(f".{name}")]
         if names:
             written = f"{_in_python(names)}{difference(name, names)}"
-            raise UsageError(f"There is no keyword '{name}'; write {written}.", name)
+            raise UnknownField(f"There is no keyword '{name}'; write {written}.", name)
         fits = (
             advise_part(agent.recipe, name)
             if name in parts_of(parse(agent.recipe)[0])
             else nearest(name, ["base", *agent.parts])
         )
-        raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.", name)
+        raise UnknownField(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.", name)
 
 
 def advise_part(recipe: str, part: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from qscape.agents import onpolicy, plugins
 from qscape.agents.other_names import OTHER_AGENTS
 from qscape.agents.recipes import BASES, EXPANSIONS, PARTS
-from qscape.errors import UsageError
+from qscape.errors import Conflict, UnfitAgent, UnknownRecipe, UsageError
 from qscape.trusted import trust, trusts_everything
 
 
@@ -75,7 +75,7 @@ def parse(recipe: str) -> tuple[str, tuple[str, ...]]:
     """
     names = split(recipe)
     if "" in names[1:]:
-        raise UsageError(f"A name of '{recipe}' is empty: write one + before each part, as in td3+pave.")
+        raise UnknownRecipe(f"A name of '{recipe}' is empty: write one + before each part, as in td3+pave.")
     names[1:] = [_registered_name(name) for name in names[1:]]
     head = expand(names[0])
     if head[0] not in BASES | onpolicy.BASES:
@@ -84,13 +84,13 @@ def parse(recipe: str) -> tuple[str, tuple[str, ...]]:
             hint = f"'{names[0]}' is a part: write {base}+{names[0]}"
         else:
             hint = OTHER_AGENTS.get(names[0]) or nearest(names[0], known_agents())
-        raise UsageError(f"There is no agent '{names[0]}'; {hint}.")
+        raise UnknownRecipe(f"There is no agent '{names[0]}'; {hint}.")
     for name in names[1:]:
         fitting = parts_of(head[0])
         if name not in fitting:
             if name in PARTS | onpolicy.PARTS:
                 other = "ppo" if name in onpolicy.PARTS else "td3"
-                raise UsageError(
+                raise Conflict(
                     f"'{name}' does not fit '{names[0]}': it is a part of {_family(other)} agents, such as "
                     f"{other}+{name}; {_family(head[0])} ones take {', '.join(fitting)}.",
                     part=name,
@@ -99,13 +99,13 @@ def parse(recipe: str) -> tuple[str, tuple[str, ...]]:
             hint = f"'{name}' is an agent and comes first" if known else nearest(name, fitting)
             if not known and not difflib.get_close_matches(name, fitting, cutoff=0.6):  # no slip of the pen
                 hint += "; a part of your own is written module:Class"
-            raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.", part=name)
+            raise UnknownRecipe(f"There is no part '{name}' (in '{recipe}'); {hint}.", part=name)
         if name in head:
-            raise UsageError(
+            raise Conflict(
                 f"'{name}' cannot be added in '{recipe}': {names[0]} already has it; leave it out.", part=name
             )
         if names.count(name) > 1:
-            raise UsageError(
+            raise Conflict(
                 f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.", part=name
             )
     return head[0], (*head[1:], *names[1:])
@@ -140,7 +140,7 @@ def recipe_for_dataset(recipe: str) -> tuple[str, list[str]]:
     """
     base, _ = parse(recipe)
     if base in onpolicy.BASES:
-        raise UsageError(
+        raise UnfitAgent(
             f"{base} learns from its own steps, not from a dataset; take td7, td3+bc, iql or bc."
         )
     first, *rest = split(recipe)

@@ -1,8 +1,6 @@
 """The on-policy bases (PPO, A2C, REINFORCE, TRPO) and the parts that fit them."""
 
-from qscape.methods.carsm import CARSM
 from qscape.methods.cosine import Cosine
-from qscape.methods.esa import OnPolicyESA
 from qscape.methods.etf import ETF
 from qscape.methods.fixed_gaussian import FixedGaussian
 from qscape.methods.fixed_orthogonal import FixedOrthogonal
@@ -64,8 +62,7 @@ BASE_HELP = {
     "trpo": "Natural-gradient steps within a bound on the KL divergence (Schulman et al. 2015).",
 }
 PARTS: dict[str, type] = {
-    cls.name: cls
-    for cls in (ETF, FixedGaussian, FixedOrthogonal, Cosine, CARSM, Normalise, ScaleRewards, OnPolicyESA)
+    cls.name: cls for cls in (ETF, FixedGaussian, FixedOrthogonal, Cosine, Normalise, ScaleRewards)
 }
 SOCKET_MEANS = {
     "extractor": "makes features of observations",

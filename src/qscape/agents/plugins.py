@@ -10,12 +10,15 @@ A recipe from a run folder never imports a module. Only `register` imports `modu
 names that the user typed: in the recipe of a command, of `qs.Model` or `qs.agent`, in `--parts` and in
 `qs.register`; and for those of files after `--trust`. Parts that installed packages declare as entry points
 are imported for every recipe.
+
+The parts of `qscape.contrib` come in by the same door (`register_contrib`).
 """
 
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import re
@@ -25,13 +28,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from qscape.errors import QscapeError, UsageError, describe
+from qscape.errors import NotFound, QscapeError, Taken, Untrusted, UsageError, WrongPart, WrongValue, describe
 from qscape.offpolicy import sockets as off_policy
 from qscape.onpolicy import sockets as on_policy
 from qscape.replay.base import Replay
 from qscape.types import Part
 
 GROUP = "qscape.parts"
+OWN = "qscape"  # the origin of its own parts
+CONTRIB = "qscape.contrib"
 PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:Class
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Keys of settings, of `qs.Model` and of studies, and flags of the commands: no part can have these names.
@@ -92,29 +97,46 @@ def register(
     place = f"{part.__module__}:{part.__qualname__}" if inspect.isclass(part) else str(part)
     label = f"The part '{name or place}'" + (f" of {origin}" if origin else "")
     if problem := _objection(cls, name):
-        raise UsageError(f"{label} cannot be used: {problem}.", part=place)
+        raise WrongPart(f"{label} cannot be used: {problem}.", part=place)
     own: Any = cls
     homes = [table for table, fits in zip(tables, _fitting(cls), strict=True) if fits]
-    for table in tables:
+    for table in homes if origin == OWN else tables:  # qscape itself has two parts named esa
         other = table.get(own.name)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            owner = ORIGINS.get(own.name, "qscape")
-            raise UsageError(
+            owner = ORIGINS.get(own.name, OWN)
+            raise Taken(
                 f"{label} cannot be used: its name '{own.name}' is taken by a part of {owner}; "
                 "give it another name.",
                 part=own.name,
             )
     if own.name in taken and not any(own.name in table for table in tables):
-        raise UsageError(
+        raise Taken(
             f"{label} cannot be used: its name '{own.name}' is taken by qscape; give it another name.",
             part=own.name,
         )
     _guard(cls)
     for table in homes:
         table[own.name] = cls
-    ORIGINS[own.name] = origin or place
-    PLACES[place] = own.name
+    if origin != OWN:
+        ORIGINS[own.name] = origin or place
+        PLACES[place] = own.name
     return cls
+
+
+def register_contrib(tables: tuple[dict[str, type], dict[str, type]]) -> None:
+    """Register the parts of `qscape.contrib`; `tables` as for `register`."""
+    for cls in contrib_table("PARTS"):
+        register(cls, tables, (), OWN)
+
+
+def contrib_table(name: str) -> Any:
+    """Return a table of `qscape.contrib` (PARTS, AGENTS or PRESETS); an empty one where that folder is not.
+
+    Nothing else in qscape knows of that package.
+    """
+    if importlib.util.find_spec(CONTRIB) is None:
+        return ()
+    return getattr(importlib.import_module(CONTRIB), name)
 
 
 def import_class(place: str, origin: str = "") -> type:
@@ -124,7 +146,7 @@ def import_class(place: str, origin: str = "") -> type:
         UsageError: the text has another form, or the module or class cannot be imported.
     """
     if not PLACE.fullmatch(place):
-        raise UsageError(
+        raise WrongValue(
             f"'{place}' is not the place of a part; write module:Class, e.g. mypackage.penalty:Penalty.",
             part=place,
         )
@@ -141,7 +163,7 @@ def import_class(place: str, origin: str = "") -> type:
         missing = isinstance(problem, ModuleNotFoundError) and problem.name == module.partition(".")[0]
         looked = "; Python looked in the current folder and where PYTHONPATH says" if missing else ""
         why = f"{label} cannot be imported ({describe(problem)}){looked}."
-        raise UsageError(why, part=place) from problem
+        raise NotFound(why, part=place) from problem
     finally:
         if added:
             sys.path.remove(here)
@@ -181,7 +203,7 @@ def register_installed(
     if ORIGINS.get(declared[0].name) == owners[0]:
         return declared[0].name
     if len(declared) > 1:
-        raise UsageError(
+        raise Taken(
             f"The part '{name}' is declared by {' and by '.join(owners)}; uninstall one of them.", part=name
         )
     part: Any = register(declared[0].value, tables, taken, owners[0], declared[0].name)
@@ -205,7 +227,7 @@ def places() -> list[str]:
 
 def not_loaded(place: str) -> UsageError:
     """Return the error for `module:Class` in a recipe if the part was not registered in this process."""
-    return UsageError(f"The part '{place}' is not loaded: {_how_to_allow(place)}", part=place)
+    return Untrusted(f"The part '{place}' is not loaded: {_how_to_allow(place)}", part=place)
 
 
 def missing(name: str, origin: str) -> str:
@@ -288,9 +310,9 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except Exception as error:
             why = f"The part '{self.name}' fails in {name}: {describe(error)}."
-            raise UsageError(why, part=self.name) from error
+            raise WrongPart(why, part=self.name) from error
         if problem:
-            raise UsageError(f"The part '{self.name}' is wrong in {name}: {problem}.", part=self.name)
+            raise WrongPart(f"The part '{self.name}' is wrong in {name}: {problem}.", part=self.name)
         return result
 
     return checked

@@ -12,11 +12,12 @@ Parts that this paper does not have take their fields from other papers. A user'
 
 from qscape.agents.building import build
 from qscape.agents.grammar import nearest
+from qscape.agents.plugins import contrib_table
 from qscape.agents.recipes import PARTS, Settings
 from qscape.agents.settings import merge_settings
 from qscape.agents.sources import Paper
 from qscape.agents.tuned import TUNED
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent, UnknownName
 
 
 def _flags_of(paper: Paper, base: str, env: str) -> str:
@@ -40,7 +41,7 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
         UsageError: the preset is unknown, or has no settings for this recipe or environment.
     """
     if name not in PRESETS:
-        raise UsageError(f"There is no preset '{name}'; {nearest(name, PRESETS)}.")
+        raise UnknownName(f"There is no preset '{name}'; {nearest(name, PRESETS)}.", field="preset")
     agent = build(recipe)
     base, *parts = agent.recipe.split("+")
 
@@ -54,15 +55,18 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     known = paper.known(base, parts)
     if not known:
         bases = ", ".join(dict.fromkeys(b for p in PRESETS[name] for b, _, _ in p.rows))
-        raise UsageError(f"The preset '{name}' has no settings for {base} agents; it has them for {bases}.")
+        raise UnfitAgent(
+            f"The preset '{name}' has no settings for {base} agents; it has them for {bases}.", field="preset"
+        )
     found: Settings = {}
     for part in known:
         if (base, part, env) not in paper.rows:
             row = "+".join(filter(None, [base, part]))
             rows = [e for b, p, e in paper.rows if (b, p) == (base, part)]
             there = ", ".join(f"{e}{_flags_of(paper, base, e)}" for e in rows)
-            raise UsageError(
-                f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}."
+            raise UnfitAgent(
+                f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}.",
+                field="preset",
             )
         found = merge_settings(found, paper.rows[base, part, env])
     sources = [paper.source]
@@ -256,32 +260,18 @@ def _action_collapse() -> dict[tuple[str, str, str], Settings]:
     return rows
 
 
-# --- critics that are distributions, ensembles or have dropout ---------------------------------------------
+# --- TQC: quantiles left out per critic. The paper uses versions 2 and 3 of the environments ----------------
 
-# TQC's quantiles left out per critic; REDQ's target entropies, which are MBPO's; DroQ's rates of dropout,
-# which its other code sets to 0.01. The papers use versions 2 and 3 of the environments.
 TRUNCATED = {"HalfCheetah": 0, "Hopper": 5, "Walker2d": 2, "Ant": 2, "Humanoid": 2}
-TARGET_ENTROPY = {"HalfCheetah": -3.0, "Hopper": -1.0, "Walker2d": -3.0, "Ant": -4.0, "Humanoid": -2.0}
-DROPOUT = {"Hopper": 1e-4, "Walker2d": 5e-3, "Ant": 0.01, "Humanoid": 0.1}
 
 
-def _critics() -> tuple[Paper, Paper, Paper, Paper]:
-    """Return the rows of TQC, REDQ, DroQ and CrossQ."""
-    tqc, redq, droq = {}, {}, {}
-    crossq = {("crossq", "", f"Swimmer-v{k}"): {"base": {"discount": 0.9999}} for k in (4, 5)}
-    for name in TRUNCATED:
-        for env in (f"{name}-v4", f"{name}-v5"):
-            entropy = {"soft": {"target_entropy": TARGET_ENTROPY[name]}}
-            tqc["tqc", "", env] = {"quantile": {"drop": TRUNCATED[name]}}
-            redq["redq", "", env] = entropy
-            if name in DROPOUT:
-                droq["droq", "", env] = entropy | {"droq": {"rate": DROPOUT[name]}}
-    return (
-        Paper("TQC, arXiv 2005.04269", tqc),
-        Paper("REDQ, arXiv 2101.05982", redq),
-        Paper("DroQ, arXiv 2110.02034", droq),
-        Paper("CrossQ, arXiv 1902.05605", crossq),
-    )
+def _tqc() -> dict[tuple[str, str, str], Settings]:
+    """Return the rows of TQC."""
+    return {
+        ("tqc", "", f"{name}-v{version}"): {"quantile": {"drop": drop}}
+        for name, drop in TRUNCATED.items()
+        for version in (4, 5)
+    }
 
 
 # --- our own record: one recipe, but not where TD7's own settings reached more ------------------------------
@@ -308,7 +298,8 @@ PRESETS: dict[str, list[Paper]] = {
         Paper("SAVGO, arXiv 2605.00787", _savgo()),
         Paper("ACPG, arXiv 2509.02737, and Tianshou", _action_collapse()),
         Paper("SAVO, arXiv 2410.11833", _savo()),
-        *_critics(),
+        Paper("TQC, arXiv 2005.04269", _tqc()),
+        *(Paper(*paper) for paper in dict(contrib_table("PRESETS")).get("paper", ())),
     ],
     "tuned": TUNED,
     "best": [Paper("qscape, docs/methods/record.md", BEST)],

@@ -1,62 +1,40 @@
 """What recipes are made of: the off-policy bases, the agents that have a name of their own, and the parts.
 
-A method of qscape is one file in `methods/` and one line in `PARTS`. `register` adds parts of other packages
-(see `plugins`). `grammar` reads recipes, `settings` the fields, and `building` makes agents of both.
+A method of the core is one file in `methods/` and one line in `PARTS`. `plugins` adds the parts of
+`qscape.contrib`, and `register` those of other packages. `grammar` reads recipes, `settings` the fields, and
+`building` makes agents of both.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
-from qscape.agents import onpolicy
+from qscape.agents import onpolicy, plugins
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
-from qscape.methods.bronet import BroNet
-from qscape.methods.c51 import C51
 from qscape.methods.caps import CAPS
 from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
 from qscape.methods.conv import Conv
-from qscape.methods.crossq import CrossQ, CrossQWN
-from qscape.methods.dpo import DPO
 from qscape.methods.dqn import Argmax, PerAction
-from qscape.methods.droq import DroQ
-from qscape.methods.dual_policy import DualPolicy
-from qscape.methods.eas import EAS
 from qscape.methods.ensemble import Ensemble
-from qscape.methods.esa import ESA
-from qscape.methods.fast import Fast
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
 from qscape.methods.greedy_td3 import GreedyTD3
-from qscape.methods.hl_gauss import HLGauss
-from qscape.methods.imitate import Imitate
-from qscape.methods.implicit import Implicit
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
-from qscape.methods.l2c2 import L2C2
 from qscape.methods.lap import LAP
-from qscape.methods.lipsnet import LipsNet
-from qscape.methods.lsflow import LSFlow
-from qscape.methods.mean_target import MeanTarget
 from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
-from qscape.methods.own_target import OwnTarget
 from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
 from qscape.methods.quantile import Quantile
-from qscape.methods.redq import REDQ
 from qscape.methods.resets import Resets
-from qscape.methods.reward_scale import RewardScale
-from qscape.methods.rip import RIP
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
-from qscape.methods.simba import Simba
-from qscape.methods.simbav2 import SimbaV2
 from qscape.methods.value_clip import ValueClip
 from qscape.methods.wolpertinger import Wolpertinger
-from qscape.methods.xqc import XQC
 from qscape.offpolicy import plain
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
@@ -142,9 +120,6 @@ class Expansion(NamedTuple):
     settings: Settings = MappingProxyType({})
 
 
-TWO_UPDATES = {"updates_per_step": 2.0}
-# The temperature of SimBa, SimbaV2 and XQC.
-CAUTIOUS = {"initial_temperature": 0.01, "entropy_per_action": -0.5, "temperature_loss": "alpha"}
 EXPANSIONS: dict[str, Expansion] = {
     "td7": Expansion(
         "td3+sale+lap+periodic+value_clip+checkpoints",
@@ -154,30 +129,6 @@ EXPANSIONS: dict[str, Expansion] = {
         "td3+sale+lap+periodic+value_clip+clone",
         "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
     ),
-    "eas_td3": Expansion(
-        "td3+eas+imitate",
-        "TD3 whose actions a particle swarm evolves, and which imitates winners (Ma et al. 2022, arXiv "
-        "2201.04286).",
-        {"base": {"actor_hidden": (400, 300), "critic_hidden": (400, 300), "batch_size": 100}},
-    ),
-    "rip": Expansion(
-        "td3+implicit+rip",
-        "Regularised implicit policy, for datasets (Yang et al. 2022, arXiv 2202.09673).",
-        {
-            "base": {"batch_size": 512, "actor_hidden": (400, 300), "critic_hidden": (400, 300)}
-            | {"actor_activation": "leaky_relu", "actor_learning_rate": 2e-4, "actor_adam_b1": 0.4}
-            | {"critic_loss": "huber", "huber_threshold": 500.0},
-        },
-    ),
-    "lsflow": Expansion(
-        "td3+lsflow",
-        "A flow policy on the sphere, for continuous actions (Kong et al. 2026, arXiv 2601.22211).",
-        {
-            "base": {"batch_size": 64, "replay_capacity": 100_000, "warmup": 1_000}
-            | {"critic_learning_rate": 4e-4, "gradient_clip": 10.0}
-            | {"critic_loss": "huber", "huber_threshold": 5.0},
-        },
-    ),
     "tqc": Expansion(
         "sac+quantile",
         "SAC with a truncated mixture of quantile critics (Kuznetsov et al. 2020, arXiv 2005.04269).",
@@ -186,70 +137,6 @@ EXPANSIONS: dict[str, Expansion] = {
             | {"log_std_min": -20.0},
             "quantile": {"drop": 2},
         },
-    ),
-    "crossq": Expansion(
-        "sac+crossq",
-        "SAC with batch normalisation and no target critics (Bhatt et al. 2024, arXiv 1902.05605).",
-        {"soft": {"learning_rate": 1e-3, "temperature_loss": "alpha"}},
-    ),
-    "crossq_wn": Expansion(
-        "sac+crossq_wn",
-        "CrossQ with weight normalisation, five updates a step (Palenicek et al. 2025, arXiv 2502.07523).",
-        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "entropy_per_action": -0.5}},
-    ),
-    "simba": Expansion(
-        "sac+simba+normalise",
-        "SAC with layer-normalised residual networks (Lee et al. 2025, arXiv 2410.09754).",
-        {
-            "base": TWO_UPDATES | {"discount_rule": "time_limit"},
-            "soft": CAUTIOUS | {"learning_rate": 1e-4},
-            "normalise": {"epsilon_under_root": True},
-        },
-    ),
-    "simbav2": Expansion(
-        "sac+simbav2+c51+reward_scale+normalise",
-        "SAC with networks on the unit sphere and categorical critics (Lee et al. 2025, arXiv 2502.15280).",
-        {
-            "base": TWO_UPDATES | {"discount_rule": "time_limit", "schedule": "linear", "rate_end": 0.5},
-            "soft": CAUTIOUS | {"learning_rate": 1e-4},
-            "normalise": {"epsilon_under_root": True},
-        },
-    ),
-    "bro": Expansion(
-        "sac+bronet+quantile+mean_target+resets",
-        "SAC with large residual quantile critics, no pessimism and resets, ten updates a step; with "
-        "+dual_policy also the paper's second policy (Nauman et al. 2024, arXiv 2405.16158).",
-        {
-            "base": {"batch_size": 128, "updates_per_step": 10.0, "warmup": 2_500}
-            | {"actor_objective": "mean"},
-            "quantile": {"quantiles": 100, "loss_sum": "sum"},
-            "resets": {"at": (15_000, 50_000, 250_000, 500_000, 750_000, 1_000_000, 1_500_000, 2_000_000)},
-            "soft": {"entropy_per_action": -0.5, "temperature_loss": "alpha", "adam_b1": 0.5},
-        },
-    ),
-    "xqc": Expansion(
-        "sac+xqc+c51+reward_scale",
-        "SAC with batch and weight normalisation and categorical critics (Palenicek et al. 2026, arXiv "
-        "2509.25174).",
-        {
-            "base": TWO_UPDATES
-            | {"discount_rule": "time_limit", "schedule": "linear", "actor_horizon": "updates"}
-            | {"policy_phase": 1},
-            "reward_scale": {"bound": None},
-            "soft": CAUTIOUS,
-        },
-    ),
-    "redq": Expansion(
-        "sac+redq",
-        "SAC with ten critics, two of them drawn for a target, at 20 updates per step (Chen et al. 2021, "
-        "arXiv 2101.05982).",
-        {"base": {"log_std_min": -20.0, "init": "xavier"}},
-    ),
-    "droq": Expansion(
-        "sac+droq",
-        "SAC whose critics have dropout and layer norm, at 20 updates per step (Hiraoka et al. 2022, arXiv "
-        "2110.02034).",
-        {"base": {"log_std_min": -20.0}},
     ),
     "drqv2": Expansion(
         "td3+conv",
@@ -265,27 +152,7 @@ EXPANSIONS: dict[str, Expansion] = {
             "polyak": {"rate": 0.01, "when": "always"},
         },
     ),
-    "fast_td3": Expansion(
-        "td3+fast+c51+normalise",
-        "TD3 with large batches and distributional critics, for many environments (Seo et al. 2025, arXiv "
-        "2505.22642).",
-        {
-            "c51": {"low": -250.0, "high": 250.0},
-            "normalise": {"epsilon": 0.01},
-            "polyak": {"rate": 0.1, "when": "always"},
-        },
-    ),
-    "fast_sac": Expansion(
-        "sac+fast+c51+own_target+normalise",
-        "SAC with large batches and distributional critics, for many environments (Seo et al. 2025, arXiv "
-        "2512.01996).",
-        {
-            "c51": {"low": -20.0, "high": 20.0},
-            "normalise": {"epsilon": 0.01},
-            "polyak": {"rate": 0.125},
-            "soft": {"initial_temperature": 0.001, "entropy_per_action": 0.0, "temperature_loss": "alpha"},
-        },
-    ),
+    **{name: Expansion(*row) for name, row in dict(plugins.contrib_table("AGENTS")).items()},
 }
 BASE_HELP = {
     "td3": "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018).",
@@ -307,13 +174,10 @@ PARTS: dict[str, type] = {
         ValueClip,
         Checkpoints,
         Normalise,
-        RewardScale,
         PAVE,
         CAPS,
         GRAD,
         ASAP,
-        L2C2,
-        LipsNet,
         SAVGO,
         SAVO,
         OU,
@@ -321,36 +185,16 @@ PARTS: dict[str, type] = {
         Ensemble,
         CEM,
         Joint,
-        EAS,
-        Imitate,
-        ESA,
         GreedyAC,
         GreedyTD3,
         Resets,
         BC,
         Clone,
         IQL,
-        Implicit,
-        RIP,
-        LSFlow,
-        DPO,
-        C51,
-        HLGauss,
         Quantile,
-        Simba,
-        SimbaV2,
-        BroNet,
-        CrossQ,
-        CrossQWN,
-        XQC,
-        MeanTarget,
-        OwnTarget,
-        REDQ,
-        DroQ,
-        DualPolicy,
-        Fast,
     )
 }
+plugins.register_contrib((PARTS, onpolicy.PARTS))
 SOCKET_MEANS = {
     "representation": "embeds what networks see",
     "network": "makes hidden layers and outputs",

@@ -12,7 +12,7 @@ from qscape.agents import onpolicy
 from qscape.agents.grammar import expand, nearest, parse, split
 from qscape.agents.other_names import difference, ours
 from qscape.agents.recipes import BASES, EXPANSIONS, Agent, Base, Settings
-from qscape.errors import UsageError
+from qscape.errors import Conflict, UnknownField, UsageError, WrongPart, WrongValue
 
 COUNTED = "warmup", "updates_per_step"  # fields in the unit of `base.counts`
 
@@ -95,7 +95,7 @@ def list_overrides(agent: Agent) -> list[Override]:
                 continue
             if not hasattr(base, field):
                 known = [f.name for f in dataclasses.fields(base)]
-                raise UsageError(f"{by} overrides base.{field}; {nearest(field, known)}.", by)
+                raise WrongPart(f"{by} overrides base.{field}; {nearest(field, known)}.", by)
             before = moved.get(field, getattr(base, field))
             if before != value:
                 moves.append(Override(field, before, value, by))
@@ -127,16 +127,16 @@ def set_fields(
                 hint = f"what others call {field} is {written} here{difference(field, names)}"
             else:
                 hint = nearest(field, known)
-            raise UsageError(f"{name} has no field '{field}'; {hint}.", name, field)
+            raise UnknownField(f"{name} has no field '{field}'; {hint}.", name, field)
         try:
             values[field] = convert(f"{name}.{field}", hints[field], value)
         except UsageError as problem:
-            raise UsageError(str(problem), name, field) from problem
+            raise problem.saying(str(problem), name, field) from problem
     made = {**overrides, **values}
     try:
         return dataclasses.replace(part, **made) if made else part
     except UsageError as problem:
-        raise UsageError(str(problem), name, _refused_field(part, values, overrides)) from problem
+        raise problem.saying(str(problem), name, _refused_field(part, values, overrides)) from problem
 
 
 def _refused_field(part: Any, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:
@@ -170,7 +170,7 @@ def convert(label: str, hint: Any, value: Any) -> Any:
     elif str(origin) == "typing.Literal":
         if value in options:
             return value
-        raise UsageError(f"{label} is {value!r}; it must be one of {', '.join(map(repr, options))}.")
+        raise WrongValue(f"{label} is {value!r}; it must be one of {', '.join(map(repr, options))}.")
     elif options:  # float | None and the like
         if value is None and type(None) in options:
             return None
@@ -181,7 +181,7 @@ def convert(label: str, hint: Any, value: Any) -> Any:
         return int(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise UsageError(f"{label} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}.")
+    raise WrongValue(f"{label} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}.")
 
 
 def with_own_discount(base: Base, given: Mapping[str, Any]) -> Base:
@@ -193,7 +193,7 @@ def with_own_discount(base: Base, given: Mapping[str, Any]) -> Base:
     if "discount" not in given or getattr(base, "discount_rule", "fixed") == "fixed":
         return base
     if "discount_rule" in given:
-        raise UsageError(
+        raise Conflict(
             f"base.discount is {base.discount} and base.discount_rule time_limit, which replaces it; leave "
             "one of them out.",
             "base",

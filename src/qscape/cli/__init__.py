@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-from qscape.errors import QscapeError, UsageError, describe, memory_error, one_line
+from qscape.errors import QscapeError, WrongValue, WrongVersion, describe, memory_error, one_line
 from qscape.versions import find_wrong_versions
 
 INTERRUPTED = 130  # exit code
@@ -123,7 +123,7 @@ def _run(argv: list[str]) -> int:
         if debug:
             raise
         print(f"qscape: {problem}", file=sys.stderr)
-        return problem.code
+        return problem.status
     except BrokenPipeError:  # e.g. `qscape list | head`
         sys.stderr.close()
         return 0
@@ -138,13 +138,13 @@ def _run(argv: list[str]) -> int:
     except Exception as problem:
         full = memory_error(problem)
         if isinstance(problem, ValueError) and "null byte" in str(problem):
-            full = UsageError("a file's name holds a NUL byte, on the command line or in a file; remove it.")
+            full = WrongValue("a file's name holds a NUL byte, on the command line or in a file; remove it.")
         elif full is None and not debug and (wrong := find_wrong_versions()):
-            full = UsageError(f"{'; '.join(wrong)} ({describe(problem)}).")
+            full = WrongVersion(f"{'; '.join(wrong)} ({describe(problem)}).")
         if debug or full is None:
             raise
         print(f"qscape: {full}", file=sys.stderr)
-        return full.code
+        return full.status
 
 
 def _without_parts(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CollapseOptions:
     """Flags of `qscape collapse`."""
 
     states: int = setting(10_000, "Number of states from evaluation rollouts.")
@@ -36,13 +36,13 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Measure action collapse over the saves of runs, and plot it."""
-    from qscape.cli.compare import refuse_same, save_figure, save_text
+    from qscape.cli.output import refuse_same, save_figure, save_text
     from qscape.inspect import collapse, store
     from qscape.report import collapse as report
     from qscape.report.runs import find_runs, name_runs
 
     paths, rest = options.positionals(argv, "RUN", "qscape collapse")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape collapse RUN...")
+    given: Any = options.parse(options.flags_of(CollapseOptions()), rest, "qscape collapse RUN...")
     refuse_same(given.json, given.png)
     console, records, files, problems, picture = plain_console(), [], [], [], given.png
     folders = find_runs(paths)

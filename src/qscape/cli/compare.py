@@ -1,15 +1,13 @@
 """The command `qscape compare RUNS...`."""
 
 import dataclasses
-import io
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from qscape.cli import options
+from qscape.cli.output import refuse_same, save_figure, save_text
 from qscape.cli.running import (
     plain_console,
     print_notes,
@@ -18,19 +16,15 @@ from qscape.cli.running import (
     require_positive,
     show_tracks,
 )
-from qscape.errors import UsageError
-from qscape.inspect.store import write_atomically
 from qscape.report.numbers import digits_of
 from qscape.types import setting
-
-OF_A_RUN = ("run.json", "evaluations.csv", "metrics.jsonl")  # files that only its training writes
 
 if TYPE_CHECKING:
     from qscape.report.tables import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """Flags of `qscape compare`."""
 
     csv: str | None = setting(None, "Write the table of environments as CSV.")
@@ -63,14 +57,14 @@ def main(argv: list[str]) -> int:
     from qscape.report import runs, tables
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
+    given: Any = options.parse(options.flags_of(CompareOptions()), rest, "qscape compare RUNS")
     require_positive(given, "final", "reps")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():
-        frame, notes = runs.read_runs(paths)
+        read = runs.read_runs(paths)
         made = tables.compare(
-            frame,
+            read.frame,
             policy=given.policy,
             final=given.final,
             best=given.best,
@@ -82,7 +76,7 @@ def main(argv: list[str]) -> int:
             reference=names,
             threshold=given.threshold,
         )
-    made = made._replace(notes=notes + made.notes)
+    made = made._replace(notes=read.skipped + made.notes)
     shown, console = tables.shorten(made), plain_console()
     print_comparison(console, shown, given)
     for file, text in (
@@ -98,7 +92,7 @@ def main(argv: list[str]) -> int:
         if given.html:
             from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
-            save_text(html.render_report(made, names, given.reps), given.html)
+            save_text(html.render_report(made, read.runs, names, given.reps), given.html)
     print_written(console, given.csv, given.latex, given.json, given.png, given.html)
     return 0
 
@@ -173,77 +167,6 @@ def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
     smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
     figures.set_notes(figure, describe_shared(made.shared), smoothed)
     save_figure(figure, given.png)
-
-
-def save_figure(figure: Any, file: str) -> None:
-    """Write a matplotlib figure.
-
-    Raises:
-        UsageError: the suffix names no image format.
-        RunError: the file cannot be written.
-    """
-    refuse_ending(file)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=Path(file).suffix[1:].lower(), dpi=150)
-    _save(drawn.getvalue(), file)
-
-
-def refuse_ending(file: str) -> None:
-    """Refuse a file name before the figure is computed.
-
-    Raises:
-        UsageError: the suffix names no image format.
-    """
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = FigureCanvasBase.get_supported_filetypes()
-    ending = Path(file).suffix
-    if not ending:
-        raise UsageError(f"--png {file} has no suffix, which selects the format; write {file}.png.")
-    if ending[1:].lower() not in known:
-        raise UsageError(f"--png {file}: {ending} is not an image format; choose {', '.join(known)}.")
-
-
-def save_text(text: str, file: str) -> None:
-    """Write a text file, creating its folder.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    _save(text.encode(), file)
-
-
-def refuse_same(*files: str | None) -> None:
-    """Refuse two results in one file, of which only the last would stay, and a hyphen as a name.
-
-    Raises:
-        UsageError: they are.
-    """
-    named = [Path(file).resolve() for file in files if file]
-    if "-" in files:
-        raise UsageError("- is no file name; /dev/stdout prints a result.")
-    if twice := [path for k, path in enumerate(named) if path in named[:k]]:
-        raise UsageError(f"{twice[0]} is named for two results; give each a file.")
-
-
-def _save(data: bytes, file: str) -> None:
-    """Write a file completely or not at all, creating its folder.
-
-    Raises:
-        UsageError: the file is a folder, or has the name of a file of a run.
-        RunError: the file cannot be written; one that was there stays.
-    """
-    path = Path(file)
-    if file.endswith(("/", os.sep)) or path.is_dir():
-        raise UsageError(f"{file} is a folder; name a file.")
-    if path.name in OF_A_RUN:
-        raise UsageError(
-            f"{file} has the name of a file of a run, which only training writes; name another one."
-        )
-    if path.exists() and not path.is_file():  # e.g. /dev/stdout
-        path.write_bytes(data)
-    else:
-        write_atomically(path.resolve() if path.is_symlink() else path, data)
 
 
 def _stop_epoch(row: Mapping[Any, Any]) -> list[str]:

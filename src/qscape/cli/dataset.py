@@ -6,12 +6,12 @@ from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.data import read
 from qscape.data.dataset import summarise
-from qscape.errors import UsageError
+from qscape.errors import Conflict
 from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class DatasetOptions:
     """Flags of `qscape dataset`."""
 
     env: str | None = setting(None, "Environment id, if the dataset does not store it.")
@@ -21,9 +21,12 @@ class Options:
 def main(argv: list[str]) -> int:
     """Print a summary of a dataset."""
     name, rest = options.positional(argv, "NAME", "qscape dataset")
-    given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
+    given = options.parse(options.flags_of(DatasetOptions()), rest, "qscape dataset NAME")
     if given.env_args and not given.env:
-        raise UsageError("--env-args are arguments of --env, which is not there: add it, or leave them out.")
+        raise Conflict(
+            "--env-args are arguments of --env, which is not there: add it, or leave them out.",
+            field="env_args",
+        )
     dataset = read(name, given.env, options.env_args(given.env_args))
     console, summary_table = (
         plain_console(),

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
-from qscape.cli.compare import refuse_same, save_figure, save_text
+from qscape.cli.output import refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_written
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EmbeddingOptions:
     """Flags of `qscape embedding`."""
 
     state_from: str | None = setting(
@@ -29,10 +29,12 @@ class Options:
 def main(argv: list[str]) -> int:
     """Measure and plot the value geometry that SAVGO has learned."""
     path, rest = options.positional(argv, "RUN", "qscape embedding")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape embedding RUN")
+    given: Any = options.parse(options.flags_of(EmbeddingOptions()), rest, "qscape embedding RUN")
     refuse_same(given.json, given.png)
     if given.states < 2:
-        raise UsageError(f"--states is {given.states}; it must be at least 2, for pairs to compare.")
+        raise OutOfRange(
+            f"--states is {given.states}; it must be at least 2, for pairs to compare.", field="states"
+        )
 
     from qscape.inspect import store
     from qscape.inspect.embedding import measure_embedding

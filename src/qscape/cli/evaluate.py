@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, show_tracks, table
-from qscape.errors import RunError, UsageError
+from qscape.errors import Conflict, RunError, RunsFailed
 from qscape.inspect.bias import BiasProbe, measure_bias
 from qscape.inspect.trained_agent import load_trained_agent
 from qscape.report import task_label
@@ -20,7 +20,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EvaluateOptions:
     """Flags of `qscape evaluate`."""
 
     episodes: int = setting(10, "Number of episodes for each run.")
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     """Evaluate one run, or every run of a group; means are over the runs of one agent and environment."""
     path, rest = options.positional(argv, "RUN", "qscape evaluate")
     set_up_jax()
-    given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
+    given = options.parse(options.flags_of(EvaluateOptions()), rest, "qscape evaluate RUN")
     if given.sample and given.bias:
-        raise UsageError("--bias compares Q with the deterministic policy: leave --sample out.")
+        raise Conflict("--bias compares Q with the deterministic policy: leave --sample out.", field="bias")
     rows, biases = [], []
     means: dict[str, list[float]] = {}  # by agent and environment
     folders, broken = run_folders(Path(path)), []
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         task = task_label(read_record(folder))
         means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
     if not rows:
-        raise RunError(" ".join(broken))
+        raise RunsFailed(" ".join(broken))
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]
     if all(row[-1] == "-" for row in rows):  # only datasets with reference returns define a score
         columns, rows = columns[:-1], [row[:-1] for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, show_tracks
-from qscape.errors import UsageError
+from qscape.errors import MissingArgument, OutOfRange, WrongValue
 from qscape.export import card, policy
 from qscape.inspect.store import write_atomically
 from qscape.run.folder import one_run
@@ -18,7 +18,7 @@ RUNNER = "run_policy.py"  # a program of its own, which is also a file of the pa
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """Flags of `qscape export`."""
 
     onnx: str | None = setting(None, "Write an ONNX file that runs without qscape.")
@@ -36,16 +36,18 @@ class Options:
 def main(argv: list[str]) -> int:
     """Export the policy of one run, check it, and write its model card."""
     path, rest = options.positional(argv, "RUN", "qscape export")
-    given = options.parse(options.flags_of(Options()), rest, "qscape export RUN")
+    given = options.parse(options.flags_of(ExportOptions()), rest, "qscape export RUN")
     if not given.tolerance > 0:
-        raise UsageError(f"--tolerance is {given.tolerance:g}; it must be above 0.")
+        raise OutOfRange(f"--tolerance is {given.tolerance:g}; it must be above 0.", field="tolerance")
     onnx, npz = (_path_with_suffix(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
     files = [file for file in (onnx, npz) if file is not None]
     if not files:
-        raise UsageError("qscape export RUN needs a file to write: add --onnx FILE, or --npz FILE.")
+        raise MissingArgument(
+            "qscape export RUN needs a file to write: add --onnx FILE, or --npz FILE.", field="onnx"
+        )
     policy.refuse_foreign(files[0].with_suffix(".md"), "library_name: qscape")  # before any is written
     if given.runner and onnx is None:
-        raise UsageError("--runner runs an ONNX file: add --onnx FILE.")
+        raise MissingArgument("--runner runs an ONNX file: add --onnx FILE.", field="onnx")
     runner = files[0].with_name(RUNNER)
     if given.runner:
         policy.refuse_foreign(runner, "Run an exported policy")
@@ -89,7 +91,8 @@ def _path_with_suffix(name: str | None, flag: str) -> Path | None:
     path = Path(name)
     path = path if path.suffix else path.with_suffix(f".{flag}")
     if path.suffix != f".{flag}":
-        raise UsageError(
-            f"--{flag} {name}: the file name must end in .{flag}, like {path.with_suffix(f'.{flag}')}."
+        raise WrongValue(
+            f"--{flag} {name}: the file name must end in .{flag}, like {path.with_suffix(f'.{flag}')}.",
+            field=flag,
         )
     return path

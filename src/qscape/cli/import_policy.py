@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console
-from qscape.errors import UsageError
+from qscape.errors import MissingArgument
 from qscape.export.stable_baselines import convert_file
 from qscape.run.training import set_up_jax
 from qscape.system import file_name
@@ -13,7 +13,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ImportOptions:
     """Flags of `qscape import`."""
 
     env: str = setting("", "Id of the environment that the policy was trained in.")
@@ -25,10 +25,10 @@ class Options:
 def main(argv: list[str]) -> int:
     """Convert a Stable-Baselines3 TD3 or SAC file to a run folder."""
     file, rest = options.positional(argv, "FILE", "qscape import")
-    given = options.parse(options.flags_of(Options()), rest, "qscape import FILE")
+    given = options.parse(options.flags_of(ImportOptions()), rest, "qscape import FILE")
     if not given.env:
-        raise UsageError(
-            "qscape import FILE needs the environment it was trained in, e.g. --env Pendulum-v1."
+        raise MissingArgument(
+            "qscape import FILE needs the environment it was trained in, e.g. --env Pendulum-v1.", field="env"
         )
     name = Path("runs") / file_name(given.env) / Path(file).stem / "0"
     folder = Path(given.out) if given.out else name

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
-from qscape.cli.compare import refuse_ending, refuse_same, save_figure, save_text
+from qscape.cli.output import refuse_ending, refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_written, show_tracks, table
-from qscape.errors import UsageError
+from qscape.errors import Conflict
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class LandscapeOptions:
     """Flags of `qscape landscape`."""
 
     state_from: tuple[str, ...] = setting(
@@ -50,7 +50,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Measure how far a run's actions lie below the best ones under its Q, and plot Q around them."""
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
+    given: Any = options.parse(options.flags_of(LandscapeOptions()), rest, "qscape landscape RUN")
     refuse_same(given.json, given.png, given.html)
 
     from qscape.inspect import store
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
     folders = find_runs(paths)
     if len(folders) > 2:
-        raise UsageError(
+        raise Conflict(
             f"qscape landscape takes one run, or two to compare, not {len(folders)}; "
             f"e.g. {folders[0]} {folders[1]}."
         )

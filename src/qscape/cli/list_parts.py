@@ -21,7 +21,7 @@ from qscape.agents import (
 from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
 from qscape.envs import simulators
-from qscape.errors import UsageError
+from qscape.errors import UnknownName
 from qscape.jobs.study import BUNDLED, names_of_studies
 
 SECTIONS = ("agents", "parts", "presets", "envs", "studies")
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         return 0
     for section in argv:
         if section not in SECTIONS:
-            raise UsageError(f"qscape list takes {', '.join(SECTIONS)}, not '{section}'.")
+            raise UnknownName(f"qscape list takes {', '.join(SECTIONS)}, not '{section}'.")
     console = plain_console()
     wanted = argv or list(SECTIONS)
     if "agents" in wanted:

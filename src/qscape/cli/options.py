@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 
 from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
-from qscape.errors import UsageError
+from qscape.errors import Conflict, MissingArgument, OutOfRange, UnknownField, WrongValue
 from qscape.run.plan import Pace, anywhere
 from qscape.trusted import list_code, trust
 from qscape.types import setting
@@ -23,7 +23,7 @@ WIDEST = 100  # columns of help
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Pace):
+class TrainOptions(Pace):
     """Flags of `qscape train` beside those of the agent."""
 
     env: str = setting("", "Environment: a Gymnasium id, module:Env-v0, brax/ant, module:make.")
@@ -71,7 +71,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
     given = read_flags(cls, argv, prog)
     values: dict[str, Any] = {name: value for (part, name), value in given.items() if not part}
     if values.get("seed", 0) < 0:
-        raise UsageError(f"--seed is {values['seed']}; it must be 0 or more.", field="seed")
+        raise OutOfRange(f"--seed is {values['seed']}; it must be 0 or more.", field="seed")
     return cls(**values)
 
 
@@ -88,7 +88,7 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
     while position < len(argv):
         flag, sign, first = argv[position].partition("=")
         if not flag.startswith("--"):
-            raise UsageError(f"{prog} does not take '{argv[position]}'; see {prog} --help.")
+            raise WrongValue(f"{prog} does not take '{argv[position]}'; see {prog} --help.")
         words = [first] if sign else []
         position += 1
         while position < len(argv) and not argv[position].startswith("--"):
@@ -100,13 +100,17 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
         flag = flag.replace("_", "-")
         switch = flag if flag in known else flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
         if switch not in known or (switch != flag and known[switch][2] is not bool):
-            raise UsageError(f"{prog} has no flag {flag}; {_nearest_flags(flag, known, prog)}", field=flag)
+            raise UnknownField(
+                f"{prog} has no flag {flag}; {_nearest_flags(flag, known, prog)}", *_place(flag)
+            )
         part, name, hint = known[switch]
         value = _read_value(switch, hint, words, prog) if hint is not bool else switch == flag
         if hint is bool and words:
-            raise UsageError(f"{prog} does not take '{words[0]}' after {flag}; see {prog} --help.")
+            raise WrongValue(
+                f"{prog} does not take '{words[0]}' after {flag}; see {prog} --help.", *_place(flag)
+            )
         if isinstance(value, tuple) and (part, name) in found:
-            raise UsageError(f"{flag} is there twice; name all its values after one.", field=flag)
+            raise Conflict(f"{flag} is there twice; name all its values after one.", *_place(flag))
         found[part, name] = value
     if env_args:
         found["", "env_args"] = (*found.get(("", "env_args"), ()), *env_args)
@@ -123,7 +127,7 @@ def _trust_typed(found: Mapping[tuple[str, str], Any]) -> None:
 def _env_argument(flag: str, words: Sequence[str], prog: str) -> str:
     """Convert `--env.name value`, which is `--env-args name=value`, to the pair."""
     if len(words) != 1:
-        raise UsageError(f"{flag} needs one value, like --env.max-episode-steps 500.", field=flag)
+        raise MissingArgument(f"{flag} needs one value, like --env.max-episode-steps 500.", *_place(flag))
     return f"{flag.removeprefix('--env.').replace('-', '_')}={words[0]}"
 
 
@@ -145,12 +149,12 @@ def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
     row = next((kind for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple), None)
     if row and (row is hint or (words and words != ["None"])):
         if get_args(row)[0] is str and not words:  # of numbers, none may be meant: no hidden layers
-            raise UsageError(f"{flag} needs a value: {_form(flag, str)}.", field=flag)
+            raise MissingArgument(f"{flag} needs a value: {_form(flag, str)}.", *_place(flag))
         return tuple(_read_word(flag, get_args(row)[0], word) for word in words)
     if not words:
-        raise UsageError(f"{flag} needs a value: {_form(flag, hint)}.", field=flag)
+        raise MissingArgument(f"{flag} needs a value: {_form(flag, hint)}.", *_place(flag))
     if len(words) > 1:
-        raise UsageError(f"{prog} does not take '{words[1]}' after {flag}; see {prog} --help.", field=flag)
+        raise WrongValue(f"{prog} does not take '{words[1]}' after {flag}; see {prog} --help.", *_place(flag))
     return _read_word(flag, hint, words[0])
 
 
@@ -158,7 +162,7 @@ def _read_word(flag: str, hint: Any, word: str) -> Any:
     """Convert one word to the type `hint`. Raises UsageError if it is not of this type."""
     options = get_args(hint)
     if not word:
-        raise UsageError(f"{flag} is empty; it is {_form(flag, hint)}.", field=flag)
+        raise MissingArgument(f"{flag} is empty; it is {_form(flag, hint)}.", *_place(flag))
     if get_origin(hint) is Literal:
         if word in map(str, options):
             return next(option for option in options if str(option) == word)
@@ -174,7 +178,13 @@ def _read_word(flag: str, hint: Any, word: str) -> Any:
         with contextlib.suppress(ValueError):  # 1e6 is a whole number
             if hint is int and float(word).is_integer():
                 return int(float(word))
-    raise UsageError(f"{flag} is '{word}'; it is {_form(flag, hint)}.", field=flag)
+    raise WrongValue(f"{flag} is '{word}'; it is {_form(flag, hint)}.", *_place(flag))
+
+
+def _place(flag: str) -> tuple[str | None, str]:
+    """Return the part, or None, and the field that a flag sets: of `--lap.alpha`, "lap" and "alpha"."""
+    part, _, field = flag.lstrip("-").replace("-", "_").rpartition(".")
+    return part or None, field
 
 
 def _form(flag: str, hint: Any) -> str:
@@ -218,7 +228,7 @@ def flags_of(value: Any, only: set[str] | None = None) -> type:
     return made
 
 
-def command_of(recipe: str, agent: Agent, run: Run) -> type:
+def command_of(recipe: str, agent: Agent, run: TrainOptions) -> type:
     """Make the dataclass whose fields are the flags of `qscape train RECIPE`.
 
     Its fields are those of the run, and nested dataclasses for `base` and each part that has fields.
@@ -230,7 +240,8 @@ def command_of(recipe: str, agent: Agent, run: Run) -> type:
     """
     own = flags_of(run)
     fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(own)]
-    fields.sort(key=lambda field: field[0] not in Run.__annotations__)  # the fields of Pace come last
+    of_pace = Pace.__annotations__
+    fields.sort(key=lambda field: field[0] in of_pace)  # these come last
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
     for name, part in parts.items():
         if dataclasses.fields(part):
@@ -250,12 +261,17 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
     for arg in argv:
         name = arg[2:].split(".", 1)[0].replace("-", "_") if arg.startswith("--") and "." in arg else ""
         if name in PARTS | onpolicy.PARTS and name not in agent.parts:
-            raise UsageError(f"{arg.split('=')[0]} belongs to {name}; {advise_part(recipe, name)}.")
+            raise UnknownField(
+                f"{arg.split('=')[0]} belongs to {name}; {advise_part(recipe, name)}.", part=name
+            )
 
 
 def train_command(
-    recipe: str, argv: Sequence[str], settings: Mapping[str, Any] | None = None, run: Run | None = None
-) -> tuple[Run, dict[str, dict[str, Any]]]:
+    recipe: str,
+    argv: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    run: TrainOptions | None = None,
+) -> tuple[TrainOptions, dict[str, dict[str, Any]]]:
     """Read the flags of `qscape train RECIPE`, on top of the values of a config file.
 
     Args:
@@ -271,7 +287,7 @@ def train_command(
     Raises:
         UsageError: an unknown recipe or flag, or a value that does not fit.
     """
-    run = run or Run()
+    run = run or TrainOptions()
     agent = build(recipe, settings)
     refuse_absent_parts(argv, recipe, agent)
     typed = read_flags(command_of(recipe, agent, run), argv, f"qscape train {recipe}")
@@ -303,17 +319,21 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not all(part.isidentifier() for part in name.split(".")):
-            raise UsageError(f"--env-args {pair} is no name=value pair, like continuous=False.")
+            raise WrongValue(
+                f"--env-args {pair} is no name=value pair, like continuous=False.", field="env_args"
+            )
         try:
             read = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             if value in ("true", "false"):
-                raise UsageError(f"--env-args {pair}: write {name}={value.title()}, as in Python.") from None
+                raise WrongValue(
+                    f"--env-args {pair}: write {name}={value.title()}, as in Python.", field="env_args"
+                ) from None
             read = value
         try:
             args[name] = decode(read)
         except ValueError as problem:
-            raise UsageError(f"--env-args {pair}: {problem}.", field="env_args") from problem
+            raise WrongValue(f"--env-args {pair}: {problem}.", field="env_args") from problem
     return args
 
 
@@ -346,7 +366,7 @@ def positional(argv: Sequence[str], what: str, prog: str, flags_for: str = "RUN"
 
             print(f"usage: {prog} {COMMANDS[prog.split()[-1]][1]}")
             return flags_for, ["--help"]  # the caller parses --help, which prints the flags
-        raise UsageError(f"{prog} needs {what} first, e.g. {prog} {what}.")
+        raise MissingArgument(f"{prog} needs {what} first, e.g. {prog} {what}.")
     return argv[0], list(argv[1:])
 
 

@@ -4,14 +4,14 @@ import dataclasses
 from typing import Literal
 
 from qscape.cli import options
-from qscape.cli.compare import save_figure
+from qscape.cli.output import save_figure
 from qscape.cli.running import plain_console, print_notes
 from qscape.report.numbers import format_return
 from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PlotOptions:
     """Flags of `qscape plot`."""
 
     png: str = setting("curves.png", "Plot file; the suffix selects the format (png, svg, pdf).")
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     from qscape.report.labels import describe_shared, shorten_labels
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
-    given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
-    frame, skipped = runs.read_runs(paths)
+    given = options.parse(options.flags_of(PlotOptions()), rest, "qscape plot RUNS")
+    frame, skipped, _ = runs.read_runs(paths)
     frame = statistics.smooth_returns(statistics.select_metric(frame, given.metric), given.smooth)
     rows = (
         statistics.label_policies(frame)

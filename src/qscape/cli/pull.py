@@ -10,7 +10,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PullOptions:
     """Flags of `qscape pull`."""
 
     out: str | None = setting(None, "Run folder to write. None: runs/hub/OWNER/NAME.")
@@ -19,7 +19,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Fetch a run from the hub and check it."""
     name, rest = options.positional(argv, "OWNER/NAME", "qscape pull")
-    given = options.parse(options.flags_of(Options()), rest, "qscape pull OWNER/NAME")
+    given = options.parse(options.flags_of(PullOptions()), rest, "qscape pull OWNER/NAME")
     from qscape.export.hub import pull_run
 
     name = name.removeprefix("hub:")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console
-from qscape.errors import UsageError
+from qscape.errors import MissingArgument
 from qscape.run.training import set_up_jax
 from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PushOptions:
     """Flags of `qscape push`."""
 
     repo: str | None = setting(None, "Repository on the Hugging Face hub, OWNER/NAME; created if missing.")
@@ -22,9 +22,9 @@ class Options:
 def main(argv: list[str]) -> int:
     """Upload a run with its card."""
     path, rest = options.positional(argv, "RUN", "qscape push")
-    given = options.parse(options.flags_of(Options()), rest, "qscape push RUN")
+    given = options.parse(options.flags_of(PushOptions()), rest, "qscape push RUN")
     if not given.repo or given.repo.count("/") != 1:
-        raise UsageError("qscape push RUN needs a repository: add --repo OWNER/NAME.")
+        raise MissingArgument("qscape push RUN needs a repository: add --repo OWNER/NAME.", field="repo")
     set_up_jax()
     from qscape.export.hub import push_run
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.running import plain_console
-from qscape.errors import UsageError
+from qscape.errors import Conflict, MissingArgument
 from qscape.run.folder import one_run
 from qscape.run.record import record_dataset
 from qscape.run.training import set_up_jax
@@ -14,7 +14,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class RecordOptions:
     """Flags of `qscape record`."""
 
     dataset: str = setting("", "Name of the new Minari dataset, like local/pendulum-v0.")
@@ -30,11 +30,15 @@ class Options:
 def main(argv: list[str]) -> int:
     """Record episodes of a run's policy as a Minari dataset."""
     path, rest = options.positional(argv, "RUN", "qscape record")
-    given = options.parse(options.flags_of(Options()), rest, "qscape record RUN")
+    given = options.parse(options.flags_of(RecordOptions()), rest, "qscape record RUN")
     if not given.dataset:
-        raise UsageError("qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.")
-    if given.policy != "noisy" and given.noise != Options.noise:
-        raise UsageError("--noise applies to --policy noisy only: add that flag, or leave --noise out.")
+        raise MissingArgument(
+            "qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.", field="dataset"
+        )
+    if given.policy != "noisy" and given.noise != RecordOptions.noise:
+        raise Conflict(
+            "--noise applies to --policy noisy only: add that flag, or leave --noise out.", field="noise"
+        )
     set_up_jax()
     args = (given.episodes, given.policy, given.noise, given.seed, given.current)
     made = record_dataset(one_run(Path(path)), given.dataset, *args)

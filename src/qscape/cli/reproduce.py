@@ -14,7 +14,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ReproduceOptions:
     """Flags of `qscape reproduce`."""
 
     out: str | None = setting(None, "Folder for the folders of the new runs; None: a temporary one.")
@@ -23,7 +23,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Run a run, or every seed of a group, again; return 0 if all numbers are equal, else 1."""
     path, rest = options.positional(argv, "RUN", "qscape reproduce")
-    given = options.parse(options.flags_of(Options()), rest, "qscape reproduce RUN")
+    given = options.parse(options.flags_of(ReproduceOptions()), rest, "qscape reproduce RUN")
     threads = {read_record(folder).get("threads") for folder in run_folders(Path(path))}
     if len(threads) == 1:  # JAX has not begun: it takes the number of threads with which the runs were made
         (number,) = threads

@@ -6,14 +6,14 @@ from typing import Any
 
 from qscape.cli import options
 from qscape.cli.running import run_all
-from qscape.errors import RunError, UsageError
+from qscape.errors import NothingToDo, RunError
 from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
 from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ResumeOptions:
     """Flags of `qscape resume`."""
 
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
@@ -26,13 +26,13 @@ class Options:
 def main(argv: list[str]) -> int:
     """Continue a run, or every unfinished run of a group."""
     path, rest = options.positional(argv, "RUN", "qscape resume")
-    given = options.parse(options.flags_of(Options()), rest, "qscape resume RUN")
+    given = options.parse(options.flags_of(ResumeOptions()), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
     if len(folders) > 1 and given.save is None:  # a group: only its unfinished runs
         folders = [f for f in folders if _goes_on(f, given.steps)]
         if not folders:
             more = "add more with --steps" if given.steps is None else f"--steps {given.steps} is no more"
-            raise UsageError(f"every run in {path} has finished its steps; {more}.")
+            raise NothingToDo(f"every run in {path} has finished its steps; {more}.")
     shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
     jobs = [Job("resume", f, trackers=list(given.log), **shared) for f in folders]
     return run_all(jobs, quiet=given.quiet)

@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from qscape import tracking, trusted
-from qscape.errors import RunError, UsageError, one_line
+from qscape.errors import OutOfRange, RunError, UsageError, one_line
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.report.numbers import format_return
@@ -82,7 +82,7 @@ def run_all(
     screen.print_summary(jobs, failures)
     if failures:
         first = min(failures)
-        asked = all(failure.code == UsageError.code for failure in failures.values())
+        asked = all(failure.status == UsageError.status for failure in failures.values())
         kind = UsageError if asked else RunError
         why = failures[first].why
         raise kind(f"{len(failures)} of {len(jobs)} runs failed; {jobs[first].folder}: {why}")
@@ -387,4 +387,4 @@ def require_positive(flags: object, *names: str) -> None:
     for name in names:
         value = getattr(flags, name)
         if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+            raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)

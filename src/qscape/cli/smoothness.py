@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 
 from qscape.cli import options
-from qscape.cli.compare import refuse_same, save_figure, save_text
+from qscape.cli.output import refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_table, print_written, require_positive
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import Conflict, QscapeError
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ GEOMETRY = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class SmoothnessOptions:
     """Flags of `qscape smoothness`."""
 
     episodes: int = setting(10, "Number of episodes for each run, with the deterministic policy.")
@@ -54,13 +54,13 @@ def main(argv: list[str]) -> int:
     from qscape.report import smoothness as report
 
     paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape smoothness RUN...")
+    given: Any = options.parse(options.flags_of(SmoothnessOptions()), rest, "qscape smoothness RUN...")
     require_positive(given, "episodes", "noise_episodes", "reps")
     refuse_same(given.json, given.png)
     for name in ("sigmas", "noise_episodes"):
-        if not given.robustness and getattr(given, name) != getattr(Options, name):
+        if not given.robustness and getattr(given, name) != getattr(SmoothnessOptions, name):
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.")
+            raise Conflict(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.", field=flag)
     records, notes, written = measure_runs(paths, given)
     of_runs, noisy = report.summarise(records, given.reps), report.summarise_noise(records, given.reps)
     notes += report.list_notes(records)

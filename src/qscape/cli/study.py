@@ -16,7 +16,7 @@ from rich.text import Text
 from qscape import trusted
 from qscape.cli import options
 from qscape.cli.running import MEASURED, LiveBoard, clock, plain_console, require_positive, table
-from qscape.errors import RunError, UsageError
+from qscape.errors import Conflict, MissingArgument, RunsFailed, UnknownName
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
 from qscape.jobs.study import Study, find_study, read_study, write_rows
@@ -28,7 +28,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Status:
+class StatusOptions:
     """Flags of `qscape study status`."""
 
     budget: str = setting("full", "Budget of the file to take: quick, short, full or paper.")
@@ -36,7 +36,7 @@ class Status:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Status):
+class StudyOptions(StatusOptions):
     """Flags of `qscape study run`."""
 
     workers: int | None = setting(None, "Runs side by side; None: one to a core, or 64 SLURM jobs.")
@@ -49,12 +49,16 @@ def main(argv: list[str]) -> int:
     """Run a study, or print the state of its runs. Returns the exit code."""
     what, rest = options.positional(argv, "run|status STUDY", "qscape study", flags_for="run")
     if what not in ("run", "status"):
-        raise UsageError(f"qscape study has no '{what}'; write qscape study run STUDY or study status STUDY.")
-    cls = options.flags_of(Run() if what == "run" else Status())
+        raise UnknownName(
+            f"qscape study has no '{what}'; write qscape study run STUDY or study status STUDY."
+        )
+    cls = options.flags_of(StudyOptions() if what == "run" else StatusOptions())
     if rest[:1] in (["-h"], ["--help"]):
         options.parse(cls, rest, f"qscape study {what} STUDY")
     if not rest or rest[0].startswith("-"):
-        raise UsageError(f"qscape study {what} needs a study first: demo, or a file such as my-study.toml.")
+        raise MissingArgument(
+            f"qscape study {what} needs a study first: demo, or a file such as my-study.toml."
+        )
     given = options.parse(cls, rest[1:], f"qscape study {what} STUDY")
     board = StudyBoard(read_study(find_study(rest[0]), given.budget, Path(given.runs)), plain_console())
     if what == "status":
@@ -64,13 +68,13 @@ def main(argv: list[str]) -> int:
         return 0
     require_positive(given, "workers")
     if given.slurm and given.ray is not None:
-        raise UsageError("--slurm and --ray both say where the runs are; leave one of them out.")
+        raise Conflict("--slurm and --ray both say where the runs are; leave one of them out.", field="slurm")
     if given.slurm_args and not given.slurm:
-        raise UsageError("--slurm-args are arguments of SLURM jobs; add --slurm.")
+        raise Conflict("--slurm-args are arguments of SLURM jobs; add --slurm.", field="slurm_args")
     return run(board, given, shlex.join(["qscape", "study", *argv]))
 
 
-def run(board: "StudyBoard", given: Run, command: str) -> int:
+def run(board: "StudyBoard", given: StudyOptions, command: str) -> int:
     """Run the runs of a study that are not finished.
 
     Args:
@@ -105,12 +109,12 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
         say(f"to continue: {command}{trusted.flag()}")
         return 130
     if failed:
-        raise RunError(f"{len(failed)} of {len(progress.runs)} runs failed; see above.")
+        raise RunsFailed(f"{len(failed)} of {len(progress.runs)} runs failed; see above.")
     return 0
 
 
 @contextlib.contextmanager
-def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
+def engine(given: StudyOptions, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
     """Yield a function that starts a worker for a job, and the maximal number of workers.
 
     Workers run on the Ray cluster that the flags name, as SLURM jobs, or on this machine. The Ray cluster is

@@ -22,7 +22,7 @@ from qscape.cli.running import Job, plain_console, run_all
 from qscape.data import RECORDED
 from qscape.envs.build import refuse_without_version
 from qscape.envs.simulators import is_simulator
-from qscape.errors import UsageError
+from qscape.errors import BadFile, Conflict, MissingArgument, MootSetting, OutOfRange, WrongValue
 from qscape.report import environment_label
 from qscape.run.adapters import adapt_to_images, open_adapter
 from qscape.run.engines import may_compile, why_not_together
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 >= len(argv):
-            raise UsageError("--config needs a file, e.g. runs/Hopper-v5/td7/0/run.json.", field="config")
+            raise MissingArgument(
+                "--config needs a file, e.g. runs/Hopper-v5/td7/0/run.json.", field="config"
+            )
         recipe, settings, config = read_config(Path(argv[at + 1]))
         argv = argv[:at] + argv[at + 2 :]
     if config is None or (argv and not argv[0].startswith("-")):
@@ -58,21 +60,34 @@ def main(argv: list[str]) -> int:
         named = trusted.list_code(run.env, options.env_args(run.env_args), run.probe)
         trusted.refuse_untrusted(named, "--config")
     if run.config:  # a second one; the first was removed from argv above
-        raise UsageError("--config is there twice; name one run.json.")
+        raise Conflict("--config is there twice; name one run.json.", field="config")
     if not (run.env or run.dataset):
-        raise UsageError(f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.")
+        raise MissingArgument(
+            f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.", field="env"
+        )
     if run.keep_data and not run.from_:
-        raise UsageError("--keep-data keeps the dataset of the run that --from names; name one.")
+        raise Conflict(
+            "--keep-data keeps the dataset of the run that --from names; name one.", field="keep_data"
+        )
     check_names(run.log)
     if run.log_videos and "wandb" not in run.log:
-        raise UsageError("--log-videos sends videos to wandb; add --log wandb, or see `qscape video`.")
+        raise Conflict(
+            "--log-videos sends videos to wandb; add --log wandb, or see `qscape video`.", field="log_videos"
+        )
     tracking = Tracking(run.log_project, run.log_group, run.log_tags, run.log_videos)
     if not run.log and (run.log_project or run.log_group or run.log_tags):
-        raise UsageError("--log-project, --log-group and --log-tags are for loggers; name one with --log.")
+        raise Conflict(
+            "--log-project, --log-group and --log-tags are for loggers; name one with --log.", field="log"
+        )
     if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
-        raise UsageError(f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.")
+        raise WrongValue(
+            f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.", field="seeds"
+        )
     if len(run.seeds) > MOST_SEEDS:
-        raise UsageError(f"--seeds names {len(run.seeds):,} seeds; one command takes at most {MOST_SEEDS:,}.")
+        raise OutOfRange(
+            f"--seeds names {len(run.seeds):,} seeds; one command takes at most {MOST_SEEDS:,}.",
+            field="seeds",
+        )
     plans = [
         Plan(
             recipe=recipe,
@@ -135,7 +150,7 @@ def _refuse_moot(given: Settings, there: Settings, agent: Agent) -> None:
         value = given.get(part, {}).get(field, ...)
         if value is not ... and there.get(part, {}).get(field, ...) != value:
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} does nothing {why}; leave it out.", part=part, field=field)
+            raise MootSetting(f"{flag} does nothing {why}; leave it out.", part=part, field=field)
 
 
 def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: Sequence[str] = ()) -> bool:
@@ -159,7 +174,7 @@ def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: 
     if loggers:
         needs = f"seeds without --log {' '.join(loggers)}, which takes one run in a process"
     if needs and how == "vmap":
-        raise UsageError(f"--seeds-as vmap needs {needs}; leave it out.")
+        raise Conflict(f"--seeds-as vmap needs {needs}; leave it out.", field="seeds_as")
     return needs is None
 
 
@@ -175,7 +190,7 @@ class _Config(TypedDict):
     start: NotRequired[str]
 
 
-def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run]:
+def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.TrainOptions]:
     """Read recipe, settings and options from a run.json, without importing the parts that it names.
 
     The settings are those that its user gave, not what followed from them, such as a shortened warm-up. An
@@ -195,7 +210,9 @@ def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run
         fields |= {"from_": record["start"]}
         fields["env_args"] = [*itertools.starmap(options.env_pair, decode_args(record["env_args"]).items())]
         if fields["env"] == RECORDED:  # a stand-in, whose spaces are those of that run's dataset
-            fields |= {"env": "", "env_args": [], "eval_every": options.Run().eval_every}
+            fields |= {"env": "", "env_args": [], "eval_every": options.TrainOptions().eval_every}
     except (OSError, ValueError) as problem:
-        raise UsageError(f"--config {path} cannot be read as a run.json ({problem}).") from problem
-    return recipe, settings, set_fields(options.Run(), str(path), fields)
+        raise BadFile(
+            f"--config {path} cannot be read as a run.json ({problem}).", field="config"
+        ) from problem
+    return recipe, settings, set_fields(options.TrainOptions(), str(path), fields)

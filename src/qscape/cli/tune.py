@@ -17,7 +17,7 @@ from qscape.cli import options
 from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
 from qscape.envs import make as make_adapter
 from qscape.envs.build import refuse_without_version
-from qscape.errors import RunError, UsageError
+from qscape.errors import MissingArgument, OutOfRange, RunsFailed
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
 from qscape.jobs.tune import Tuner, open_search
@@ -30,7 +30,7 @@ SHOWN = 10  # maximal number of trials in the table at the end
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class TuneOptions:
     """Flags of `qscape tune`; those of the agent, such as --base.batch-size 64, fix fields."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
@@ -56,13 +56,18 @@ def main(argv: list[str]) -> int:
     recipe, rest = options.positional(argv, "RECIPE", "qscape tune", flags_for="RECIPE")
     register_named(recipe)
     own, agents = split(rest)
-    given = options.parse(options.flags_of(Options()), own, f"qscape tune {recipe}")
+    given = options.parse(options.flags_of(TuneOptions()), own, f"qscape tune {recipe}")
     settings = options.train_command(recipe, agents)[1]
     if not given.env:
-        raise UsageError(f"qscape tune {recipe} needs an environment, e.g. --env Pendulum-v1.")
+        raise MissingArgument(
+            f"qscape tune {recipe} needs an environment, e.g. --env Pendulum-v1.", field="env"
+        )
     require_positive(given, "trials", "seeds", "workers")
     if given.eval_every is not None and given.eval_every < 1:
-        raise UsageError(f"--eval-every is {given.eval_every}; trials are judged by evaluations: at least 1.")
+        raise OutOfRange(
+            f"--eval-every is {given.eval_every}; trials are judged by evaluations: at least 1.",
+            field="eval_every",
+        )
     plan = Plan(
         recipe=recipe,
         env=given.env,
@@ -127,7 +132,7 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
         board.say(f"to continue: {command}{trusted.parts_flag()}")
         return 130
     if tuner.best is None:
-        raise RunError(f"none of {len(tuner.trials)} trials came to its end; see above.")
+        raise RunsFailed(f"none of {len(tuner.trials)} trials came to its end; see above.")
     return 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from qscape.cli import options
 from qscape.cli.running import require_positive
 from qscape.envs import EnvAdapter
-from qscape.errors import RunError, UsageError
+from qscape.errors import BrokenEnv, CannotWrite, MissingPackage, WrongValue
 from qscape.report.numbers import format_return
 from qscape.run.evaluation import SEED, refuse_endless
 from qscape.run.files import unused_name
@@ -27,7 +27,7 @@ FORMATS = ".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class VideoOptions:
     """Flags of `qscape video`."""
 
     mp4: str | None = setting(None, "Video file; None: video.mp4 in the run's folder.")
@@ -41,16 +41,18 @@ def main(argv: list[str]) -> int:
     """Record a video of whole episodes of a run's policy."""
     path, rest = options.positional(argv, "RUN", "qscape video")
     set_up_jax()
-    given = options.parse(options.flags_of(Options()), rest, "qscape video RUN")
+    given = options.parse(options.flags_of(VideoOptions()), rest, "qscape video RUN")
     require_positive(given, "episodes", "fps")
     try:
         import imageio.v2 as imageio
     except ImportError as problem:
-        raise UsageError('qscape video needs the extra: pip install "qscape[video]".') from problem
+        raise MissingPackage('qscape video needs the extra: pip install "qscape[video]".') from problem
     folder = one_run(Path(path))
     file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
     if file.suffix.lower() not in FORMATS or file.is_dir():
-        raise UsageError(f"--mp4 {file} is no video file; its name ends in one of {', '.join(FORMATS)}.")
+        raise WrongValue(
+            f"--mp4 {file} is no video file; its name ends in one of {', '.join(FORMATS)}.", field="mp4"
+        )
     draw_without_screen()
     loaded = load_policy(
         folder, seed=given.seed, current=given.current, env_args={"render_mode": "rgb_array"}
@@ -75,7 +77,7 @@ def main(argv: list[str]) -> int:
             aside.unlink()
         said = getattr(problem, "strerror", None) or str(problem)
         why, _, _ = said.strip().partition("\n")  # ffmpeg's output follows
-        raise RunError(f"{file} cannot be written ({why}).") from problem
+        raise CannotWrite(f"{file} cannot be written ({why}).") from problem
     print(f"{file}: {frames} frames, returns {', '.join(f'{format_return(r)}' for r in returns)}")
     return 0
 
@@ -89,7 +91,7 @@ def _render_frames(
         try:
             picture = adapter.render_frame()
         except (RuntimeError, ImportError, AttributeError) as problem:  # raised by MuJoCo and OpenGL
-            raise RunError(
+            raise BrokenEnv(
                 f"{adapter.env_id} cannot render on this machine ({problem}); try MUJOCO_GL=osmesa."
             ) from problem
         odd = [(0, n % 2) for n in picture.shape[:2]]  # H.264 needs even sizes

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
-from qscape.errors import QscapeError, UsageError, one_line
+from qscape.errors import OutOfRange, QscapeError, UnfitAgent, one_line
 from qscape.report.numbers import format_return
 from qscape.run.folder import in_use, newest_save, read_record, run_folders, unfinished
 from qscape.run.logs import read_evaluations, read_metrics
@@ -24,7 +24,7 @@ ACROSS, HIGH = 110, 16  # width and height of a chart in characters, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class WatchOptions:
     """Flags of `qscape watch`."""
 
     every: float = setting(2.0, "Seconds between two updates of the screen.")
@@ -36,9 +36,11 @@ class Options:
 def main(argv: list[str]) -> int:
     """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
     path, rest = options.positional(argv, "RUN", "qscape watch")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
+    given: Any = options.parse(options.flags_of(WatchOptions()), rest, "qscape watch RUN")
     if not 0 < given.every < float("inf"):
-        raise UsageError(f"--every is {given.every:g}; it must be a number of seconds above 0.")
+        raise OutOfRange(
+            f"--every is {given.every:g}; it must be a number of seconds above 0.", field="every"
+        )
     from qscape.report import terminal  # noqa: F401  reports a missing extra before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()
@@ -159,7 +161,7 @@ class QSlice:
             newest, self.seen, self.drawn = None, newest, (str(problem), [])
         if self.trained is not None and not 0 <= self.dim < self.trained.agent.task.action_size:
             last = self.trained.agent.task.action_size - 1
-            raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {last}.")
+            raise OutOfRange(f"--dim is {self.dim}; actions have dimensions 0 to {last}.", field="dim")
         try:
             if newest is not None and newest != self.seen:
                 self.drawn, self.seen = self._read_q(newest), newest
@@ -180,7 +182,7 @@ class QSlice:
         trained = load_trained_agent(self.folder, current=True)
         trained.require_q("a slice of the landscape")
         if trained.agent.task.table is not None:
-            raise UsageError("Q over an action table is plotted by: qscape landscape RUN.")
+            raise UnfitAgent("Q over an action table is plotted by: qscape landscape RUN.")
         adapter = trained.make()
         self.obs = np.asarray(adapter.reset(), np.float32)[0]
         adapter.close()

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 
 from qscape.envs.spaces import ActionBox, is_bounded
-from qscape.errors import UsageError
+from qscape.errors import BadFile, UnfitEnv
 
 BINS = 20  # equal bins of each action dimension, for `coverage`
 HDF5 = (".hdf5", ".h5")  # how the names of files end that do not say the bounds of actions
@@ -86,12 +86,12 @@ def check_dataset(dataset: Dataset) -> Dataset:
         UsageError: it has no transition, holds NaN or infinity, or actions outside their space.
     """
     if not len(dataset):
-        raise UsageError(f"{dataset.name} holds no transition: there is nothing to learn from.")
+        raise BadFile(f"{dataset.name} holds no transition: there is nothing to learn from.")
     for column in ("observation", "action", "reward", "next_observation"):
         rows = getattr(dataset, column)
         if not np.isfinite(rows).all():
             row = int(np.argwhere(~np.isfinite(rows))[0][0])
-            raise UsageError(
+            raise BadFile(
                 f"{dataset.name}: {column} holds NaN or infinity in episode {int(dataset.ends[:row].sum())}, "
                 f"transition {row}; leave that episode out."
             )
@@ -106,7 +106,7 @@ def check_dataset(dataset: Dataset) -> Dataset:
             if assumed
             else "record the actions as the environment takes them: clipped to this range"
         )
-        raise UsageError(
+        raise BadFile(
             f"{dataset.name}: action[{k}] reaches {worst:.4g}, outside its range "
             f"[{box.low[k]:.4g}, {box.high[k]:.4g}]; {remedy}."
         )
@@ -120,11 +120,11 @@ def require_action_box(space: gym.Space, name: str) -> ActionBox:
         UsageError: the space is no Box, or an unbounded one.
     """
     if not isinstance(space, spaces.Box):
-        raise UsageError(
+        raise UnfitEnv(
             f"{name} has {type(space).__name__} actions: offline agents take a bounded Box of actions."
         )
     if not is_bounded(space):
-        raise UsageError(f"{name} has unbounded actions: offline agents take a bounded Box of actions.")
+        raise UnfitEnv(f"{name} has unbounded actions: offline agents take a bounded Box of actions.")
     return ActionBox.from_bounds(space.low, space.high)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.spaces.utils import flatdim, unflatten
 
 from qscape.data.sources import spaces_of
-from qscape.errors import RunError
+from qscape.errors import BrokenEnv
 
 
 class Recorded(gym.Env):
@@ -27,7 +27,7 @@ class Recorded(gym.Env):
         return unflatten(self.observation_space, zeros), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        raise RunError(
+        raise BrokenEnv(
             f"{self.dataset} is a dataset without an environment: there is nowhere to act in; "
             "name one with --env when training."
         )

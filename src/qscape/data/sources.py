@@ -15,7 +15,17 @@ from qscape.data.dataset import HDF5, Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import order_like
 from qscape.envs.spaces import ActionBox, box_leaves, is_image, make_flatten
-from qscape.errors import RunError, UsageError
+from qscape.errors import (
+    BadFile,
+    CannotRead,
+    Mismatch,
+    MissingPackage,
+    NotFound,
+    UnfitEnv,
+    Unreachable,
+    UsageError,
+    WrongValue,
+)
 from qscape.trusted import list_code, refuse_untrusted
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
@@ -105,7 +115,7 @@ def _import_package(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError as problem:
-        raise UsageError(f'datasets need a package: pip install "qscape[offline]" ({name}).') from problem
+        raise MissingPackage(f'datasets need a package: pip install "qscape[offline]" ({name}).') from problem
 
 
 # --- Minari -------------------------------------------------------------------------------------------
@@ -132,9 +142,9 @@ def _read_minari(
     try:
         columns = [_episode_columns(e, size, flatten, box) for e in source.iterate_episodes()]
     except MALFORMED as problem:  # the metadata is intact, the file of the arrays is damaged
-        raise RunError(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
+        raise CannotRead(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
     if not columns:
-        raise UsageError(f"{name} holds no episode: there is nothing to learn from.")
+        raise BadFile(f"{name} holds no episode: there is nothing to learn from.")
     return Dataset(
         name,
         *(np.concatenate(column) for column in zip(*columns, strict=True)),
@@ -155,17 +165,18 @@ def _open_minari(minari: Any, name: str) -> Any:
             return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
         if not re.search(r"-v\d+$", name):
             near = ", ".join(minari.list_local_datasets()) or "none yet"
-            raise UsageError(
+            raise WrongValue(
                 f"'{name}' is no dataset: names end with a version, like local/pendulum-v0; "
-                f"on this machine there are: {near}."
+                f"on this machine there are: {near}.",
+                field="dataset",
             )
         if _is_local(minari, name):
             return minari.load_dataset(name)
         if name.startswith("local/"):  # the namespace of what was recorded here
             near = ", ".join(minari.list_local_datasets()) or "none yet"
-            raise UsageError(f"there is no dataset {name} on this machine; there are: {near}.")
+            raise NotFound(f"there is no dataset {name} on this machine; there are: {near}.", field="dataset")
     except MALFORMED as problem:
-        raise RunError(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
+        raise CannotRead(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
     return _download(minari, name)
 
 
@@ -178,7 +189,7 @@ def _download(minari: Any, name: str) -> Any:
     try:
         return minari.load_dataset(name, download=True)
     except Exception as problem:  # of the network, the hub or the client
-        raise RunError(
+        raise Unreachable(
             f"the dataset {name} is not on this machine and could not be downloaded "
             f"({_first_line(problem)}); record one with 'qscape record', or name the folder of one."
         ) from problem
@@ -200,7 +211,7 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
         args = dict(spec.kwargs)
     except Exception as problem:  # of JSON, of the types of its fields or of the form of its id
         why = _first_line(problem)
-        raise RunError(f"{name} names an environment that cannot be read ({why}).") from problem
+        raise CannotRead(f"{name} names an environment that cannot be read ({why}).") from problem
     if spec.additional_wrappers:  # they may change rewards and spaces, and making them again would run code
         wrappers = ", ".join(wrapper.name for wrapper in spec.additional_wrappers)
         note = f"{name} was recorded in {spec.id} with the wrappers {wrappers}, which are not made again"
@@ -253,7 +264,7 @@ def _check_spaces(
         if what == "actions" and isinstance(here, spaces.Box):
             same = same and isinstance(there, spaces.Box) and _have_equal_bounds(here, there)
         if not same:
-            raise UsageError(f"{name} has {what} {here}, {env} has {there}; name the one it was recorded in.")
+            raise Mismatch(f"{name} has {what} {here}, {env} has {there}; name the one it was recorded in.")
     made.close()
     return made.observation_space
 
@@ -261,7 +272,7 @@ def _check_spaces(
 def refuse_images(space: gym.Space, name: str) -> None:
     """Raise a UsageError if observations of this space, of a dataset or environment, hold an image."""
     if any(is_image(box) for _, box in box_leaves(space, (), name, images=True)):
-        raise UsageError(
+        raise UnfitEnv(
             f"{name} has images as observations, and agents learn from datasets of vectors only: "
             "learn in the environment."
         )
@@ -294,26 +305,26 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
             known = [key for key in (*NEEDED, "timeouts", "next_observations") if key in data]
             arrays = {key: np.asarray(data[key], np.float64) for key in known}
     except FileNotFoundError as problem:
-        raise UsageError(f"{file} does not exist.") from problem
+        raise NotFound(f"{file} does not exist.") from problem
     except MALFORMED as problem:
-        raise RunError(f"{file} cannot be read as HDF5: {_first_line(problem)}.") from problem
+        raise CannotRead(f"{file} cannot be read as HDF5: {_first_line(problem)}.") from problem
     if missing := [key for key in NEEDED if key not in arrays]:
-        raise UsageError(f"{file} lacks {', '.join(missing)}: a D4RL file holds {', '.join(NEEDED)}.")
+        raise BadFile(f"{file} lacks {', '.join(missing)}: a D4RL file holds {', '.join(NEEDED)}.")
     lengths = {key: len(x) for key, x in arrays.items() if x.ndim}
     if len(set(lengths.values())) > 1 or len(lengths) < len(arrays):
-        raise UsageError(f"{file} has arrays of unequal length: {lengths}.")
+        raise BadFile(f"{file} has arrays of unequal length: {lengths}.")
     if not len(arrays["rewards"]):
-        raise UsageError(f"{file} holds no transition: there is nothing to learn from.")
+        raise BadFile(f"{file} holds no transition: there is nothing to learn from.")
     rows = {key: x.reshape(len(x), -1) for key, x in arrays.items()}
     if rows.get("next_observations", rows["observations"]).shape != rows["observations"].shape:
-        raise UsageError(f"{file} has observations and next_observations of unequal size.")
+        raise BadFile(f"{file} has observations and next_observations of unequal size.")
     for key in ("rewards", "terminals", "timeouts"):
         if key in rows and rows[key].shape[1] != 1:
-            raise UsageError(f"{file} has {key} of shape {arrays[key].shape}, not one number a row.")
+            raise BadFile(f"{file} has {key} of shape {arrays[key].shape}, not one number a row.")
     for key in ("terminals", "timeouts"):  # NaN would count as False
         if key in rows and np.isnan(rows[key]).any():
             row = int(np.isnan(rows[key]).argmax())
-            raise UsageError(f"{file}: {key} holds NaN in row {row}; leave that episode out.")
+            raise BadFile(f"{file}: {key} holds NaN in row {row}; leave that episode out.")
     sizes = rows["observations"].shape[1], rows["actions"].shape[1]
     if env is not None:
         made = build_env(env, env_args)
@@ -321,7 +332,7 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         made.close()
         refuse_images(observations, env)
         if (make_flatten(observations, env)[0], int(np.prod(actions.shape or ()))) != sizes:
-            raise UsageError(
+            raise Mismatch(
                 f"{file} has {sizes[0]} numbers an observation and {sizes[1]} an action, {env} has "
                 f"{observations} and {actions}; name the one it was recorded in."
             )

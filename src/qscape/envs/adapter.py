@@ -17,7 +17,6 @@ How an environment resets itself:
     is always the true successor, and `Step.observation` is what the agent acts on next.
 """
 
-import copy
 import dataclasses
 import functools
 import math
@@ -31,6 +30,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from jaxtyping import Bool, Float, Int
 
+from qscape.envs.answers import SUCCESS, pack_infos, read_flag, read_reward, read_rewards, read_success
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
@@ -46,8 +46,19 @@ from qscape.envs.spaces import (
     split_space,
     true_bounds,
 )
-from qscape.envs.workers import Pool, WorkerError, Workers
-from qscape.errors import QscapeError, RunError, UsageError, describe
+from qscape.envs.workers import EnvPoolEnv, WorkerError, Workers
+from qscape.errors import (
+    BrokenEnv,
+    Conflict,
+    Mismatch,
+    MissingPackage,
+    NotFinite,
+    OutOfRange,
+    QscapeError,
+    WrongEnv,
+    WrongValue,
+    describe,
+)
 from qscape.types import Spec
 
 
@@ -161,18 +172,20 @@ def make(
     """
     args = dict(env_args or {})
     if envs < 1:
-        raise UsageError(f"envs is {envs}: at least one environment is needed")
+        raise OutOfRange(f"envs is {envs}: at least one environment is needed", field="envs")
     if isinstance(env_id, gym.Env | VectorEnv):
         if args or envs not in (1, getattr(env_id, "num_envs", 1)):
-            raise UsageError(
+            raise Conflict(
                 "an environment that is made already takes no env_args and cannot be multiplied: "
-                "give its id or a function that makes it"
+                "give its id or a function that makes it",
+                field="env_args",
             )
         return EnvAdapter(with_time_limit(env_id), seed=seed, index_actions=index_actions)
     if not isinstance(env_id, str) and not callable(env_id):  # such as one of another library
-        raise UsageError(
+        raise WrongValue(
             f"{env_id!r} is no environment of Gymnasium: give an id, a function that makes one, a "
-            "gymnasium.Env, or a gymnasium.vector.VectorEnv"
+            "gymnasium.Env, or a gymnasium.vector.VectorEnv",
+            field="env",
         )
 
     def build() -> gym.Env:
@@ -193,7 +206,7 @@ def make(
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     try:
         if vectorise == "envpool":
-            many: VectorEnv = Pool(env_id, envs, args, first)
+            many: VectorEnv = EnvPoolEnv(env_id, envs, args, first)
         elif vectorise == "async":
             many = Workers([build_there] * envs, autoreset)
         else:
@@ -201,14 +214,17 @@ def make(
     except QscapeError:
         raise
     except Exception as problem:  # e.g. copies with different spaces
-        raise UsageError(f"{env_id} cannot be made {envs} times ({_describe(problem)})") from problem
+        raise Conflict(
+            f"{env_id} cannot be made {envs} times ({_describe(problem)})", field="envs"
+        ) from problem
     adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
     if vectorise != "sync":
         first.close()
     elif len(adapter.environments) < envs:
-        raise UsageError(
+        raise Conflict(
             f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
-            "call: let it make a new one"
+            "call: let it make a new one",
+            field="envs",
         )
     return adapter
 
@@ -293,7 +309,7 @@ class EnvAdapter:
         if published and isinstance(env.unwrapped, SyncVectorEnv | Workers):
             first, *others = env.unwrapped.get_attr("action_table")
             if not all(np.array_equal(first, other) for other in others):
-                raise UsageError(describe_other_table(self.env_id))
+                raise Mismatch(describe_other_table(self.env_id))
         self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
@@ -312,7 +328,12 @@ class EnvAdapter:
             mask=None if self.masks is None else self.masks.mask,
         )
         reader = _Reader(seen.flatten, self.masks)
-        self._source = _Vector(env, reader) if isinstance(env, VectorEnv) else _Plain(env, reader)
+        if not isinstance(env, VectorEnv):
+            self._source = _Copies([env], None, self.env_id, reader)
+        elif type(env) is SyncVectorEnv:
+            self._source = _Copies(env.envs, find_reset_mode(env), self.env_id, reader)
+        else:
+            self._source = _Vector(env, self.env_id, reader)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
         kind = np.uint8 if self._as_bytes else np.float32
@@ -349,7 +370,7 @@ class EnvAdapter:
     @property
     def autoreset(self) -> str:
         """Autoreset mode of a vector environment; "" for a plain one, which the adapter resets."""
-        return "" if isinstance(self._source, _Plain) else self._source.mode.value
+        return "" if self._source.mode is None else self._source.mode.value
 
     @property
     def longest(self) -> int:
@@ -428,7 +449,7 @@ class EnvAdapter:
         """
         action = np.asarray(action)
         if action.shape != self._action_shape:
-            raise UsageError(f"{self.env_id} takes actions {self._action_shape}, not {action.shape}")
+            raise Mismatch(f"{self.env_id} takes actions {self._action_shape}, not {action.shape}")
         statistics = self.statistics
         valid = ~statistics.resetting
         statistics.steps += 1
@@ -461,11 +482,11 @@ class EnvAdapter:
             UsageError: it was not made with `render_mode="rgb_array"`, or a package for rendering is missing.
         """
         if self.env.render_mode != "rgb_array":
-            raise UsageError(f'{self.env_id} has no pictures: make it with render_mode="rgb_array"')
+            raise Conflict(f'{self.env_id} has no pictures: make it with render_mode="rgb_array"')
         try:
             frame = self.env.render()
         except gym.error.DependencyNotInstalled as problem:
-            raise UsageError(
+            raise MissingPackage(
                 f'{self.env_id} draws with a missing package: pip install "qscape[video]"'
             ) from problem
         return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
@@ -493,19 +514,17 @@ class EnvAdapter:
             if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
                 hint = "; of (observation, info), which reset returns, pass the first"
             what = type(observation).__name__
-            raise UsageError(
-                f"{self.env_id} has observations {self.form}, not this {what}{hint}"
-            ) from problem
+            raise Mismatch(f"{self.env_id} has observations {self.form}, not this {what}{hint}") from problem
         if missing := self.spec.observation_size - rows.shape[1]:
             if whole:
-                raise UsageError(
+                raise Mismatch(
                     f"this observation of {self.env_id} lacks what critics alone see, and Q depends on it; "
                     "give all of the observation"
                 )
             rows = np.pad(rows, [(0, 0), (0, missing)])
         if not np.isfinite(rows).all():
             row, number = np.argwhere(~np.isfinite(rows))[0].tolist()
-            raise UsageError(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
+            raise OutOfRange(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
         return self._add_mask(rows, observation, action_mask), batched
 
     def _flatten_given(self, observation: Any) -> tuple[np.ndarray, bool]:
@@ -520,38 +539,44 @@ class EnvAdapter:
         shape, (_, box) = shapes[0], leaves[0]
         batched = shape != box.shape
         if batched and shape[1:] != box.shape:
-            raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
+            raise Mismatch(f"{self.env_id} has observations {box.shape}, not {shape}")
         n = shape[0] if batched else 1
         for other, (path, box) in zip(shapes, leaves, strict=True):
             if math.prod(other) != n * math.prod(box.shape):
                 need = (n, *box.shape) if batched else box.shape
-                raise UsageError(f"{self.env_id}: {'.'.join(path)} is {other}; it must be {need}")
+                raise WrongValue(f"{self.env_id}: {'.'.join(path)} is {other}; it must be {need}")
         return flatten(observation, n), batched
 
     def _add_mask(self, rows: np.ndarray, observation: Any, action_mask: Any) -> np.ndarray:
         """Rows with the masks of their states behind them, if the task has masks."""
         if self.masks is None:
             if action_mask is not None:
-                raise UsageError(f"{self.env_id} has no action masks: leave action_mask out")
+                raise Conflict(
+                    f"{self.env_id} has no action masks: leave action_mask out", field="action_mask"
+                )
             return rows
         actions = self.masks.entries
         if action_mask is None and isinstance(observation, Mapping):
             action_mask = observation.get("action_mask")
         valid = np.ones(actions) if action_mask is None else np.asarray(action_mask)
         if valid.shape not in ((actions,), (1, actions), (len(rows), actions)) or not valid.any(-1).all():
-            raise UsageError(
+            raise Mismatch(
                 f"action_mask is {valid.shape}; it needs {actions} entries for each of {len(rows)} "
-                "observations, at least one of them true"
+                "observations, at least one of them true",
+                field="action_mask",
             )
         most = self.masks.mask.candidates
         if most is not None and valid.astype(bool).sum(-1).max() > most:
-            raise UsageError(
+            raise OutOfRange(
                 f"{self.env_id} has at most {most} valid actions in a state: pass action_mask with no more "
-                "true entries"
+                "true entries",
+                field="action_mask",
             )
         words = self.masks.pack(np.broadcast_to(valid.astype(bool), (len(rows), actions)))
         if np.isnan(words).any():
-            raise UsageError("action_mask leaves a part of the action without a valid value")
+            raise OutOfRange(
+                "action_mask leaves a part of the action without a valid value", field="action_mask"
+            )
         return np.concatenate([rows, words.astype(self.masks.dtype)], axis=1)
 
     def _is_actor_part(self, observation: Any) -> bool:
@@ -573,7 +598,7 @@ class EnvAdapter:
         try:
             self.env.close()
         except Exception as problem:
-            raise RunError(f"{self.env_id} broke when it was closed ({_describe(problem)}).") from problem
+            raise BrokenEnv(f"{self.env_id} broke when it was closed ({_describe(problem)}).") from problem
 
     def _reset_statistics(self, observation: np.ndarray, episodes: np.ndarray) -> None:
         """Start the statistics of new episodes in all environments."""
@@ -613,7 +638,7 @@ class EnvAdapter:
         except Exception as problem:
             step = self.statistics.steps - self.statistics.began.max()
             why, hint = _describe(problem), _hint(problem)
-            raise RunError(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
+            raise BrokenEnv(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
         except BaseException as problem:
             self.interrupted = describe(problem)
             raise
@@ -627,7 +652,7 @@ class EnvAdapter:
         value = float((rows if given is None else given)[(row, *index)])
         episode = int(self.statistics.episodes[row]) + 1
         seen = self.spec.observation_size
-        raise RunError(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
+        raise NotFinite(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
 
 
 class _Observations(NamedTuple):
@@ -704,54 +729,76 @@ class _Reader:
         return self.masks.add_words(flat, words, terminated)
 
 
-class _Plain:
-    """A single environment, which this class resets; cheaper than a vector environment of one."""
+class _Copies:
+    """Environments that this class steps and resets one after the other.
 
-    has_reset_rows = False
+    Gymnasium's vector environment would pack infos and rewards into arrays, which changes or refuses what
+    differs between copies, and would give the copies rows of one array of actions.
+    """
 
-    def __init__(self, env: gym.Env, read: _Reader):
-        self.env, self.read = env, read
+    def __init__(self, envs: Sequence[gym.Env], mode: AutoresetMode | None, env_id: str, read: _Reader):
+        """Take E environments.
+
+        Args:
+            envs: the environments.
+            mode: of the vector environment that they are from; None: from none.
+            env_id: name of the environment, for errors.
+            read: makes rows of what they return.
+        """
+        self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
+        self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | None) -> np.ndarray:
-        """The first observation `[1, S]`."""
-        return self.read.one(*self.env.reset(seed=seed))
+        """The first observations `[E, S]`."""
+        seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
+        return np.concatenate([self._reset(env, one) for env, one in zip(self.envs, seeds, strict=True)])
+
+    def _reset(self, env: gym.Env, seed: int | None = None) -> np.ndarray:
+        """The row `[1, S]` of the first observation of one environment."""
+        return self.read.one(*env.reset(seed=seed))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
-        """(next observation, reward, terminated, truncated, observation, success or None), as in `Step`."""
-        observation, reward, terminated, truncated, info = self.env.step(action[0])
-        after = now = self.read.one(observation, info, bool(terminated))
-        success = info.get("success", info.get("is_success"))  # read before a reset that may fill `info` anew
-        if terminated or truncated:
-            now = self.read.one(*self.env.reset())
-        return (
-            after,
-            self._reward(reward),
-            np.array([bool(terminated)]),
-            np.array([bool(truncated)]),
-            now,
-            None if success is None else np.array([float(np.ravel(success)[0])]),
-        )
+        """(next observation, reward, terminated, truncated, observation, success), as in `Step`.
 
-    def _reward(self, reward: Any) -> np.ndarray:
-        """The reward as an array `[1]`."""
-        if np.ndim(reward):
-            name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
-            raise RunError(f"{name}: the reward is {reward!r}; it must be a number")
-        return np.array([float(reward)])
+        Rows that are not `valid` only reset in this step. Success is NaN where none is reported, and None if
+        no environment reports any.
+        """
+        after, now, successes, is_reset = [], [], [], False
+        reward = np.zeros(len(valid))
+        terminated, truncated = np.zeros(len(valid), bool), np.zeros(len(valid), bool)
+        for i, env in enumerate(self.envs):
+            if self.has_reset_rows and not valid[i]:
+                after.append(self._reset(env))
+                now.append(after[-1])
+                successes.append(None)
+                continue
+            observation, given, *ends, info = env.step(action[i].copy())  # environments keep it
+            terminated[i], truncated[i] = (read_flag(end, self.env_id) for end in ends)
+            reward[i] = read_reward(given, self.env_id)
+            successes.append(read_success(info, self.env_id))  # before a reset that may fill `info` anew
+            after.append(self.read.one(observation, info, terminated[i]))
+            if not self.has_reset_rows and (terminated[i] or truncated[i]):
+                now.append(self._reset(env))
+                is_reset = True
+            else:
+                now.append(after[-1])
+        rows = after[0] if len(after) == 1 else np.concatenate(after)
+        success = None
+        if any(one is not None for one in successes):
+            success = np.array([np.nan if one is None else one for one in successes])
+        return rows, reward, terminated, truncated, np.concatenate(now) if is_reset else rows, success
 
 
 class _Vector:
-    """A vector environment; the three autoreset modes look the same from outside."""
+    """Somebody's vector environment; the three autoreset modes look the same from outside."""
 
-    def __init__(self, env: VectorEnv, read: _Reader):
-        self.env, self.read = env, read
-        if "autoreset_mode" not in env.metadata:
-            raise UsageError(f'{env} does not say how it resets: set metadata["autoreset_mode"]')
-        self.mode = AutoresetMode(env.metadata["autoreset_mode"])
+    def __init__(self, env: VectorEnv, env_id: str, read: _Reader):
+        self.env, self.env_id, self.read = env, env_id, read
+        self.mode = find_reset_mode(env)
         self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
-        bare = env.unwrapped
-        if isinstance(bare, SyncVectorEnv) and self.mode is AutoresetMode.SAME_STEP:
-            bare._add_info = functools.partial(_add_copied, bare._add_info)
+        if isinstance(env.unwrapped, SyncVectorEnv):
+            bare: Any = env.unwrapped
+            bare._add_info = functools.partial(pack_infos, bare._add_info, bare.num_envs)
 
     def reset(self, seed: int | None) -> np.ndarray:
         """The first observations `[E, S]`."""
@@ -764,7 +811,7 @@ class _Vector:
         `valid` is False for rows that only reset in this step; their reward and flags do not count.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
-        reward = np.where(valid, reward, 0.0)
+        reward = np.where(valid, read_rewards(reward, len(valid), self.env_id), 0.0)
         terminated, truncated = np.asarray(terminated) & valid, np.asarray(truncated) & valid
         ended = terminated | truncated
         same_step = self.mode is AutoresetMode.SAME_STEP
@@ -795,23 +842,44 @@ class _Vector:
     def _success(self, info: dict[str, Any]) -> np.ndarray:
         """The success that each environment reports `[E]`; NaN if it reports none."""
         reported = np.full(self.env.num_envs, np.nan)
-        for key in ("is_success", "success"):
-            if key in info:
-                is_reported, values = np.asarray(info.get(f"_{key}", True)), np.asarray(info[key])
-                if values.dtype == object:  # arrays of one number, or None
-                    values = np.array([np.nan if v is None else np.ravel(v)[0] for v in values], float)
-                values = values.astype(float).reshape(len(reported), -1)[:, 0]
-                reported = np.where(is_reported, values, reported)
+        for i in range(len(reported)):
+            has = {key: info[key][i] for key in SUCCESS if key in info and _is_given(info, key, i)}
+            success = read_success(has, self.env_id)
+            reported[i] = np.nan if success is None else success
         return reported
 
 
-def _add_copied(
-    add: Callable[..., dict[str, Any]], vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
-) -> dict[str, Any]:
-    """`SyncVectorEnv._add_info`, but copies a last observation, to whose array the reset may write."""
-    if "final_obs" in env_info:
-        env_info = env_info | {"final_obs": copy.deepcopy(env_info["final_obs"])}
-    return add(vector_infos, env_info, env_num)
+def _is_given(info: Mapping[str, Any], key: str, i: int) -> bool:
+    """Did environment i give this key of a vector environment's infos?"""
+    given = np.asarray(info.get(f"_{key}", True))
+    return bool(given[i] if given.ndim else given)
+
+
+def find_reset_mode(env: VectorEnv) -> AutoresetMode:
+    """Return how a vector environment resets environments whose episode ended.
+
+    The instance's own word comes first, then that of its class. What a class inherits from Gymnasium's
+    `VectorEnv` is no word: it is one dictionary of all classes without their own, into which others write.
+
+    Raises:
+        UsageError: it does not say, or says something else than the three modes.
+    """
+    inner: Any = env
+    while isinstance(inner, VectorWrapper):
+        inner = inner.env
+    mode = getattr(inner, "autoreset_mode", None)
+    if mode is None:
+        owner = next(one for one in (inner, *type(inner).__mro__) if "metadata" in vars(one))
+        mode = {} if owner is VectorEnv else vars(owner)["metadata"]
+        mode = mode.get("autoreset_mode")
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        modes = ", ".join(f"AutoresetMode.{one.name}" for one in AutoresetMode)
+        said = "does not say how it resets" if mode is None else f"says that it resets by {mode!r}"
+        raise WrongEnv(
+            f'{env} {said}: set self.metadata = {{"autoreset_mode": ...}} in its constructor, one of {modes}'
+        ) from None
 
 
 def describe_not_finite(
@@ -865,7 +933,7 @@ def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
     space = getattr(env, name, None)
     if not isinstance(space, gym.Space):
         which = env_id or type(env.unwrapped).__name__
-        raise UsageError(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
+        raise WrongEnv(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
     return space
 
 

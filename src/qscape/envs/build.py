@@ -18,7 +18,19 @@ from qscape.envs import pixels, simulators
 from qscape.envs.levels import discretise
 from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
-from qscape.errors import QscapeError, UsageError, describe, describe_import
+from qscape.errors import (
+    MissingPackage,
+    OutOfRange,
+    QscapeError,
+    UnfitEnv,
+    UnknownName,
+    UnmakeableEnv,
+    UsageError,
+    WrongEnv,
+    WrongVersion,
+    describe,
+    describe_import,
+)
 
 # package: (extra of qscape that installs it, ids that need it, does importing it register them?)
 _PACKAGES = {
@@ -63,26 +75,26 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     except QscapeError:
         raise
     except (gym.error.Error, ImportError) as problem:
-        raise UsageError(_explain_failure(name, problem)) from problem
+        raise _explain_failure(name, problem) from problem
     except Exception as problem:
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
-            raise UsageError(f"'{name}' names no environment") from problem
+            raise UnknownName(f"'{name}' names no environment", field="env") from problem
         if isinstance(problem, AssertionError) and re.match(_PACKAGES["gymnasium_robotics"][1], name):
             versions = [f"{p} {importlib.metadata.version(p)}" for p in ("gymnasium-robotics", "mujoco")]
-            raise UsageError(
+            raise WrongVersion(
                 f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); up to 1.4.2, "
                 'gymnasium-robotics needs an older MuJoCo: pip install "mujoco<3.12"'
             ) from problem
         if not args and not isinstance(problem, TypeError):
-            raise UsageError(f"{name} cannot be made ({describe(problem)})") from problem
-        raise UsageError(
+            raise UnmakeableEnv(f"{name} cannot be made ({describe(problem)})") from problem
+        raise UnmakeableEnv(
             f"{name} cannot be made with env_args {args}: {problem}{_list_arguments(env_id)}",
             field="env_args",
         ) from problem
     if not isinstance(env, gym.Env):
-        raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
+        raise WrongEnv(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
     if limited and args.items() >= NO_LIMIT.items() and find_jax_env(env) is not None:
-        raise UsageError(
+        raise OutOfRange(
             f"{name} is in JAX, whose environments have a limit: max_episode_steps has to be 1 or more",
             field="env_args",
         )
@@ -106,7 +118,7 @@ def training_args(env_id: str, args: dict[str, Any]) -> dict[str, Any]:
 def refuse_other_rewards(env_id: str, args: dict[str, Any]) -> None:
     """Raise UsageError if Q is of other rewards than episodes of evaluations show."""
     if training_args(env_id, args) != args:
-        raise UsageError(
+        raise UnfitEnv(
             f"the bias of Q cannot be measured on {env_id}: agents learn from the signs of its rewards, and "
             "evaluations show the rewards."
         )
@@ -136,7 +148,7 @@ def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:
                 importlib.import_module(package)
             except Exception as problem:
                 _import_mujoco()  # the usual cause, which has a sentence of its own
-                raise UsageError(
+                raise UnmakeableEnv(
                     f"{env_id} cannot be made: importing {package} fails ({describe(problem)})"
                 ) from problem
 
@@ -155,7 +167,7 @@ def _import_mujoco() -> Any:
         version = importlib.metadata.version("mujoco")
         packages = " ".join(f"{name}=={version}" for name in ("mujoco", "mujoco-core", "mujoco-studio"))
         why = describe(problem.__cause__ or problem)
-        raise UsageError(
+        raise WrongVersion(
             f"MuJoCo {version} is installed and cannot be imported ({why}). "
             "An upgrade from MuJoCo 3 to 4 in one environment leaves it so; this mends it: "
             f"pip install --force-reinstall --no-deps {packages}"
@@ -169,7 +181,7 @@ def refuse_without_version(env_id: str) -> None:
         return
     if versions := [spec for spec in gym.registry.values() if spec.id.rpartition("-v")[0] == env_id]:
         newest = max(versions, key=lambda spec: spec.version or 0)
-        raise UsageError(f"{env_id} lacks its version: write {newest.id}")
+        raise UnknownName(f"{env_id} lacks its version: write {newest.id}", field="env")
 
 
 def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
@@ -204,15 +216,16 @@ def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
     return f"; it takes {', '.join(named)}" if named else ""
 
 
-def _explain_failure(env_id: str, problem: Exception) -> str:
-    """The error sentence for an id that Gymnasium could not make."""
+def _explain_failure(env_id: str, problem: Exception) -> UsageError:
+    """Return the error for an id that Gymnasium could not make."""
     for package, (extra, ids, _) in _PACKAGES.items():
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
-            return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
+            why = f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
+            return MissingPackage(why, field="env")
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
         missing = isinstance(problem, ModuleNotFoundError)
         why = f" {describe_import(problem, env_id)}" if missing else f": {problem}"
-        return f"{env_id} cannot be made{why}"
+        return UnmakeableEnv(f"{env_id} cannot be made{why}", field="env")
     newest: dict[str, Any] = {}  # for each name, the id of the highest version
     for spec in gym.registry.values():
         key = f"{spec.namespace or ''}/{spec.name}".lower()
@@ -221,5 +234,7 @@ def _explain_failure(env_id: str, problem: Exception) -> str:
     asked = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].lower())
     near = difflib.get_close_matches(asked if "/" in asked else f"/{asked}", newest, n=3)
     if near := [newest[key].id for key in near] + simulators.find_near(env_id):
-        return f"no environment is called {env_id!r}; near to it: {', '.join(near)}"
-    return f"no environment is called {env_id!r}; one of another package is written package:Name-v0"
+        why = f"near to it: {', '.join(near)}"
+    else:
+        why = "one of another package is written package:Name-v0"
+    return UnknownName(f"no environment is called {env_id!r}; {why}", field="env")

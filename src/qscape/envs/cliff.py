@@ -21,7 +21,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange, WrongValue
 from qscape.types import Key
 
 CLIFF = 12
@@ -65,7 +65,7 @@ class IdealCliffWalking(JaxEnv):
 
     def __post_init__(self):
         if self.cliff_mode not in MODES:
-            raise UsageError(f"cliff_mode is {', '.join(MODES)}, not {self.cliff_mode!r}")
+            raise WrongValue(f"cliff_mode is {', '.join(MODES)}, not {self.cliff_mode!r}", field="env_args")
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -111,7 +111,9 @@ class IdealCliffWalking(JaxEnv):
             before, q = q, reward + discount * successor @ q.max(1)
             if np.array_equal(before, q):
                 return q
-        raise UsageError(f"the values of Ideal Cliff Walking do not converge at discount {discount}")
+        raise OutOfRange(
+            f"the values of Ideal Cliff Walking do not converge at discount {discount}", field="discount"
+        )
 
     def policy_q(self, policy: Float[Array, "8 4"], discount: float = 0.95) -> Float[Array, "8 4"]:
         """Action values Q^π(s, a) of a policy's probabilities [8, 4], exact and without the time limit.

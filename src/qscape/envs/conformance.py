@@ -25,7 +25,7 @@ from qscape.envs.build import build_env
 from qscape.envs.masks import declared_by, find_mask
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, step_autoreset, step_key
 from qscape.envs.spaces import FactoredActions, is_bounded, list_sizes, true_bounds
-from qscape.errors import QscapeError, UsageError, describe
+from qscape.errors import OutOfRange, QscapeError, UnfitEnv, UsageError, WrongValue, describe
 from qscape.types import stream
 
 ENVS = 8  # environments side by side
@@ -101,7 +101,7 @@ class Subject:
             index = self.actions.integers(0, sizes, (int(np.prod(shape)), len(sizes)))
             return _to_action(space, index).reshape((*shape, *space.shape)).astype(space.dtype)
         if not is_bounded(space):
-            raise UsageError(f"actions are {space}: they have to be discrete or a bounded Box")
+            raise UnfitEnv(f"actions are {space}: they have to be discrete or a bounded Box")
         low, high = space.low.astype(float), space.high.astype(float)
         drawn = self.actions.uniform(low, high, (*shape, *space.shape))
         return np.clip(drawn.astype(space.dtype), space.low, space.high)
@@ -140,7 +140,7 @@ def check(env_id: str, args: Mapping[str, Any] | None = None, steps: int = 10_00
     """
     args = dict(args or {})
     if steps < 20 * ENVS:
-        raise UsageError(f"steps is {steps}: it has to be {20 * ENVS} or more")
+        raise OutOfRange(f"steps is {steps}: it has to be {20 * ENVS} or more", field="steps")
     env = build_env(env_id, args)
     native = find_jax_env(env)
     cut = steps // ENVS // 4
@@ -385,7 +385,7 @@ def check_starts(subject: Subject) -> str:
     return f"{len(np.unique(np.asarray(seen), axis=0))} different starts of {ENVS}"
 
 
-class Played(NamedTuple):
+class PlayedSteps(NamedTuple):
     """Steps of the Gymnasium environment. Arrays lead with the steps."""
 
     states: PyTree
@@ -398,7 +398,7 @@ class Played(NamedTuple):
     first: np.ndarray
 
 
-def _play_face(subject: Subject) -> Played:
+def _play_face(subject: Subject) -> PlayedSteps:
     """Episodes of the Gymnasium environment with random actions."""
     env, rows, states, keys = subject.make(), [], [], []
     bare: Any = env.unwrapped
@@ -420,7 +420,7 @@ def _play_face(subject: Subject) -> Played:
     )
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *states) if states else None
     together = jnp.stack(keys) if keys else None
-    return Played(stacked, action, together, observation, reward, terminated, truncated, first)
+    return PlayedSteps(stacked, action, together, observation, reward, terminated, truncated, first)
 
 
 def _flatten(env: gym.Env, observation: Any) -> np.ndarray:
@@ -508,7 +508,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = check(given.id, _read_arguments(rest), given.steps)
     except UsageError as problem:
         print(problem, file=sys.stderr)
-        return problem.code
+        return problem.status
     for result in results:
         print(f"{result.verdict}  {result.name}: {result.detail}")
     failed = sum(result.verdict == "FAIL" for result in results)
@@ -520,7 +520,7 @@ def _read_arguments(words: Sequence[str]) -> dict[str, Any]:
     """Arguments of the environment from `--env.NAME VALUE`; a value that is no literal is a string."""
     args, words = {}, [part for word in words for part in word.split("=", 1)]
     if len(words) % 2 or not all(flag.startswith("--env.") for flag in words[::2]):
-        raise UsageError(f"not understood: {' '.join(words)}; arguments are written --env.NAME VALUE")
+        raise WrongValue(f"not understood: {' '.join(words)}; arguments are written --env.NAME VALUE")
     for flag, value in zip(words[::2], words[1::2], strict=True):
         try:
             args[flag.removeprefix("--env.").replace("-", "_")] = ast.literal_eval(value)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from qscape.errors import UsageError
+from qscape.errors import Mismatch
 from qscape.values import decode, encode
 
 MOST = 4_096  # bounds of a Box that are kept one by one; of more, their digest
@@ -172,7 +172,7 @@ def refuse_other_spaces(env_id: str, saved: Record | None, own: Record) -> None:
     """
     if saved is None or _others or not (found := list_differences(saved, own)):
         return
-    raise UsageError(
+    raise Mismatch(
         f"{env_id} has other spaces than those of the training, so networks would see and do something else: "
         f"its {'; its '.join(found)}. Give the environment of the training, or add --other-spaces (in Python "
         "other_spaces=True) if this is meant."

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from qscape.envs.native import JaxWrapper, Outcome, find_jax_env
 from qscape.envs.simulators import make_gymnasium
 from qscape.envs.spaces import ActionBox, is_bounded
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange, UnfitEnv
 from qscape.types import Key
 
 
@@ -72,10 +72,10 @@ def discretise(env: gym.Env, levels: int, env_id: str) -> gym.Env:
         UsageError: `levels` is below 2, or the actions are not a bounded Box of floats.
     """
     if not isinstance(levels, int) or levels < 2:
-        raise UsageError(f"action_levels is {levels!r}: it has to be a number of 2 or more", field="env_args")
+        raise OutOfRange(f"action_levels is {levels!r}: it has to be a number of 2 or more", field="env_args")
     space = env.action_space
     if not is_bounded(space) or not np.issubdtype(space.dtype, np.floating):
-        raise UsageError(
+        raise UnfitEnv(
             f"action_levels divides a bounded Box of actions, and {env_id} has {space}: leave it out",
             field="env_args",
         )

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 
 from qscape.envs.native import GymnasiumEnv
 from qscape.envs.spaces import list_sizes
-from qscape.errors import RunError, UsageError
+from qscape.errors import BrokenEnv, WrongEnv
 from qscape.masks import ActionMask
 
 KEY = "action_mask"
@@ -88,7 +88,7 @@ class MaskReader:
             given = info.get(self.source)
             reported = np.asarray(info.get(f"_{self.source}", True))
             if given is None or not np.broadcast_to(reported, needed.shape)[needed].all():
-                raise RunError(
+                raise BrokenEnv(
                     f'{self.env_id}: info["{self.source}"] is missing; give it with every reset and step'
                 )
         else:
@@ -103,7 +103,7 @@ class MaskReader:
         """The words of one environment's mask."""
         valid = np.asarray(given).ravel()
         if len(valid) != self.entries:
-            raise RunError(
+            raise BrokenEnv(
                 f"{self.env_id}: {KEY} has {len(valid)} entries; it needs one for each of "
                 f"{self.entries} actions"
             )
@@ -115,7 +115,7 @@ class MaskReader:
         whole = rows.ndim == 1 and (np.issubdtype(rows.dtype, np.integer) or not rows.size)
         held = np.unique(rows[rows >= 0]) if whole else rows
         if not whole or len(held) > limit or (held >= self.mask.actions).any():
-            raise RunError(
+            raise BrokenEnv(
                 f'{self.env_id}: info["candidates"] is {np.array2string(rows, threshold=6)}; it has to hold '
                 f"indices of at most {limit} of {self.mask.actions} actions, filled up with -1"
             )
@@ -135,7 +135,7 @@ class MaskReader:
         if (over := terminated & np.isnan(words).any(1)).any():
             words = np.where(over[:, None], self.mask.pack(np.ones(self.mask.actions, bool)), words)
         if self.dtype != np.float32 and np.isnan(words).any():
-            raise RunError(describe_no_action(self.env_id))
+            raise BrokenEnv(describe_no_action(self.env_id))
         return np.concatenate([rows, words.astype(self.dtype)], 1)
 
 
@@ -183,25 +183,25 @@ def find_mask(
         return observation_space, None
     sizes = list_sizes(action_space)
     if not sizes:
-        raise UsageError(
+        raise WrongEnv(
             f"{env_id} masks its actions, which are {action_space}: only discrete ones have a mask"
         )
     actions, factors = sum(sizes), () if isinstance(action_space, spaces.Discrete) else sizes
     if factors and source == "candidates":
-        raise UsageError(
+        raise WrongEnv(
             f"{env_id}: max_candidates is for one discrete set; a product of sets has an action_mask"
         )
     if source == "candidates":
         whole = isinstance(candidates, int | np.integer) and not isinstance(candidates, bool)
         if not whole or not 1 <= candidates <= actions:
-            raise UsageError(
+            raise WrongEnv(
                 f"{env_id}: max_candidates is {candidates!r}; choose a whole number from 1 to {actions}, the "
                 "number of actions"
             )
     if in_space and isinstance(observation_space, spaces.Dict):
         space = observation_space.spaces[KEY]
         if spaces.flatdim(space) != actions and source == "observation":
-            raise UsageError(
+            raise WrongEnv(
                 f"{env_id}: the key {KEY} of the observation is {space}; it needs one entry for each of "
                 f"{actions} actions"
             )

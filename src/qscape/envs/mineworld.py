@@ -14,7 +14,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.types import Key
 
 SIZE, GOAL, NO_MINE, COMPLEX, HORIZON = 11, 9, 15, 7, 100  # mine types 0-6 are complex, 7-14 basic
@@ -210,5 +210,5 @@ class MineWorldEnv(GymnasiumEnv):
 
     def __init__(self, extra_dims: int = 0, render_mode: str | None = None):
         if extra_dims < 0:
-            raise UsageError(f"extra_dims is {extra_dims}: it has to be 0 or more")
+            raise OutOfRange(f"extra_dims is {extra_dims}: it has to be 0 or more", field="env_args")
         super().__init__(MineWorld(jnp.asarray(make_action_table(extra_dims))), render_mode)

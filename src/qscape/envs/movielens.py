@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int
 
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import BadFile, NotFound, OutOfRange, QscapeError
 
 RATINGS = "ratings.csv", ["userId", "movieId", "rating", "timestamp"]
 GENOME = "genome-scores.csv", ["movieId", "tagId", "relevance"]
@@ -36,7 +36,7 @@ MOST = 10_000  # movies that are fitted by default
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Model:
+class ClickModel:
     """p(click) = σ(offset + bias_i + strength ⟨u, v_i⟩) for unit vectors u.
 
     Attributes:
@@ -56,7 +56,7 @@ class Model:
     strength: float
 
 
-def load(path: str | Path, items: int | None = None) -> Model:
+def load(path: str | Path, items: int | None = None) -> ClickModel:
     """Load a fitted model, or fit one. Results are cached.
 
     Args:
@@ -68,15 +68,15 @@ def load(path: str | Path, items: int | None = None) -> Model:
             are fewer items.
     """
     if items is not None and (not isinstance(items, int | np.integer) or items < 2):
-        raise UsageError(f"items is {items}: a whole number of two at least is needed to choose from")
+        raise OutOfRange(f"items is {items}: a whole number of two at least is needed to choose from")
     place = Path(path).expanduser()
     if not place.exists():
-        raise UsageError(f"MovieLens is not at {path}: give the path of ml-25m.zip or of its folder")
+        raise NotFound(f"MovieLens is not at {path}: give the path of ml-25m.zip or of its folder")
     return _load(str(place.resolve()), place.stat().st_mtime_ns, items)
 
 
 @lru_cache(maxsize=2)
-def _load(path: str, changed: int, items: int | None) -> Model:
+def _load(path: str, changed: int, items: int | None) -> ClickModel:
     """`load` for an existing path; `changed` is the file's modification time, for the cache."""
     place = Path(path)
     if place.suffix == ".npz":
@@ -84,27 +84,27 @@ def _load(path: str, changed: int, items: int | None) -> Model:
     return fit(place, items)
 
 
-def _load_fitted(place: Path, items: int | None) -> Model:
+def _load_fitted(place: Path, items: int | None) -> ClickModel:
     """Load a fitted model with its most rated `items`."""
-    names = [field.name for field in dataclasses.fields(Model)]
+    names = [field.name for field in dataclasses.fields(ClickModel)]
     try:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64) for name in names}
     except (OSError, EOFError, TypeError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as problem:
-        raise UsageError(
+        raise BadFile(
             f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
         ) from problem
     if wrong := _explain_misfit(arrays):
-        raise UsageError(f"{place} is no fitted model: {wrong}")
+        raise BadFile(f"{place} is no fitted model: {wrong}")
     movies, scalars = arrays["movies"].astype(np.int64), ("offset", "strength")
     parts: dict[str, Any] = arrays | {"movies": movies} | {name: float(arrays[name]) for name in scalars}
-    model = Model(**parts)
+    model = ClickModel(**parts)
     if items is None or items == len(movies):
         return model
     _refuse_more(items, len(movies), place)
     bias, vectors = model.bias[:items], model.items[:items]
     offset = _solve_offset(bias, model.strength * vectors, model.users)
-    return Model(model.movies[:items], vectors, bias, model.users, offset, model.strength)
+    return ClickModel(model.movies[:items], vectors, bias, model.users, offset, model.strength)
 
 
 def _explain_misfit(arrays: dict[str, np.ndarray]) -> str:
@@ -128,12 +128,12 @@ def _explain_misfit(arrays: dict[str, np.ndarray]) -> str:
 def _refuse_more(items: int, known: int, place: Path) -> None:
     """Raise a UsageError if more items are wanted than there are."""
     if items > known:
-        raise UsageError(f"items is {items}, and {place} knows {known} movies")
+        raise OutOfRange(f"items is {items}, and {place} knows {known} movies")
 
 
 def fit(
     path: str | Path, items: int | None = None, dims: int = 30, users: int = 20_000, passes: int = 20
-) -> Model:
+) -> ClickModel:
     """Fit the click model: item vectors from the tag genome, users and popularity from the ratings.
 
     Items are the most rated movies that have genome scores (ties by lower id). Their vectors are the first
@@ -157,17 +157,15 @@ def fit(
     _refuse_more(items or 0, len(ids), Path(path))
     movies = ids[np.lexsort((ids, -times))][: items or MOST]
     if len(movies) <= dims:
-        raise UsageError(f"{path} rates {len(movies)} movies with genome scores: more than {dims} are needed")
+        raise BadFile(f"{path} rates {len(movies)} movies with genome scores: more than {dims} are needed")
     vectors = _principal_coordinates(genome[np.searchsorted(known, movies)], dims)
     busy = np.flatnonzero(np.bincount(user.astype(np.int64)) >= BUSY)
     if not len(busy):
-        raise UsageError(f"{path} has no user with {BUSY} ratings: nobody's taste can be fitted")
+        raise BadFile(f"{path} has no user with {BUSY} ratings: nobody's taste can be fitted")
     chosen = np.sort(np.random.default_rng(0).permutation(busy)[:users])
     kept = np.isin(user, chosen) & np.isin(movie, movies)
     if not kept.any():
-        raise UsageError(
-            f"{path} has no user with {BUSY} ratings who rated one of these {len(movies)} movies"
-        )
+        raise BadFile(f"{path} has no user with {BUSY} ratings who rated one of these {len(movies)} movies")
     order = np.argsort(movies)
     item = order[np.searchsorted(movies, movie[kept], sorter=order)]
     taste, bias, base = _factorise(
@@ -179,7 +177,7 @@ def fit(
     directions = taste / norms[:, None]
     offset = _solve_offset(bias + base, strength * vectors, directions)
     # The common term of all items is in the offset.
-    return Model(movies.astype(np.int64), vectors, bias, directions, offset + base, strength)
+    return ClickModel(movies.astype(np.int64), vectors, bias, directions, offset + base, strength)
 
 
 def _principal_coordinates(matrix: Float[np.ndarray, "N T"], dims: int) -> Float[np.ndarray, "N d"]:
@@ -246,9 +244,7 @@ def _read_genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, 
     pairs = np.stack([np.repeat(movies, len(tags)), np.tile(tags, len(movies))], 1)
     if pairs.shape != rows[:, :2].shape or (pairs != rows[:, :2]).any():
         short = next(m for m in movies if not np.array_equal(rows[rows[:, 0] == m, 1], tags))
-        raise UsageError(
-            f"{place}: {GENOME[0]} lacks scores of movie {short:.0f}; there are {len(tags)} tags"
-        )
+        raise BadFile(f"{place}: {GENOME[0]} lacks scores of movie {short:.0f}; there are {len(tags)} tags")
     return movies.astype(np.int64), rows[:, 2].reshape(len(movies), len(tags))
 
 
@@ -276,7 +272,7 @@ def _read_rows(
     with _report_damage(place, name), _open_member(place, name) as file:
         first = file.readline().strip()
         if first != ",".join(header):
-            raise UsageError(f"{place}: {name}, line 1 is {first[:80]!r}, not {','.join(header)!r}")
+            raise BadFile(f"{place}: {name}, line 1 is {first[:80]!r}, not {','.join(header)!r}")
         for begin in itertools.count(2, BLOCK):
             lines = list(itertools.islice(file, BLOCK))
             if not lines:
@@ -287,10 +283,10 @@ def _read_rows(
                     i for i, line in enumerate(lines) if _parse_numbers([line], len(header), wrong) is None
                 )
                 what = f"{lines[bad].strip()[:80]!r}, which is no {','.join(header)}"
-                raise UsageError(f"{place}: {name}, line {begin + bad} is {what}")
+                raise BadFile(f"{place}: {name}, line {begin + bad} is {what}")
             blocks.append(rows[:, :3].astype(np.float32))
     if not sum(map(len, blocks)):
-        raise UsageError(f"{place}: {name} holds no rows")
+        raise BadFile(f"{place}: {name} holds no rows")
     return np.concatenate(blocks)
 
 
@@ -300,7 +296,7 @@ def _report_damage(place: Path, name: str) -> Iterator[None]:
     try:
         yield
     except (UnicodeDecodeError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as problem:
-        raise UsageError(f"{place}: {name} is damaged: {problem}") from problem
+        raise BadFile(f"{place}: {name} is damaged: {problem}") from problem
 
 
 def _parse_numbers(
@@ -327,13 +323,13 @@ def _open_member(place: Path, name: str) -> IO[str]:
         try:
             archive = zipfile.ZipFile(place)
         except (zipfile.BadZipFile, OSError) as problem:
-            raise UsageError(
+            raise BadFile(
                 f"{place} is neither a folder, a zip archive nor a fitted .npz: {problem}"
             ) from problem
         inside = next((n for n in archive.namelist() if n.rpartition("/")[2] == name), None)
         if inside is not None:
             return io.TextIOWrapper(archive.open(inside), encoding="utf-8", newline="")
-    raise UsageError(f"{place} holds no {name}: the archive MovieLens-25M (ml-25m.zip) does")
+    raise BadFile(f"{place} holds no {name}: the archive MovieLens-25M (ml-25m.zip) does")
 
 
 def main(argv: list[str]) -> int:

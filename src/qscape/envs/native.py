@@ -32,7 +32,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from qscape.errors import QscapeError, RunError, UsageError, one_line
+from qscape.errors import BrokenEnv, QscapeError, UsageError, WrongEnv, one_line
 from qscape.masks import ActionMask
 from qscape.types import Key, stream
 
@@ -182,7 +182,7 @@ def step_all(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[PyTr
     """
     state, outcome = _trace(env, "step", "(state, Outcome)", jax.vmap(env.step), state, action, keys)
     if not isinstance(outcome, Outcome):
-        raise UsageError(f"{type(env).__name__}.step must return (state, Outcome).")
+        raise WrongEnv(f"{type(env).__name__}.step must return (state, Outcome).")
     _check_rows(env, "step", outcome._asdict())
     if (mask := env.mask) is None:
         return state, outcome
@@ -196,7 +196,7 @@ def _check_rows(env: JaxEnv, method: str, made: dict[str, Any]) -> None:
     """Raise UsageError if an array [E, ...] that a method made is not of the form that `Outcome` says."""
     name, shape = type(env).__name__, env.observation_space.shape
     if len(shape) != 1:
-        raise UsageError(
+        raise WrongEnv(
             f"{name}: environments in JAX show vectors, and its observation_space has the shape {shape}: "
             "flatten its observations."
         )
@@ -207,7 +207,7 @@ def _check_rows(env: JaxEnv, method: str, made: dict[str, Any]) -> None:
         if rows is None or [*rows.shape[1:]] != wanted or (is_flag and rows.dtype != bool):
             found = rows if rows is None else f"{rows.dtype}{[*rows.shape[1:]]}"
             right = f"{'bool' if is_flag else 'float32'}{wanted}"
-            raise UsageError(f"{name}.{method}: {field} is {found}; it must be {right}.")
+            raise WrongEnv(f"{name}.{method}: {field} is {found}; it must be {right}.")
 
 
 def _strong(x: Array) -> Array:
@@ -231,9 +231,9 @@ def _trace(env: JaxEnv, name: str, wanted: str, call: Callable[..., Any], *argum
         raise
     except Exception as problem:
         why = f"{type(problem).__name__}: {one_line(str(problem).partition(chr(10))[0])}"
-        raise RunError(f"{type(env).__name__}.{name} broke while JAX traced it ({why}).") from problem
+        raise BrokenEnv(f"{type(env).__name__}.{name} broke while JAX traced it ({why}).") from problem
     if not (isinstance(made, tuple) and len(made) == 2):
-        raise UsageError(f"{type(env).__name__}.{name} must return {wanted}.")
+        raise WrongEnv(f"{type(env).__name__}.{name} must return {wanted}.")
     return made
 
 

@@ -12,7 +12,7 @@ import gymnasium as gym
 from qscape.envs import simulators
 from qscape.envs.native import JaxEnv
 from qscape.envs.simulators.pool import make_pool
-from qscape.errors import UsageError
+from qscape.errors import UnfitEnv, WrongEnv
 
 
 def find_maker(env_id: str) -> Callable[..., Any] | None:
@@ -36,12 +36,12 @@ def find_maker(env_id: str) -> Callable[..., Any] | None:
         return None
     made = maker if inspect.isclass(maker) else _returned(maker)
     if not (inspect.isclass(made) and issubclass(made, JaxEnv | gym.Env)):
-        raise UsageError(
+        raise WrongEnv(
             f"{env_id} is neither a subclass of JaxEnv or gymnasium.Env, nor a function that is annotated "
             "to return one, like `def make() -> JaxEnv`"
         )
     if maker.__module__.partition(".")[0] in ("gymnasium", "qscape") and not inspect.isclass(maker):
-        raise UsageError(f"{env_id} makes environments of any id: write that id instead")
+        raise WrongEnv(f"{env_id} makes environments of any id: write that id instead")
     return maker
 
 
@@ -81,7 +81,7 @@ def make_own(
         face = simulators.SimulatorEnv if unlimited else simulators.make_gymnasium
         return face(env, render_mode)
     if start_pool:
-        raise UsageError("start_pool needs an environment in JAX", field="env_args")
+        raise UnfitEnv("start_pool needs an environment in JAX", field="env_args")
     if isinstance(env, gym.Env) and max_episode_steps is not None and not unlimited:
         return gym.wrappers.TimeLimit(env, max_episode_steps)
     return env

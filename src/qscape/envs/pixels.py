@@ -21,7 +21,7 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
-from qscape.errors import UsageError
+from qscape.errors import MissingPackage
 
 
 def atari(
@@ -72,7 +72,7 @@ def car_racing(env_id: str, continuous: bool = True, **args: Any) -> gym.Env:
 def need_opencv(env_id: str, extra: str) -> None:
     """Raise a UsageError if OpenCV is missing; `extra` is the extra of qscape that installs it."""
     if importlib.util.find_spec("cv2") is None:
-        raise UsageError(f'the pictures of {env_id} need OpenCV: pip install "qscape[{extra}]"')
+        raise MissingPackage(f'the pictures of {env_id} need OpenCV: pip install "qscape[{extra}]"')
 
 
 class LifeEnds(gym.Wrapper):

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 
 
 class ProbeEnv(gym.Env):
@@ -144,7 +144,7 @@ class ProbeTimeLimit(ProbeEnv):
     def __init__(self, longest: int = 5):
         super().__init__()
         if longest < 2:
-            raise UsageError(f"longest is {longest}: an episode has two steps or more")
+            raise OutOfRange(f"longest is {longest}: an episode has two steps or more")
         self.longest = longest
         self.left = longest
 

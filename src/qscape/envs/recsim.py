@@ -16,7 +16,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.masks import ActionMask
 from qscape.types import Key, stream
 
@@ -68,11 +68,11 @@ class RecSim(JaxEnv):
                 number is not finite or is negative.
         """
         if not 0 < availability <= 1:
-            raise UsageError(f"availability is {availability}; it must lie in (0, 1]")
+            raise OutOfRange(f"availability is {availability}; it must lie in (0, 1]", field="env_args")
         if items < 2:
-            raise UsageError(f"items is {items}: there must be two at least to choose from")
+            raise OutOfRange(f"items is {items}: there must be two at least to choose from", field="env_args")
         if not (0 <= kappa < np.inf and 0 <= drift < np.inf and np.isfinite(skip)):
-            raise UsageError(
+            raise OutOfRange(
                 f"kappa is {kappa}, skip {skip} and drift {drift}: give finite numbers, kappa and drift not "
                 "below 0",
                 field="env_args",

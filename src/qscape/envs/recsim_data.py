@@ -14,10 +14,10 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
-from qscape.envs.movielens import Model, load
+from qscape.envs.movielens import ClickModel, load
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
 from qscape.envs.recsim import User, draw_extra_dims
-from qscape.errors import UsageError
+from qscape.errors import MissingArgument, OutOfRange
 from qscape.ops.norm import unit
 from qscape.types import Key
 
@@ -44,7 +44,7 @@ class RecSimData(JaxEnv):
     time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
-    def from_model(cls, model: Model, extra_dims: int = 0) -> "RecSimData":
+    def from_model(cls, model: ClickModel, extra_dims: int = 0) -> "RecSimData":
         """The task of a model that was fitted to ratings."""
         arrays = model.items, model.bias, model.users, model.offset, model.strength
         return cls._from_arrays(*arrays, extra_dims)
@@ -79,7 +79,7 @@ class RecSimData(JaxEnv):
             UsageError: there are fewer than two items.
         """
         if items < 2:
-            raise UsageError(f"items is {items}: there must be two at least to choose from")
+            raise OutOfRange(f"items is {items}: there must be two at least to choose from")
         random = np.random.default_rng(0)
         centres = random.normal(0, 1 / np.sqrt(dims), (30, dims))
         vectors = centres[np.arange(items) % 30] + random.normal(0, 0.35 / np.sqrt(dims), (items, dims))
@@ -150,9 +150,10 @@ class RecSimDataEnv(GymnasiumEnv):
         render_mode: str | None = None,
     ):
         if not path:
-            raise UsageError(
+            raise MissingArgument(
                 "recsim/Data-v0 needs the MovieLens-25M archive: --env-args path=ml-25m.zip; "
-                "without data there is recsim/DataSynthetic-v0"
+                "without data there is recsim/DataSynthetic-v0",
+                field="env_args",
             )
         super().__init__(RecSimData.from_model(load(path, items), extra_dims), render_mode)
 

@@ -13,7 +13,7 @@ from gymnasium.wrappers import (
 
 from qscape.envs.build import build_env
 from qscape.envs.pixels import need_opencv
-from qscape.errors import UsageError, describe
+from qscape.errors import MissingPackage, UnfitEnv, UsageError, describe
 from qscape.system import draw_without_screen
 
 
@@ -35,11 +35,9 @@ def rendered(env: str = "CartPole-v1", limited: bool = True, **args: Any) -> gym
         return FrameStackObservation(GrayscaleObservation(pictures), 4)
     except UsageError as problem:
         if re.search("argument 'render_mode'|no render_mode", str(problem)):
-            raise UsageError(f"{env} draws no pictures that an agent could see") from problem
+            raise UnfitEnv(f"{env} draws no pictures that an agent could see") from problem
         raise
     except gym.error.DependencyNotInstalled as problem:
-        raise UsageError(f'{env} draws with a missing package: pip install "qscape[pixels]"') from problem
+        raise MissingPackage(f'{env} draws with a missing package: pip install "qscape[pixels]"') from problem
     except Exception as problem:
-        raise UsageError(
-            f"{env} draws no pictures that an agent could see ({describe(problem)})"
-        ) from problem
+        raise UnfitEnv(f"{env} draws no pictures that an agent could see ({describe(problem)})") from problem

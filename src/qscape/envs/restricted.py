@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from qscape.envs.build import build_env
 from qscape.envs.spaces import is_bounded
-from qscape.errors import UsageError
+from qscape.errors import Mismatch, OutOfRange, UnfitEnv, WrongValue
 
 # The valid intervals of the two pendulums: centre, half-width.
 INTERVALS = np.array([[-0.80, 0.08], [-0.45, 0.06], [-0.15, 0.04], [0.20, 0.05], [0.50, 0.07], [0.85, 0.08]])
@@ -62,15 +62,15 @@ class Restricted(gym.Wrapper):
         super().__init__(env)
         space = env.action_space
         if not is_bounded(space):
-            raise UsageError(f"only a bounded Box of actions can be restricted, {env} has {space}")
+            raise UnfitEnv(f"only a bounded Box of actions can be restricted, {env} has {space}")
         size = int(np.prod(space.shape))
         if np.shape(centres) != (len(radii), size) or not len(radii):
             shapes = f"{np.shape(centres)} and radii {np.shape(radii)}"
-            raise UsageError(f"balls of centres {shapes} do not lie in {size} dimensions")
+            raise Mismatch(f"balls of centres {shapes} do not lie in {size} dimensions")
         self.centres, self.radii = np.array(centres, np.float64), np.array(radii, np.float64)
         null = np.asarray(null, space.dtype).ravel()
         if null.size not in (1, size):
-            raise UsageError(f"a null action of {null.size} numbers is none where actions have {size}")
+            raise Mismatch(f"a null action of {null.size} numbers is none where actions have {size}")
         self.null = np.broadcast_to(null, size).reshape(space.shape).copy()
         self.control_cost = control_cost
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -133,7 +133,7 @@ def pendulum(base: str, null_action: str = "raw", **args: Any) -> gym.Env:
     """
     env = _unlimited(base, args)
     if null_action not in ("raw", "normalised"):
-        raise UsageError(f"null_action is raw or normalised, not {null_action!r}")
+        raise WrongValue(f"null_action is raw or normalised, not {null_action!r}", field="env_args")
     assert isinstance(env.action_space, spaces.Box)
     null = -1.0 if null_action == "raw" else env.action_space.low
     return Restricted(env, INTERVALS[:, :1], INTERVALS[:, 1], null)
@@ -160,9 +160,9 @@ def restrict(
     """
     made = build_env(env, args, limited)
     if not is_bounded(made.action_space):
-        raise UsageError(f"only a bounded Box of actions can be restricted, {env} has {made.action_space}")
+        raise UnfitEnv(f"only a bounded Box of actions can be restricted, {env} has {made.action_space}")
     if count < 1 or not 0 < low <= high:
-        raise UsageError(f"{count} balls of radii {low} to {high}: give at least one, and 0 < low <= high")
+        raise OutOfRange(f"{count} balls of radii {low} to {high}: give at least one, and 0 < low <= high")
     size = int(np.prod(made.action_space.shape))
     middle = (made.action_space.low + made.action_space.high) / 2
     return Restricted(made, *draw_balls(size, count, (low, high), seed), null=middle)

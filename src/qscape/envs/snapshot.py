@@ -28,7 +28,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from qscape.envs.adapter import EnvAdapter, EpisodeStatistics
 from qscape.envs.native import JaxEnv
-from qscape.envs.workers import Pool, Workers
+from qscape.envs.workers import EnvPoolEnv, Workers
 from qscape.errors import one_line
 
 # Classes of objects without state, which the environment's constructor makes again.
@@ -45,7 +45,8 @@ _FIXED = (
 # Attributes of environments that Gymnasium's constructors set; skipped if the value is of these classes.
 _CONSTANT = dict.fromkeys(("spec", "_cached_spec"), EnvSpec | None) | {"render_mode": str | None}
 _CONSTANT |= {"_saved_kwargs": dict | None, "_ezpickle_args": tuple, "_ezpickle_kwargs": dict}
-_BUFFERS = {"env_fns", "_env_obs", "_observations"}  # of Gymnasium's vector environment; skipped there
+# Of Gymnasium's vector environment; skipped there. The last is in saves of 0.2.0.
+_BUFFERS = {"env_fns", "_env_obs", "_observations", "_rewards", "_add_info"}
 
 _DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped if an object of these modules
 _DRAWN_BY = ("pygame", "pyglet", "glfw", "mujoco_py", "mujoco.render", "mujoco.viewer")
@@ -231,7 +232,7 @@ def _iterate_wrappers(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str
         return  # `take` and `restore` ask each process
     if isinstance(env, AsyncVectorEnv):
         raise _NotCapturable("its environments run in other processes")
-    if isinstance(env, Pool):
+    if isinstance(env, EnvPoolEnv):
         raise _NotCapturable("EnvPool does not show the state of its environments")
     yield f"{name}.{type(env).__name__}", env
     if isinstance(env, gym.Wrapper | VectorWrapper):
@@ -459,6 +460,8 @@ class _Reader:
     def attributes(self, layer: Any, saved: dict[str, Any], path: str) -> None:
         """Restore the attributes of an object."""
         for name, data in saved.items():
+            if name in _BUFFERS and isinstance(layer, SyncVectorEnv):
+                continue
             attributes = vars(layer)  # setattr would fail on frozen dataclasses
             attributes[name] = self.value(data, attributes.get(name), f"{path}.{name}")
 

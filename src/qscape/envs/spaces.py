@@ -10,7 +10,7 @@ from gymnasium import spaces
 from jaxtyping import Float, Int
 
 from qscape.envs.native import GymnasiumEnv
-from qscape.errors import UsageError
+from qscape.errors import BrokenEnv, Mismatch, UnfitEnv, WrongEnv
 
 LARGEST_PRODUCT = 500_000  # actions of a product of discrete sets in a table
 ENDLESS = (
@@ -138,7 +138,7 @@ class FactoredActions:
         """
         count = math.prod(self.sizes)
         if count > LARGEST_PRODUCT:
-            raise UsageError(
+            raise UnfitEnv(
                 f"{env_id} has {count:,} actions, a product of {len(self.sizes)} factors: off-policy agents "
                 f"search a table of at most {LARGEST_PRODUCT:,}; on-policy ones (ppo) take any product"
             )
@@ -190,10 +190,10 @@ def make_flatten(
     boxes = box_leaves(space, (), env_id, images)
     size = sum(int(np.prod(box.shape)) for _, box in boxes)
     if not size:
-        raise UsageError(f"{env_id} has an empty observation: an agent needs at least one number")
+        raise UnfitEnv(f"{env_id} has an empty observation: an agent needs at least one number")
     if isinstance(space, spaces.Box):
         kind = np.uint8 if as_bytes and is_image(space) else np.float32
-        return size, lambda observation, rows: np.array(observation, kind).reshape(rows, size)
+        return size, lambda observation, rows: _to_numbers(observation, kind, env_id).reshape(rows, size)
 
     def flatten(observation: Any, rows: int) -> np.ndarray:
         columns = []
@@ -201,10 +201,22 @@ def make_flatten(
             value = observation
             for key in path:
                 value = value[key]
-            columns.append(np.asarray(value, np.float32).reshape(rows, -1))
+            columns.append(_to_numbers(value, np.float32, env_id).reshape(rows, -1))
         return np.concatenate(columns, axis=1)
 
     return size, flatten
+
+
+def _to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
+    """Return an observation as a new array of dtype `kind`; BrokenEnv if that would lose something."""
+    array = np.asarray(observation)
+    if array.dtype.kind in "cSUVMm" or isinstance(observation, np.ma.MaskedArray):
+        what = f"a {type(observation).__name__} of {array.dtype}"
+        hint = "give real and imaginary parts as entries of their own" if array.dtype.kind == "c" else ""
+        if isinstance(observation, np.ma.MaskedArray):
+            hint = "fill masked entries (observation.filled(0)), and give the mask as entries of its own"
+        raise BrokenEnv(f"{env_id}: an observation is {what}; {hint or 'it must hold real numbers'}")
+    return np.array(array, kind)
 
 
 def split_space(
@@ -227,7 +239,7 @@ def split_space(
     size = bare.actor_size if isinstance(bare, GymnasiumEnv) else None
     if size is not None:
         if space != bare.observation_space or not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise UsageError(
+            raise WrongEnv(
                 f"{env_id} shows actors the first {size} entries of its observation, and a wrapper changes "
                 "these: leave it out"
             )
@@ -237,7 +249,7 @@ def split_space(
     keys = [privileged] if isinstance(privileged, str) else list(privileged)
     if not isinstance(space, spaces.Dict) or not keys or not set(keys) < set(space.spaces):
         has = f"a Dict of {', '.join(space.spaces)}" if isinstance(space, spaces.Dict) else f"{space}"
-        raise UsageError(
+        raise WrongEnv(
             f"{env_id} declares privileged_keys {keys}, and its observation is {has}: name one key or more "
             "of a Dict, but not all, and use no wrapper that flattens it"
         )
@@ -269,12 +281,12 @@ def put_image_first(
         return space, actor_space, None
     names = ", ".join(".".join(path) for path, _ in found)
     if len(found) > 1:
-        raise UsageError(f"{env_id} shows several images ({names}): make one of them, with more channels")
+        raise UnfitEnv(f"{env_id} shows several images ({names}): make one of them, with more channels")
     (path, box), key = found[0], found[0][0][0]
     if len(path) > 1:
-        raise UsageError(f"{env_id} has its image at {names}: an image stands at a key of the outer Dict")
+        raise UnfitEnv(f"{env_id} has its image at {names}: an image stands at a key of the outer Dict")
     if isinstance(actor_space, spaces.Dict) and key not in actor_space.spaces:
-        raise UsageError(f"{env_id} shows the image {names} to critics only: let actors see it too")
+        raise UnfitEnv(f"{env_id} shows the image {names} to critics only: let actors see it too")
 
     def first(part: spaces.Dict) -> spaces.Dict:
         return spaces.Dict(sorted(part.spaces.items(), key=lambda entry: entry[0] != key))
@@ -301,12 +313,12 @@ def box_leaves(
         return [leaf for key, part in parts for leaf in box_leaves(part, (*path, key), env_id, images)]
     where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")
     if not isinstance(space, spaces.Box):
-        raise UsageError(
+        raise UnfitEnv(
             f"{where} is a {type(space).__name__}: agents take a Box or a Dict of Boxes, "
             "which gymnasium.wrappers.FlattenObservation makes of most spaces"
         )
     if is_image(space) and not images:
-        raise UsageError(
+        raise UnfitEnv(
             f"{where} is an image {space.shape} in a Dict: dqn and on-policy agents see a single image, or "
             "vectors; off-policy agents such as sac+conv take a Dict of an image and vectors"
         )
@@ -346,13 +358,13 @@ def make_action_map(
         try:
             numbers = np.asarray(table, np.float64)
         except (TypeError, ValueError) as problem:
-            raise UsageError(
+            raise WrongEnv(
                 f"{env_id}: action_table is no array [{space.n}, d] of numbers: {problem}"
             ) from problem
         return _make_table_map(space, numbers, env_id)
     if not isinstance(space, spaces.Box):
         divided = getattr(unwrapped, "continuous", None) is False  # LunarLander and CarRacing
-        raise UsageError(
+        raise UnfitEnv(
             f"{env_id} has {type(space).__name__} actions: "
             + (
                 "on-policy agents take a bounded Box, Discrete, MultiDiscrete or MultiBinary, and dqn takes "
@@ -373,7 +385,7 @@ def make_action_map(
             k = unbounded[0]
             ends = f"from {space.low.ravel()[k]:.4g} to {space.high.ravel()[k]:.4g}"
             what = f"dimension {k} of the action is unbounded ({ends})"
-        raise UsageError(
+        raise UnfitEnv(
             f"{env_id}: {what}; give it bounds with gymnasium.wrappers.TransformAction(env, lambda a: a, "
             "Box(low, high)), or leave gymnasium.wrappers.ClipAction out: qscape clips actions"
         )
@@ -400,7 +412,7 @@ def refuse_other_table(env_id: str, known: Sequence[float] | None, table: np.nda
     """
     own = fingerprint(table)
     if known is not None and (len(known) != len(own) or not np.allclose(known, own, rtol=0, atol=1e-3)):
-        raise UsageError(describe_other_table(env_id))
+        raise Mismatch(describe_other_table(env_id))
 
 
 def describe_other_table(env_id: str) -> str:
@@ -416,9 +428,9 @@ def _make_table_map(
 ) -> tuple[int, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """d, the table scaled to [-1, 1] per dimension, and the map from rows to the index of the nearest row."""
     if table.ndim != 2 or len(table) != space.n or not table.size:
-        raise UsageError(f"{env_id}: action_table is {table.shape}, it has to be [{space.n}, d]")
+        raise WrongEnv(f"{env_id}: action_table is {table.shape}, it has to be [{space.n}, d]")
     if not np.isfinite(table).all():
-        raise UsageError(f"{env_id}: action_table holds NaN or infinity")
+        raise WrongEnv(f"{env_id}: action_table holds NaN or infinity")
     low, span = table.min(0), np.ptp(table, axis=0)
     varies = span > 0
     scaled = np.where(varies, 2 * (table - low) / np.where(varies, span, 1) - 1, 0).astype(np.float32)
@@ -427,7 +439,7 @@ def _make_table_map(
     order = np.argsort(hashes)
     sorted_hashes = hashes[order]
     if (np.diff(sorted_hashes) == 0).any() and len(np.unique(scaled, axis=0)) < len(scaled):
-        raise UsageError(f"{env_id}: two rows of action_table are equal, an action could never be chosen")
+        raise WrongEnv(f"{env_id}: two rows of action_table are equal, an action could never be chosen")
 
     def to_env(action: np.ndarray) -> np.ndarray:
         # Agents pass rows of the table to the bit: a hash finds these in log N. All others are searched for.

@@ -16,7 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import batch_space
 
-from qscape.errors import QscapeError, UsageError, describe
+from qscape.envs.answers import pack_infos
+from qscape.errors import Mismatch, MissingPackage, QscapeError, UnknownName, UnmakeableEnv, describe
 from qscape.system import safe_path, start_method
 
 PATIENCE = 5.0  # seconds that a process gets to finish its step and end
@@ -67,6 +68,11 @@ class Workers(AsyncVectorEnv):
     def step(self, actions: Any) -> Any:
         """Step all environments."""
         return self._ask(super().step, actions)
+
+    def _add_info(
+        self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
+    ) -> dict[str, Any]:
+        return pack_infos(None, self.num_envs, vector_infos, env_info, env_num)
 
     def close_extras(self, timeout: float | None = PATIENCE, terminate: bool = False) -> None:
         """End all processes, after the step that they are in; one that takes longer is killed."""
@@ -174,7 +180,7 @@ def _work(index: int, env_fn: Callable[[], gym.Env], pipe: Any, *rest: Any) -> N
             _async_worker(index, lambda: env, pipe, *rest)
 
 
-class Pool(VectorEnv):
+class EnvPoolEnv(VectorEnv):
     """Environments that EnvPool steps in threads of C++. Needs the extra `envpool`.
 
     Args:
@@ -193,11 +199,11 @@ class Pool(VectorEnv):
         try:
             envpool: Any = importlib.import_module("envpool")
         except ImportError as problem:
-            raise UsageError(
+            raise MissingPackage(
                 '--vectorise envpool needs a package: pip install "qscape[envpool]".'
             ) from problem
         if env_id not in envpool.list_all_envs():
-            raise UsageError(f"EnvPool has no {env_id}; leave --vectorise envpool out.")
+            raise UnknownName(f"EnvPool has no {env_id}; leave --vectorise envpool out.", field="env")
         limit = getattr(example.spec, "max_episode_steps", None)
         args = ({"max_episode_steps": limit} if limit else {}) | dict(args)
         self._make: Callable[..., Any] = partial(
@@ -206,7 +212,7 @@ class Pool(VectorEnv):
         try:
             self.pool = self._make(seed=0)
         except Exception as problem:
-            raise UsageError(
+            raise UnmakeableEnv(
                 f"EnvPool cannot make {env_id} with env_args {args} ({describe(problem)}).", field="env_args"
             ) from problem
         self.num_envs = envs
@@ -217,7 +223,7 @@ class Pool(VectorEnv):
         for name in ("observation_space", "action_space"):
             ours, theirs = getattr(self, f"single_{name}"), getattr(example, name)
             if not _are_alike(ours, theirs):
-                raise UsageError(
+                raise Mismatch(
                     f"EnvPool's {env_id} has another {name} ({ours}) than Gymnasium's ({theirs}), which "
                     "evaluates; leave --vectorise envpool out."
                 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome, reset_all, step_all
-from qscape.errors import UsageError
+from qscape.errors import WrongEnv
 from qscape.ops.devices import on_each_device, replicate
 from qscape.types import Key, Scalar, stream
 
@@ -164,7 +164,7 @@ def _refuse_other_types(env: JaxEnv, start: PyTree, after: PyTree) -> None:
     for at in [*one, *other]:
         if one.get(at) != other.get(at):
             what = "an observation" if at == "[1]" else f"a state ({at.removeprefix('[0]') or 'itself'})"
-            raise UsageError(
+            raise WrongEnv(
                 f"{type(env).__name__}: {what} is {one.get(at, 'absent')} after `reset` and "
                 f"{other.get(at, 'absent')} after `step`; both must give the same."
             )

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from qscape.errors import RunError, one_line
-from qscape.export.policy import OnnxCheck, Source, describe
+from qscape.errors import CannotRead, one_line
+from qscape.export.policy import OnnxCheck, PolicySource, describe
 from qscape.inspect.store import write_atomically
 from qscape.report.intervals import INTERVAL, bootstrap
 from qscape.run.folder import origin
@@ -21,7 +21,7 @@ from qscape.values import decode_args
 REPS = 2_000  # bootstrap resamples
 
 
-def write_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
+def write_card(source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
     """Write FILE.md beside the first of the exported files and return its path.
 
     Raises:
@@ -44,7 +44,7 @@ def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
 
 
 def render_card(
-    source: Source, files: Sequence[Path], checked: OnnxCheck | None, further: Sequence[str] = ()
+    source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None, further: Sequence[str] = ()
 ) -> str:
     """Render the card in Markdown, with the header that model hubs read.
 
@@ -104,7 +104,7 @@ def render_card(
     return "\n".join(lines)
 
 
-def describe_evaluation(source: Source) -> str:
+def describe_evaluation(source: PolicySource) -> str:
     """Describe the return over the episodes just run, with its interval."""
     returns = [r.episode.ret for r in source.episodes]
     if not returns:
@@ -126,7 +126,7 @@ def _code(value: Any) -> str:
     return "`" + one_line(str(value)).replace("`", "'") + "`"
 
 
-def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
+def _hub_header(source: PolicySource, about: dict[str, Any]) -> list[str]:
     returns = [r.episode.ret for r in source.episodes]
     env, label, recipe = (json.dumps(about[name], ensure_ascii=False) for name in ("env", "label", "recipe"))
     results = []
@@ -149,7 +149,7 @@ def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe_smoothness(source: Source) -> list[str]:
+def _describe_smoothness(source: PolicySource) -> list[str]:
     """The result of `qscape smoothness`, if the run folder holds one of this policy."""
     folder, loaded = source.folder, source.loaded
     file = folder / "inspect" / "smoothness.json"
@@ -162,7 +162,7 @@ def _describe_smoothness(source: Source) -> list[str]:
         values = found["per_episode"]
         means = {name: float(np.mean(values[name])) for name in ("sm", "action_change", "oscillation")}
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise RunError(
+        raise CannotRead(
             f"{file} cannot be read ({problem}); measure it again: qscape smoothness "
             f"{shlex.quote(str(folder))}."
         ) from problem

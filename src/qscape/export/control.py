@@ -5,16 +5,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.errors import UsageError
+from qscape.errors import Unexportable
 from qscape.export.graph import Graph
-from qscape.export.values import Value, broadcast_shape
+from qscape.export.values import GraphArray, broadcast_shape
 
 
 def convert_cond(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
     """Convert `cond`: one branch if the index is constant, else all branches and a selection."""
     which, operands = given[0], given[1:]
     branches = equation.params["branches"]
-    if not isinstance(which, Value):
+    if not isinstance(which, GraphArray):
         return graph.run(branches[int(np.clip(which, 0, len(branches) - 1))], operands)
     made = [graph.run(branch, operands) for branch in branches]
     chosen = [graph.loose(x) for x in made[0]]
@@ -23,7 +23,8 @@ def convert_cond(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
         later = graph.node("GreaterOrEqual", [which.name, at])
         pairs = zip(chosen, map(graph.loose, outputs), strict=True)
         chosen = [
-            Value(graph.node("Where", [later, y.name, x.name]), broadcast_shape([x, y])) for x, y in pairs
+            GraphArray(graph.node("Where", [later, y.name, x.name]), broadcast_shape([x, y]))
+            for x, y in pairs
         ]
     return chosen
 
@@ -43,7 +44,9 @@ def unroll_scan(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
     avals = [v.aval for v in equation.invars[fixed + carried :]]
     collected: list[list[Any]] = []
     if not isinstance(params["length"], int):
-        raise UsageError("this policy loops over the rows of a batch, whose number an ONNX file leaves open.")
+        raise Unexportable(
+            "this policy loops over the rows of a batch, whose number an ONNX file leaves open."
+        )
     steps = range(params["length"])
     for k in reversed(steps) if params["reverse"] else steps:
         rows = [_take_row(graph, x, aval, k) for x, aval in zip(columns, avals, strict=True)]
@@ -56,17 +59,17 @@ def unroll_scan(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
 
 
 def _take_row(graph: Graph, x: Any, aval: Any, k: int) -> Any:
-    if not isinstance(x, Value):
+    if not isinstance(x, GraphArray):
         return jnp.asarray(x)[k]
     at = graph.constant(np.array(k, np.int64))
-    return Value(graph.node("Gather", [graph.whole(x, aval), at], axis=0), aval.shape[1:])
+    return GraphArray(graph.node("Gather", [graph.whole(x, aval), at], axis=0), aval.shape[1:])
 
 
-def _stack_rows(graph: Graph, rows: list[Any], aval: Any) -> Value:
+def _stack_rows(graph: Graph, rows: list[Any], aval: Any) -> GraphArray:
     axis = graph.constant(np.array([0], np.int64))
     inner = aval.update(shape=aval.shape[1:])
     names = [graph.node("Unsqueeze", [graph.whole(row, inner), axis]) for row in rows]
-    return Value(graph.node("Concat", names, axis=0), aval.shape)
+    return GraphArray(graph.node("Concat", names, axis=0), aval.shape)
 
 
 CONTROL = {"cond": convert_cond, "scan": unroll_scan}

@@ -12,11 +12,11 @@ import onnx
 from jax.export import symbolic_shape
 from onnx import TensorProto, helper
 
-from qscape.errors import UsageError, describe
+from qscape.errors import Unexportable, describe
 from qscape.export.control import CONTROL
 from qscape.export.graph import Graph
 from qscape.export.primitives import CALLS, TABLE
-from qscape.export.values import Value, element_type
+from qscape.export.values import GraphArray, element_type
 
 OPSET = 18
 IR = 8  # the IR version of opset 18's first release, for old runtimes
@@ -50,11 +50,11 @@ def to_onnx(
             *(jax.ShapeDtypeStruct((batch, width), dtype) for width, dtype, _ in inputs.values())
         )
     except (TypeError, ValueError) as problem:
-        raise UsageError(
+        raise Unexportable(
             f"this policy's code needs the batch size, which an ONNX file leaves open ({problem})."
         ) from problem
     graph = Graph(batch, TABLE | CONTROL, CALLS)
-    (result,) = graph.run(traced, [Value(name, (batch, width)) for name, (width, *_) in inputs.items()])
+    (result,) = graph.run(traced, [GraphArray(name, (batch, width)) for name, (width, *_) in inputs.items()])
     (aval,) = traced.out_avals
     graph.node("Identity", [graph.whole(result, aval)], out="action")
     dims = lambda shape: ["batch" if d is batch or str(d) == "batch" else int(d) for d in shape]  # noqa: E731
@@ -74,5 +74,5 @@ def to_onnx(
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
-        raise UsageError(f"this policy becomes no valid ONNX file ({describe(problem)}).") from problem
+        raise Unexportable(f"this policy becomes no valid ONNX file ({describe(problem)}).") from problem
     return model

@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from qscape.errors import UsageError
-from qscape.export.values import Value, same_shape
+from qscape.errors import Unexportable, WrongVersion
+from qscape.export.values import GraphArray, same_shape
 
 try:  # the one file that uses jax.extend
     from jax.extend.core import ClosedJaxpr, Literal
 except ImportError as problem:
-    raise UsageError(
+    raise WrongVersion(
         f"JAX {jax.__version__} has no ClosedJaxpr and Literal in jax.extend.core, which the export to ONNX "
         "needs: take the JAX that qscape asks for (pip install --upgrade qscape), or write arrays with --npz."
     ) from problem
@@ -54,7 +54,7 @@ class Graph:
     # --- walking the jaxpr ------------------------------------------------------------------------
 
     def run(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-        """Convert a jaxpr and return its outputs. Inputs and outputs other than `Value` are constants."""
+        """Convert a jaxpr and return its outputs. What is no `GraphArray`, in or out, is a constant."""
         jaxpr = closed.jaxpr
         known: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
         known |= dict(zip(jaxpr.invars, inputs, strict=True))
@@ -70,15 +70,15 @@ class Graph:
             closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             return self.run(closed, given)
         static = all(isinstance(d, int) for v in equation.outvars for d in v.aval.shape)
-        if static and primitive != "dim_as_value" and not any(isinstance(x, Value) for x in given):
+        if static and primitive != "dim_as_value" and not any(isinstance(x, GraphArray) for x in given):
             outputs = equation.primitive.bind(*given, **params)
             return list(outputs) if equation.primitive.multiple_results else [outputs]
         if primitive in RANDOM:
-            raise UsageError(
+            raise Unexportable(
                 "this policy samples its actions, which an ONNX file cannot do; export a deterministic one."
             )
         if primitive not in self.conversions:
-            raise UsageError(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
+            raise Unexportable(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
         outputs = self.conversions[primitive](self, equation, given)
         return outputs if isinstance(outputs, list) else [outputs]
 
@@ -94,7 +94,7 @@ class Graph:
     def constant(self, array: Any) -> str:
         """Return the name of a constant; equal constants are stored once."""
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            raise UsageError("this policy needs a random key when it acts, which a file cannot hold.")
+            raise Unexportable("this policy needs a random key when it acts, which a file cannot hold.")
         array = np.asarray(array)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
@@ -102,9 +102,9 @@ class Graph:
             self.constants.append(numpy_helper.from_array(np.array(array), self._known[key]))
         return self._known[key]
 
-    def loose(self, x: Any) -> Value:
-        """Return x as a `Value`, which may still lack a broadcast."""
-        return x if isinstance(x, Value) else Value(self.constant(x), np.shape(x))
+    def loose(self, x: Any) -> GraphArray:
+        """Return x as a `GraphArray`, which may still lack a broadcast."""
+        return x if isinstance(x, GraphArray) else GraphArray(self.constant(x), np.shape(x))
 
     def whole(self, x: Any, aval: Any) -> str:
         """Return the name of x, broadcast to the full shape of its aval."""
@@ -123,14 +123,16 @@ class Graph:
     def rows(self, dim: Any) -> str:
         """Return the name of the batch size as a tensor [1]."""
         if str(dim) != str(self.batch):
-            raise UsageError(f"this policy makes an array of {dim} rows, which qscape cannot write as ONNX.")
+            raise Unexportable(
+                f"this policy makes an array of {dim} rows, which qscape cannot write as ONNX."
+            )
         return self.node("Shape", ["observation"], start=0, end=1)
 
     def reshape(self, name: str, shape: Sequence[Any]) -> str:
         """Reshape `name`; at most one dimension of `shape` may be symbolic."""
         dims = [d if isinstance(d, int) else -1 for d in shape]
         if dims.count(-1) > 1:
-            raise UsageError(f"this policy makes an array of shape {shape}, which ONNX cannot write.")
+            raise Unexportable(f"this policy makes an array of shape {shape}, which ONNX cannot write.")
         return self.node("Reshape", [name, self.constant(np.array(dims, np.int64))])
 
 

@@ -14,9 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from qscape.errors import QscapeError, RunError, UsageError
+from qscape.errors import (
+    CannotWrite,
+    DamagedSave,
+    MissingArgument,
+    MissingPackage,
+    QscapeError,
+    Taken,
+    Unreachable,
+    UsageError,
+    WrongValue,
+)
 from qscape.export.card import render_card
-from qscape.export.policy import Source, load_source
+from qscape.export.policy import PolicySource, load_source
 from qscape.inspect import store
 from qscape.run.files import unused_name
 from qscape.run.folder import RECORD, newest_save, no_save, one_run
@@ -41,7 +51,7 @@ def _hub() -> Any:
     try:
         return importlib.import_module("huggingface_hub")
     except ImportError as problem:
-        raise UsageError('The hub needs the extra: pip install "qscape[hub]".') from problem
+        raise MissingPackage('The hub needs the extra: pip install "qscape[hub]".') from problem
 
 
 # --- from here to the hub -----------------------------------------------------------------------------
@@ -72,7 +82,7 @@ def push_run(
     """
     hub, folder = _hub(), one_run(path)
     if hub.get_token() is None:
-        raise UsageError("qscape push needs a token of the hub: run 'hf auth login', or set HF_TOKEN.")
+        raise MissingArgument("qscape push needs a token of the hub: run 'hf auth login', or set HF_TOKEN.")
     source = load_source(folder, episodes)
     about = source.record
     with tempfile.TemporaryDirectory() as place:
@@ -97,7 +107,7 @@ def push_run(
         except UsageError:
             raise
         except Exception as problem:  # the hub's own errors, and those of the network below
-            raise RunError(
+            raise Unreachable(
                 f"{repository} was not pushed ({_first_line(problem)}); the run is unchanged."
             ) from problem
     return str(address), notes
@@ -117,7 +127,7 @@ def _pushed_before(api: Any, repository: str) -> set[str]:
         return there & {*listing, *(f"{PICTURES}/{name}.png" for name in SAYS)}
     if others := sorted(there - MADE_BY_THE_HUB):
         more = f" and {len(others) - 1} more" if others[1:] else ""
-        raise UsageError(f"{repository} holds {others[0]}{more}, but no pushed run: name a new repository.")
+        raise Taken(f"{repository} holds {others[0]}{more}, but no pushed run: name a new repository.")
     return set()
 
 
@@ -146,7 +156,7 @@ def _draw_pictures(folder: Path, place: Path, episodes: int) -> tuple[list[Path]
     from qscape.report import figures, landscapes, runs, smoothness, statistics
 
     def curve() -> "Figure":
-        rows, _ = runs.read_runs([str(folder)])
+        rows = runs.read_runs([str(folder)]).frame
         return figures.draw_overview(statistics.select_policy(rows), each=True)
 
     def actions() -> "Figure":
@@ -178,7 +188,7 @@ SAYS = {
 }
 
 
-def _render(source: Source, repository: str, pictures: list[Path]) -> str:
+def _render(source: PolicySource, repository: str, pictures: list[Path]) -> str:
     """Render the card of a run, with its pictures and how to load it."""
     lines = ["```python", "import qscape as qs", "", f'model = qs.load("hub:{repository}")', "```", ""]
     for picture in pictures:
@@ -206,7 +216,7 @@ def download_run(name: str) -> Path:
     """
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1:
-        raise UsageError(f"'{name}' names no run on the hub; write OWNER/NAME or OWNER/NAME@REVISION.")
+        raise WrongValue(f"'{name}' names no run on the hub; write OWNER/NAME or OWNER/NAME@REVISION.")
     api = _hub().HfApi()
     try:
         listed = Path(api.hf_hub_download(repository, DIGESTS, revision=revision or None))
@@ -217,11 +227,11 @@ def download_run(name: str) -> Path:
         names = [*map(glob.escape, digests)]
         folder = api.snapshot_download(repository, revision=listed.parent.name, allow_patterns=names)
     except Exception as problem:  # the hub's own errors, and those of the network below
-        raise RunError(f"hub:{name} cannot be fetched ({_first_line(problem)}).") from problem
+        raise Unreachable(f"hub:{name} cannot be fetched ({_first_line(problem)}).") from problem
     for file, digest in digests.items():
         place = Path(folder) / file
         if not place.is_file() or _digest(place) != digest:
-            raise RunError(f"hub:{name}: {file} is not what was pushed; its owner should push again.")
+            raise DamagedSave(f"hub:{name}: {file} is not what was pushed; its owner should push again.")
     return Path(folder)
 
 
@@ -233,7 +243,7 @@ def pull_run(name: str, folder: Path) -> None:
             cannot be written.
     """
     if folder.exists():
-        raise UsageError(f"{folder} exists; choose another --out.")
+        raise Taken(f"{folder} exists; choose another --out.")
     cached = download_run(name)
     aside = unused_name(folder)
     try:
@@ -242,7 +252,7 @@ def pull_run(name: str, folder: Path) -> None:
             shutil.copyfile(cached / file, aside / file)
         aside.replace(folder)
     except OSError as problem:
-        raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+        raise CannotWrite(f"{folder} cannot be written ({problem.strerror}).") from problem
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

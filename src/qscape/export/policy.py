@@ -26,7 +26,7 @@ from qscape.envs import EnvAdapter
 from qscape.envs.build import OWN_ARGS
 from qscape.envs.levels import LevelSpace
 from qscape.envs.spaces import ActionBox, FactoredActions
-from qscape.errors import RunError, UsageError
+from qscape.errors import Inexact, MissingPackage, OutOfRange, Taken, Unexportable
 from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
 from qscape.run import saves
@@ -44,7 +44,7 @@ VERSION = 2  # 1 had other names of arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class PolicySource:
     """A policy to export.
 
     Attributes:
@@ -79,7 +79,7 @@ class OnnxCheck:
     p99: float
 
 
-def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> Source:
+def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> PolicySource:
     """Load the policy of a run's newest save and evaluate it.
 
     Raises:
@@ -87,16 +87,17 @@ def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: i
         RunError: the run has no readable save.
     """
     if episodes < 1:
-        raise UsageError(
-            f"--episodes is {episodes}; it must be at least 1: the file is checked on their observations."
+        raise OutOfRange(
+            f"--episodes is {episodes}; it must be at least 1: the file is checked on their observations.",
+            field="episodes",
         )
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
     refuse_recurrent(loaded)
     record = read_record(folder)
     if record["env"] == RECORDED:  # trained on a dataset without an environment to act in
-        return Source(folder, record, loaded, [], read(record["dataset"]).observation)
+        return PolicySource(folder, record, loaded, [], read(record["dataset"]).observation)
     done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
-    return Source(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
+    return PolicySource(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
 def refuse_recurrent(loaded: LoadedPolicy) -> None:
@@ -122,7 +123,7 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
         obs = jnp.zeros((1, loaded.adapter.spec.row_size))
         jax.eval_shape(step, loaded.acting, noise_state, obs)
     if any(changes):
-        raise UsageError(
+        raise Unexportable(
             f"{loaded.programs.agent.recipe} cannot be exported: its policy has memory from step to step."
         )
 
@@ -197,7 +198,7 @@ def act_as_library(loaded: LoadedPolicy, obs: Float[np.ndarray, "B S"]) -> np.nd
     return space.to_units(actions) if isinstance(space, LevelSpace) else actions
 
 
-def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
+def sample_observations(source: PolicySource, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
     """Sample n observations: half of them visited, half with noise of a tenth of their spread."""
     seen = source.seen
     rng = np.random.default_rng(seed)
@@ -210,7 +211,7 @@ def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Floa
 # --- ONNX --------------------------------------------------------------------------------------------
 
 
-def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
+def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
     Input "observation" float32 [batch, S], and of a task with masks "action_mask" bool [batch, n]; output
@@ -225,7 +226,7 @@ def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> Onnx
 
         from qscape.export.convert import to_onnx
     except ImportError as problem:
-        raise UsageError(
+        raise MissingPackage(
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
@@ -239,7 +240,7 @@ def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> Onnx
     return checked
 
 
-def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> OnnxCheck:
+def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Compare an ONNX model with the library, in one batch and one observation at a time.
 
     Raises:
@@ -273,7 +274,7 @@ def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> Onn
     *models, itself = (np.abs(x - wanted).reshape(len(obs), -1) for x in (single, batched, alone))
     off = np.maximum(*models)
     if not (off <= tolerance * half + rounded).all():  # also where it is NaN
-        raise RunError(
+        raise Inexact(
             f"{source.folder}: the ONNX model differs from the library by {np.max(off / half):.2g} of half "
             f"an action's range on {len(obs):,} observations, more than --tolerance {tolerance:.2g} (the "
             f"library differs from itself, single against batched, by {np.max(itself / half):.2g}); no file "
@@ -307,13 +308,13 @@ def refuse_foreign(file: Path, mark: str) -> None:
     """
     with contextlib.suppress(OSError):
         if mark.encode() not in file.read_bytes()[:200]:
-            raise UsageError(f"{file} exists and was not written by an export; choose another name.")
+            raise Taken(f"{file} exists and was not written by an export; choose another name.")
 
 
 # --- plain arrays ------------------------------------------------------------------------------------
 
 
-def write_arrays(source: Source, file: Path) -> Path:
+def write_arrays(source: PolicySource, file: Path) -> Path:
     """Write the acting state as FILE.npz and its description as FILE.json; returns the latter.
 
     Raises:
@@ -335,7 +336,7 @@ def write_arrays(source: Source, file: Path) -> Path:
     return note
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: PolicySource) -> dict[str, Any]:
     """Describe task, agent and units of a policy for JSON."""
     record, loaded = source.record, source.loaded
     adapter, space = loaded.adapter, action_space(loaded.adapter)

@@ -6,96 +6,96 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from qscape.errors import UsageError
+from qscape.errors import Unexportable
 from qscape.export import products
 from qscape.export.graph import Graph
-from qscape.export.values import Value, broadcast_shape, element_type
+from qscape.export.values import GraphArray, broadcast_shape, element_type
 
 
-def _elementwise(op: str, **attributes: Any) -> Callable[..., Value]:
+def _elementwise(op: str, **attributes: Any) -> Callable[..., GraphArray]:
     """Make the conversion to an ONNX node that broadcasts its inputs as numpy does."""
 
-    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
         values = [graph.loose(x) for x in given]
-        return Value(graph.node(op, [v.name for v in values], **attributes), broadcast_shape(values))
+        return GraphArray(graph.node(op, [v.name for v in values], **attributes), broadcast_shape(values))
 
     return build
 
 
-def _cast(graph: Graph, x: Value, dtype: Any) -> Value:
-    return Value(graph.node("Cast", [x.name], to=element_type(dtype)), x.shape)
+def _cast(graph: Graph, x: GraphArray, dtype: Any) -> GraphArray:
+    return GraphArray(graph.node("Cast", [x.name], to=element_type(dtype)), x.shape)
 
 
-def _convert(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _convert(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     return _cast(graph, graph.loose(given[0]), equation.params["new_dtype"])
 
 
-def _with_one(op: str, before: str | None = None, after: str | None = None) -> Callable[..., Value]:
+def _with_one(op: str, before: str | None = None, after: str | None = None) -> Callable[..., GraphArray]:
     """Make the conversion of expm1 or log1p, which ONNX lacks: a function, and adding or subtracting one.
 
     In float32 the absolute error stays below 1e-7.
     """
 
-    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
         x = graph.loose(given[0])
         one = graph.constant(np.ones((), equation.invars[0].aval.dtype))
         name = graph.node(before, [x.name, one]) if before else x.name
         name = graph.node(op, [name])
-        return Value(graph.node(after, [name, one]) if after else name, x.shape)
+        return GraphArray(graph.node(after, [name, one]) if after else name, x.shape)
 
     return build
 
 
-def _integer_pow(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _integer_pow(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     x, y = graph.loose(given[0]), equation.params["y"]
     if y == 2:
-        return Value(graph.node("Mul", [x.name, x.name]), x.shape)
+        return GraphArray(graph.node("Mul", [x.name, x.name]), x.shape)
     power = graph.constant(np.array(y, equation.invars[0].aval.dtype))
-    return Value(graph.node("Pow", [x.name, power]), x.shape)
+    return GraphArray(graph.node("Pow", [x.name, power]), x.shape)
 
 
-def _square(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _square(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     x = graph.loose(given[0])
-    return Value(graph.node("Mul", [x.name, x.name]), x.shape)
+    return GraphArray(graph.node("Mul", [x.name, x.name]), x.shape)
 
 
-def _rsqrt(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _rsqrt(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     x = graph.loose(given[0])
-    return Value(graph.node("Reciprocal", [graph.node("Sqrt", [x.name])]), x.shape)
+    return GraphArray(graph.node("Reciprocal", [graph.node("Sqrt", [x.name])]), x.shape)
 
 
-def _not_equal(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _not_equal(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     equal = _elementwise("Equal")(graph, equation, given)
-    return Value(graph.node("Not", [equal.name]), equal.shape)
+    return GraphArray(graph.node("Not", [equal.name]), equal.shape)
 
 
-def _round(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _round(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     if equation.params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise UsageError("this policy rounds halves away from zero, which ONNX does not.")
+        raise Unexportable("this policy rounds halves away from zero, which ONNX does not.")
     return _elementwise("Round")(graph, equation, given)
 
 
-def _select(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _select(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     if len(given) != 3:
-        raise UsageError("this policy chooses among more than two arrays, which ONNX does not.")
+        raise Unexportable("this policy chooses among more than two arrays, which ONNX does not.")
     which, no, yes = (graph.loose(x) for x in given)
     if equation.invars[0].aval.dtype != np.bool_:
         which = _cast(graph, which, np.bool_)
-    return Value(graph.node("Where", [which.name, yes.name, no.name]), broadcast_shape([which, no, yes]))
+    return GraphArray(graph.node("Where", [which.name, yes.name, no.name]), broadcast_shape([which, no, yes]))
 
 
-def _clamp(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _clamp(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     low, x, high = (graph.loose(v) for v in given)
-    raised = Value(graph.node("Max", [x.name, low.name]), broadcast_shape([x, low]))
-    return Value(graph.node("Min", [raised.name, high.name]), broadcast_shape([raised, high]))
+    raised = GraphArray(graph.node("Max", [x.name, low.name]), broadcast_shape([x, low]))
+    return GraphArray(graph.node("Min", [raised.name, high.name]), broadcast_shape([raised, high]))
 
 
-def _broadcast_in_dim(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _broadcast_in_dim(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     """Insert dimensions of size one; the node that needs the full shape repeats them."""
     shape, at = equation.params["shape"], equation.params["broadcast_dimensions"]
     x = graph.loose(given[0])
     if len(x.shape) != len(at):  # a scalar, or a value that lacks leading dimensions
-        x = Value(graph.whole(x, equation.invars[0].aval), equation.invars[0].aval.shape)
+        x = GraphArray(graph.whole(x, equation.invars[0].aval), equation.invars[0].aval.shape)
     if not x.shape:
         return x
     spread = [1] * len(shape)
@@ -103,41 +103,43 @@ def _broadcast_in_dim(graph: Graph, equation: Any, given: list[Any]) -> Value:
         spread[target] = d
     missing = [k for k in range(len(shape)) if k not in at]
     if not missing:
-        return Value(x.name, tuple(spread))
+        return GraphArray(x.name, tuple(spread))
     axes = graph.constant(np.array(missing, np.int64))
-    return Value(graph.node("Unsqueeze", [x.name, axes]), tuple(spread))
+    return GraphArray(graph.node("Unsqueeze", [x.name, axes]), tuple(spread))
 
 
-def _reshape(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _reshape(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     name, shape = graph.whole(given[0], equation.invars[0].aval), equation.outvars[0].aval.shape
-    return Value(graph.reshape(name, shape), shape)
+    return GraphArray(graph.reshape(name, shape), shape)
 
 
-def _transpose(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _transpose(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     name = graph.whole(given[0], equation.invars[0].aval)
     permutation = list(equation.params["permutation"])
-    return Value(graph.node("Transpose", [name], perm=permutation), equation.outvars[0].aval.shape)
+    return GraphArray(graph.node("Transpose", [name], perm=permutation), equation.outvars[0].aval.shape)
 
 
-def _concatenate(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _concatenate(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     names = [graph.whole(x, v.aval) for x, v in zip(given, equation.invars, strict=True)]
     joined = graph.node("Concat", names, axis=equation.params["dimension"])
-    return Value(joined, equation.outvars[0].aval.shape)
+    return GraphArray(joined, equation.outvars[0].aval.shape)
 
 
-def _stack(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _stack(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     axis = graph.constant(np.array([equation.params["axis"]], np.int64))
     names = [graph.whole(x, v.aval) for x, v in zip(given, equation.invars, strict=True)]
     rows = [graph.node("Unsqueeze", [name, axis]) for name in names]
-    return Value(graph.node("Concat", rows, axis=equation.params["axis"]), equation.outvars[0].aval.shape)
+    return GraphArray(
+        graph.node("Concat", rows, axis=equation.params["axis"]), equation.outvars[0].aval.shape
+    )
 
 
-def _split(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:
+def _split(graph: Graph, equation: Any, given: list[Any]) -> list[GraphArray]:
     name, axis = graph.whole(given[0], equation.invars[0].aval), equation.params["axis"]
     ends = np.cumsum([0, *equation.params["sizes"]])
     at = graph.constant(np.array([axis], np.int64))
     return [
-        Value(
+        GraphArray(
             graph.node("Slice", [name, *(graph.constant(np.array([k], np.int64)) for k in cut), at]),
             v.aval.shape,
         )
@@ -145,7 +147,7 @@ def _split(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:
     ]
 
 
-def _slice(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _slice(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     aval = equation.invars[0].aval
     starts, stops = equation.params["start_indices"], equation.params["limit_indices"]
     steps = equation.params["strides"] or (1,) * len(starts)
@@ -155,57 +157,57 @@ def _slice(graph: Graph, equation: Any, given: list[Any]) -> Value:
         if (a, s) != (0, 1) or str(b) != str(d)
     ]
     if any(not isinstance(x, int) for k in cut for x in (starts[k], stops[k])):
-        raise UsageError("this policy cuts its rows apart, which qscape cannot write as ONNX.")
+        raise Unexportable("this policy cuts its rows apart, which qscape cannot write as ONNX.")
     parts = [graph.constant(np.array([row[k] for k in cut], np.int64)) for row in (starts, stops)]
     parts += [graph.constant(np.array(cut, np.int64))]
     parts += [graph.constant(np.array([steps[k] for k in cut], np.int64))]
     name = graph.whole(given[0], aval)
-    return Value(graph.node("Slice", [name, *parts]), equation.outvars[0].aval.shape)
+    return GraphArray(graph.node("Slice", [name, *parts]), equation.outvars[0].aval.shape)
 
 
-def _reduce(op: str) -> Callable[..., Value]:
-    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _reduce(op: str) -> Callable[..., GraphArray]:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
         name = graph.whole(given[0], equation.invars[0].aval)
         axes = graph.constant(np.array(equation.params["axes"], np.int64))
-        return Value(graph.node(op, [name, axes], keepdims=0), equation.outvars[0].aval.shape)
+        return GraphArray(graph.node(op, [name, axes], keepdims=0), equation.outvars[0].aval.shape)
 
     return build
 
 
-def _reduce_bool(op: str) -> Callable[..., Value]:
+def _reduce_bool(op: str) -> Callable[..., GraphArray]:
     """Reduce booleans as the minimum (all) or maximum (any) of zeros and ones."""
 
-    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
-        x = _cast(graph, Value(graph.whole(given[0], equation.invars[0].aval), ()), np.dtype(np.int32))
+    def build(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
+        x = _cast(graph, GraphArray(graph.whole(given[0], equation.invars[0].aval), ()), np.dtype(np.int32))
         axes = graph.constant(np.array(equation.params["axes"], np.int64))
-        found = Value(graph.node(op, [x.name, axes], keepdims=0), equation.outvars[0].aval.shape)
+        found = GraphArray(graph.node(op, [x.name, axes], keepdims=0), equation.outvars[0].aval.shape)
         return _cast(graph, found, np.dtype(bool))
 
     return build
 
 
-def _arg(op: str) -> Callable[..., Value]:
-    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _arg(op: str) -> Callable[..., GraphArray]:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
         name = graph.whole(given[0], equation.invars[0].aval)
         found = graph.node(op, [name], axis=equation.params["axes"][0], keepdims=0)  # the first of equals
-        return _cast(graph, Value(found, equation.outvars[0].aval.shape), equation.params["index_dtype"])
+        return _cast(graph, GraphArray(found, equation.outvars[0].aval.shape), equation.params["index_dtype"])
 
     return build
 
 
-def _iota(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _iota(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     (size,) = equation.params["shape"] if len(equation.params["shape"]) == 1 else (None,)
     if size is None:
-        raise UsageError("this policy numbers its rows in a way that qscape cannot write as ONNX.")
+        raise Unexportable("this policy numbers its rows in a way that qscape cannot write as ONNX.")
     zero, one = (graph.constant(np.array(k, np.int64)) for k in (0, 1))
     end = graph.node("Squeeze", [graph.rows(size)])
-    numbers = Value(graph.node("Range", [zero, end, one]), (size,))
+    numbers = GraphArray(graph.node("Range", [zero, end, one]), (size,))
     return _cast(graph, numbers, equation.params["dtype"])
 
 
-def _dim_as_value(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def _dim_as_value(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     return _cast(
-        graph, Value(graph.node("Squeeze", [graph.rows(equation.params["dim"])]), ()), np.dtype(np.int32)
+        graph, GraphArray(graph.node("Squeeze", [graph.rows(equation.params["dim"])]), ()), np.dtype(np.int32)
     )
 
 

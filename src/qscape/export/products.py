@@ -7,12 +7,12 @@ import numpy as np
 from jax.lax import GatherScatterMode
 from onnx import TensorProto, helper
 
-from qscape.errors import UsageError
+from qscape.errors import Unexportable
 from qscape.export.graph import Graph
-from qscape.export.values import Value, same_shape
+from qscape.export.values import GraphArray, same_shape
 
 
-def convert_dot_general(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def convert_dot_general(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     """Convert to a MatMul of [batch..., free..., contracted] and [batch..., contracted, free].
 
     Several dimensions of a kind are merged into one first if MatMul does not take them.
@@ -25,19 +25,19 @@ def convert_dot_general(graph: Graph, equation: Any, given: list[Any]) -> Value:
     x = _permute(graph, graph.whole(given[0], a), [*left_batch, *outer, *left])
     y = _permute(graph, graph.whole(given[1], b), [*right_batch, *right, *free])
     if len(left) == 1 and len(free) <= 1 and (not left_batch or len(outer) == len(free) == 1):
-        return Value(graph.node("MatMul", [x, y]), out.shape)
+        return GraphArray(graph.node("MatMul", [x, y]), out.shape)
     batch = [a.shape[k] for k in left_batch]
     inner = prod(a.shape[k] for k in left)
     x = graph.reshape(x, [*batch, prod(a.shape[k] for k in outer), inner])
     y = graph.reshape(y, [*batch, inner, prod(b.shape[k] for k in free)])
-    return Value(graph.reshape(graph.node("MatMul", [x, y]), out.shape), out.shape)
+    return GraphArray(graph.reshape(graph.node("MatMul", [x, y]), out.shape), out.shape)
 
 
 def _permute(graph: Graph, name: str, order: list[int]) -> str:
     return name if order == sorted(order) else graph.node("Transpose", [name], perm=order)
 
 
-def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
+def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
     """Convert indexing: one entry of an axis by a constant index (Gather), or computed indices (GatherND)."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     operand, indices = (v.aval for v in equation.invars)
@@ -46,14 +46,14 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
     if any(sizes[k] != 1 for k in picked) or not same_shape(
         [sizes[k] for k in whole], [operand.shape[k] for k in whole]
     ):
-        raise UsageError("this policy picks entries in a way that qscape cannot write as ONNX.")
+        raise Unexportable("this policy picks entries in a way that qscape cannot write as ONNX.")
     name, at = graph.whole(given[0], operand), given[1]
-    if not isinstance(at, Value) and equation.params["mode"] == GatherScatterMode.CLIP:
+    if not isinstance(at, GraphArray) and equation.params["mode"] == GatherScatterMode.CLIP:
         at = np.clip(np.asarray(at), 0, [operand.shape[k] - 1 for k in picked])
-    if not isinstance(at, Value) and np.size(at) == 1 and not fixed:
+    if not isinstance(at, GraphArray) and np.size(at) == 1 and not fixed:
         index = graph.constant(np.array(int(np.asarray(at).item()), np.int64))
         entry = graph.node("Gather", [name, index], axis=picked[0])
-        return Value(graph.reshape(entry, out.shape), out.shape)
+        return GraphArray(graph.reshape(entry, out.shape), out.shape)
     batch = list(numbers.start_indices_batching_dims)
     order = [*batch, *(k for k in range(len(indices.shape) - 1) if k not in batch)]  # batch first
     name = _permute(graph, name, [*fixed, *picked, *whole])
@@ -72,27 +72,29 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
         if axis not in single
     ]
     moved = _permute(graph, gathered, back)
-    return Value(graph.reshape(moved, out.shape) if single else moved, out.shape)
+    return GraphArray(graph.reshape(moved, out.shape) if single else moved, out.shape)
 
 
-def convert_top_k(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:
+def convert_top_k(graph: Graph, equation: Any, given: list[Any]) -> list[GraphArray]:
     """Convert `top_k`: the k largest along an axis and their indices; of equals the first, as in jax."""
     name = graph.whole(given[0], equation.invars[0].aval)
     values, at = _add_top_k(graph, name, equation.params["k"], equation.params.get("axis", -1), largest=1)
     places, where = equation.outvars[1].aval, graph.node("Cast", [at], to=TensorProto.INT32)
-    return [Value(values, equation.outvars[0].aval.shape), Value(where, places.shape)]
+    return [GraphArray(values, equation.outvars[0].aval.shape), GraphArray(where, places.shape)]
 
 
-def convert_sort(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:
+def convert_sort(graph: Graph, equation: Any, given: list[Any]) -> list[GraphArray]:
     """Convert an ascending sort by the first operand; the other operands are permuted along."""
     avals, axis = [v.aval for v in equation.invars], equation.params["dimension"]
     size = avals[0].shape[axis]
     if equation.params["num_keys"] != 1 or not isinstance(size, int):
-        raise UsageError("this policy sorts in a way that qscape cannot write as ONNX.")
+        raise Unexportable("this policy sorts in a way that qscape cannot write as ONNX.")
     key, *others = (graph.whole(x, aval) for x, aval in zip(given, avals, strict=True))
     ranked, at = _add_top_k(graph, key, size, axis, largest=0)
     moved = [graph.node("GatherElements", [other, at], axis=axis) for other in others]
-    return [Value(name, v.aval.shape) for name, v in zip([ranked, *moved], equation.outvars, strict=True)]
+    return [
+        GraphArray(name, v.aval.shape) for name, v in zip([ranked, *moved], equation.outvars, strict=True)
+    ]
 
 
 def _add_top_k(graph: Graph, name: str, k: int, axis: int, largest: int) -> tuple[str, str]:

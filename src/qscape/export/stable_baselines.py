@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.agents import build
 from qscape.envs import EnvAdapter
-from qscape.errors import RunError, UsageError
+from qscape.errors import BadFile, CannotRead, Inexact, Mismatch, MissingPackage, NotFound
 from qscape.export.policy import TOLERANCE, action_space
 from qscape.run import folder as folders
 from qscape.run.adapters import open_adapters
@@ -124,7 +124,9 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError as problem:
-        raise UsageError('files of Stable-Baselines3 need a package: pip install "qscape[sb3]".') from problem
+        raise MissingPackage(
+            'files of Stable-Baselines3 need a package: pip install "qscape[sb3]".'
+        ) from problem
 
     def tensors(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
         weights = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
@@ -140,9 +142,9 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 arrays |= tensors(archive, "pytorch_variables.pth")
             return arrays, read_json(archive.read("data"), _Data)
     except FileNotFoundError as problem:
-        raise UsageError(f"{file} does not exist.") from problem
+        raise NotFound(f"{file} does not exist.") from problem
     except Exception as problem:  # a damaged archive makes zipfile and torch raise nearly anything
-        raise RunError(f"{file} cannot be read as a Stable-Baselines3 file ({problem}).") from problem
+        raise CannotRead(f"{file} cannot be read as a Stable-Baselines3 file ({problem}).") from problem
 
 
 def _find_recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
@@ -155,7 +157,7 @@ def _find_recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
         name.startswith(known) and (name.endswith(".bias") or arrays[name].ndim == 2) for name in networks
     )
     if about.get("use_sde") or not linear or not critic or len(arrays[f"{critic[-1]}.bias"]) > 1:
-        raise UsageError(
+        raise BadFile(
             f"{file} holds no TD3 or SAC with an MlpPolicy and without gSDE; only those can be imported."
         )
     return "sac" if "actor.log_std.weight" in arrays else "td3"
@@ -177,7 +179,7 @@ def _activation(about: Mapping[str, Any]) -> str:
     text = str((about.get("policy_kwargs") or {}).get("activation_fn", "ReLU"))
     name = text.rstrip("'>").rpartition(".")[2]
     if name not in ACTIVATIONS:
-        raise UsageError(f"the policy's activation {name} is not supported; only {', '.join(ACTIVATIONS)}.")
+        raise BadFile(f"the policy's activation {name} is not supported; only {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
@@ -209,14 +211,14 @@ def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], a
     """Refuse an environment with other sizes, or with another action range if the file records its own."""
     spec = adapter.spec
     if spec.actor_size is not None:
-        raise UsageError(
+        raise Mismatch(
             f"critics see more than actors in {adapter.env_id}, and those of Stable-Baselines3 see the same: "
             "name the environment it was trained in."
         )
     first = "actor.latent_pi.0.weight" if "actor.log_std.weight" in arrays else "actor.mu.0.weight"
     seen, both = arrays[first].shape[1], arrays["critic.qf0.0.weight"].shape[1]
     if (seen, both - seen) != (spec.observation_size, spec.action_size):
-        raise UsageError(
+        raise Mismatch(
             f"{file} observes {seen} numbers and acts with {both - seen}; {adapter.env_id} has "
             f"{spec.observation_size} and {spec.action_size}: name the environment it was trained in."
         )
@@ -228,7 +230,7 @@ def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], a
         if isinstance(space, gym.spaces.Box) and there is not None:
             here = getattr(space, name).ravel()
             if len(there) == len(here) and not np.allclose(there, here):
-                raise UsageError(
+                raise Mismatch(
                     f"{file} takes actions whose {name} is {there}, {adapter.env_id} has {here}: name the "
                     "environment it was trained in."
                 )
@@ -278,5 +280,5 @@ def _measure_difference(learner: Any, arrays: Arrays, recipe: str, about: Mappin
     choose = act_evaluating(learner.programs, learner.acting, CHECKED)
     off = float(np.abs(choose(obs, np.ones(CHECKED, bool), 0) - wanted).max())
     if not off <= TOLERANCE:
-        raise RunError(f"the imported policy differs from the file's by {off:.2g}; nothing was written.")
+        raise Inexact(f"the imported policy differs from the file's by {off:.2g}; nothing was written.")
     return off

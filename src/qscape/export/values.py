@@ -7,7 +7,7 @@ import numpy as np
 from onnx import helper
 
 
-class Value(NamedTuple):
+class GraphArray(NamedTuple):
     """An array in the graph.
 
     Attributes:
@@ -30,7 +30,7 @@ def element_type(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def broadcast_shape(values: list[Value]) -> tuple[Any, ...]:
+def broadcast_shape(values: list[GraphArray]) -> tuple[Any, ...]:
     """Broadcast shapes by numpy's rules; a symbolic dimension wins over 1."""
     rank = max(len(v.shape) for v in values)
     padded = [(1,) * (rank - len(v.shape)) + tuple(v.shape) for v in values]

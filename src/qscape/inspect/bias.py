@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qscape.envs.build import refuse_other_rewards
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent
 from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import ActingState
@@ -36,14 +36,16 @@ class BiasProbe:
     def __init__(self, agent: Any) -> None:
         """Raises UsageError: the agent learns no Q."""
         if not isinstance(agent, Agent):
-            raise UsageError(f"{agent.recipe} has no Q(s, a), which the bias of Q needs.")
+            raise UnfitAgent(f"{agent.recipe} has no Q(s, a), which the bias of Q needs.")
         self.agent = agent
         self.program = jax.jit(partial(_mean_value, agent))
 
     def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
         """Raises UsageError: the agent has no Q."""
         if not has_q(evaluation.acting):
-            raise UsageError("--probe bias needs a Q(s, a), which this agent does not have; leave it out.")
+            raise UnfitAgent(
+                "--probe bias needs a Q(s, a), which this agent does not have; leave it out.", field="probe"
+            )
         return self.measure(evaluation.acting, evaluation.rollouts, evaluation.reward_divisor)
 
     def measure(
@@ -137,7 +139,7 @@ def _read_reward_divisor(trained: TrainedAgent) -> float:
     if not scaling.changes_rewards:
         return 1.0
     if trained.policy == "kept":  # its critics are of an earlier scale
-        raise UsageError(
+        raise UnfitAgent(
             f"{trained.name} keeps a policy whose Q is of scaled rewards ({scaling.name}), and no save tells "
             "the scale of that time; measure the newest policy with --current."
         )
@@ -150,7 +152,7 @@ def _read_reward_divisor(trained: TrainedAgent) -> float:
     try:
         return float(scaling.divisor(jax.tree_util.tree_map_with_path(leaf, scaling.init_state(1))))
     except KeyError:
-        raise UsageError(
+        raise UnfitAgent(
             f"{trained.name} has a Q of scaled rewards ({scaling.name}), and no save of it tells the scale; "
             "train with --probe bias."
         ) from None

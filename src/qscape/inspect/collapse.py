@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange, UnfitAgent
 from qscape.inspect.trained_agent import TrainedAgent, load_saves, load_trained_agent
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import Collapse, action_collapse
@@ -75,12 +75,12 @@ def require_action_layer(agent: Any) -> None:
         UsageError: it has no such layer.
     """
     if isinstance(agent, Agent) and agent.task.factors is not None:
-        raise UsageError(
+        raise UnfitAgent(
             f"{agent.recipe} has {len(agent.task.factors)} action layers here, one for each factor of the "
             "action: action collapse is measured for actions of one index (Discrete), as in CartPole-v1."
         )
     if not isinstance(agent, Agent) or agent.task.choices is None:
-        raise UsageError(
+        raise UnfitAgent(
             f"{agent.recipe} has no action layer here with a row for each action: action collapse is "
             "measured for on-policy agents with discrete actions, such as ppo+etf on CartPole-v1."
         )
@@ -154,7 +154,7 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
         RunError: the folder holds no run, or the run has no save.
     """
     if count < 1:
-        raise UsageError(f"--states is {count}; it must be at least 1.")
+        raise OutOfRange(f"--states is {count}; it must be at least 1.", field="states")
     last = load_trained_agent(folder)
     require_action_layer(last.agent)
     look, history = jax.jit(last.agent.get_distribution), []

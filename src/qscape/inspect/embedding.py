@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent
 from qscape.inspect.landscape import observation_at
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.methods.savgo import SAVGO, WeightedCandidates
@@ -31,7 +31,7 @@ SHOWN = 3_000  # points of the scatter plot; the correlation uses all pairs
 ACTIONS = 1_000  # actions of the one state, uniform over the action box
 
 
-class NetworkOutputs(NamedTuple):
+class PairOutputs(NamedTuple):
     """Outputs of the networks at N pairs of observation and action, and at one state."""
 
     embedding: Float[Array, "N H"]  # by the online encoder, unit vectors
@@ -73,7 +73,7 @@ def measure_embedding(
     trained = load_trained_agent(folder, current=True)
     agent = trained.agent
     if not isinstance(agent, Agent) or not isinstance(agent.policy_loss, SAVGO):
-        raise UsageError(f"{folder} was trained without savgo and has no embedding; train sac+savgo.")
+        raise UnfitAgent(f"{folder} was trained without savgo and has no embedding; train sac+savgo.")
     state = load_full_state(Path(trained.name), agent)  # the run, where `folder` is its group
     rng, rollouts = (
         np.random.default_rng(seed),
@@ -102,7 +102,7 @@ def measure_embedding(
     }
 
 
-def evaluate_networks(agent: Agent, state: State, obs: Array, action: Array, here: Array) -> NetworkOutputs:
+def evaluate_networks(agent: Agent, state: State, obs: Array, action: Array, here: Array) -> PairOutputs:
     """Evaluate encoder and critics at N pairs, and the kernel at one state.
 
     Args:
@@ -126,7 +126,7 @@ def evaluate_networks(agent: Agent, state: State, obs: Array, action: Array, her
     mode = dist.mode()
     weighed = part.kernel_weights(dist, here, mode, own, context, stream(jax.random.key(0), "embedding"))
     there = jnp.broadcast_to(here, (part.candidates, here.shape[1]))
-    return NetworkOutputs(
+    return PairOutputs(
         part.embed(encoder, obs, action),
         least(obs, action),
         mode[0],
@@ -177,7 +177,7 @@ def summarise_state(seen: Any, n: int) -> dict[str, Any]:
     """Project the actions of one state on the two principal axes of their embeddings.
 
     Args:
-        seen: `NetworkOutputs` as numpy arrays.
+        seen: `PairOutputs` as numpy arrays.
         n: number of leading pairs that belong to other states.
     """
     z = seen.embedding[n:].astype(float)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent
 from qscape.inspect.trained_agent import TrainedAgent, critic_values, require_distances, to_env_units
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import ActingState
@@ -60,7 +60,7 @@ class GeometryProbe:
     def __init__(self, agent: Any) -> None:
         """Raises UsageError: the agent learns no Q, or the actions are indices of a discrete set."""
         if not isinstance(agent, Agent):
-            raise UsageError(f"{agent.recipe} has no Q(s, a), which the geometry along rollouts needs.")
+            raise UnfitAgent(f"{agent.recipe} has no Q(s, a), which the geometry along rollouts needs.")
         require_distances(agent)
         self.agent = agent
         self.program = jax.jit(jax.vmap(partial(evaluate_point, agent), (None, 0, 0)))

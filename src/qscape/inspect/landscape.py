@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from qscape.errors import UsageError
+from qscape.errors import Mismatch, OutOfRange, WrongValue
 from qscape.inspect.planes import PLANES, check_plane, make_plane
 from qscape.inspect.surrogates import Surrogate
 from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, QChoice, Survey, Surveyor
@@ -163,11 +163,11 @@ def _as_observation(trained: TrainedAgent, state: Any) -> Float[np.ndarray, " S"
         finally:
             adapter.close()
         if batched:
-            raise UsageError(f"the state is a batch of {len(rows)}; a landscape needs one observation")
+            raise Mismatch(f"the state is a batch of {len(rows)}; a landscape needs one observation")
         row = rows[0].astype(np.float32)
     if not np.isfinite(row).all():
         k = np.flatnonzero(~np.isfinite(row))[0]
-        raise UsageError(f"the state's number {k} is {row[k]}; a landscape needs finite numbers")
+        raise OutOfRange(f"the state's number {k} is {row[k]}; a landscape needs finite numbers")
     return row
 
 
@@ -184,7 +184,7 @@ def check_request(trained: TrainedAgent, plane: str | None, points: int | None) 
     slanted = plane in PLANES or (plane is None and task.table is None and task.action_size > 2)
     least, why = (5, ", because the corners of this plane lie outside the action box") if slanted else (2, "")
     if points is not None and points < least:
-        raise UsageError(f"--grid is {points}; it must be at least {least}{why}.")
+        raise OutOfRange(f"--grid is {points}; it must be at least {least}{why}.", field="grid")
 
 
 def to_jsonable(value: Any) -> Any:
@@ -295,7 +295,9 @@ def parse_state(state: str) -> tuple[int, int]:
     """
     episode, sign, step = state.partition(":")
     if not (sign and episode.isdecimal() and step.isdecimal()):
-        raise UsageError(f"--state-from {state} is not EPISODE:STEP, like 0:50 (both from 0).")
+        raise WrongValue(
+            f"--state-from {state} is not EPISODE:STEP, like 0:50 (both from 0).", field="state_from"
+        )
     return int(episode), int(step)
 
 
@@ -307,7 +309,8 @@ def observation_at(episodes: Sequence[Rollout], episode: int, step: int) -> Floa
     """
     rows = episodes[episode].observation
     if step >= len(rows):
-        raise UsageError(
-            f"--state-from {episode}:{step}: episode {episode} has {len(rows)} steps, 0 to {len(rows) - 1}."
+        raise OutOfRange(
+            f"--state-from {episode}:{step}: episode {episode} has {len(rows)} steps, 0 to {len(rows) - 1}.",
+            field="state_from",
         )
     return rows[step]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from qscape.errors import UsageError
+from qscape.errors import Mismatch, OutOfRange
 from qscape.inspect.landscape import SurveyedState, check_request, observation_at, parse_state
 from qscape.inspect.planes import share_plane
 from qscape.inspect.survey import QChoice, Survey, Surveyor, find_widest, pick_states, summarise
@@ -109,7 +109,7 @@ def require_same_task(first: TrainedAgent, other: TrainedAgent) -> None:
         what = f"{first.name} and {other.name} have different actions"
     else:
         return
-    raise UsageError(f"{what}; compare runs of one environment.")
+    raise Mismatch(f"{what}; compare runs of one environment.")
 
 
 def _environment_label(trained: TrainedAgent) -> str:
@@ -156,7 +156,7 @@ def _visit_states(
     """Run evaluation episodes and pick the states to measure."""
     for flag, number in (("states", states), ("episodes", episodes)):
         if number < 1:
-            raise UsageError(f"--{flag} is {number}; it must be at least 1.")
+            raise OutOfRange(f"--{flag} is {number}; it must be at least 1.", field=flag)
     named = {state: [parse_state(state)] for state in at if state != WIDEST}
     needed = [place[0] + 1 for (place,) in named.values()]
     done = trained.rollouts(max(episodes, *needed, SIDE_BY_SIDE if needed else 0), seed)

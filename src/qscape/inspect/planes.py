@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange, UnfitAgent, UnknownName
 from qscape.inspect.survey import Survey
 from qscape.inspect.trained_agent import TrainedAgent
 from qscape.ops import landscape as ops
@@ -24,23 +24,28 @@ def check_plane(plane: str | None, trained: TrainedAgent) -> None:
     if plane is None:
         return
     if task.action_rows is not None:
-        raise UsageError(
+        raise UnfitAgent(
             f"--plane {plane}: {trained.name} chooses one of {len(task.action_rows):,} actions, and Q is "
-            "computed at all of them; leave --plane out."
+            "computed at all of them; leave --plane out.",
+            field="plane",
         )
     dims = plane.split(",")
     named = plane in PLANES
     if not named and not (len(dims) <= 2 and all(d.strip().isdecimal() for d in dims)):
-        raise UsageError(
-            f"--plane {plane} is unknown; choose {', '.join(PLANES)}, or the dimensions I,J or I."
+        raise UnknownName(
+            f"--plane {plane} is unknown; choose {', '.join(PLANES)}, or the dimensions I,J or I.",
+            field="plane",
         )
     if size == 1 and (named or len(dims) == 2):
-        raise UsageError(
+        raise OutOfRange(
             f"--plane {plane}: the actions of {trained.name} have one dimension; "
-            "leave --plane out to see Q along it."
+            "leave --plane out to see Q along it.",
+            field="plane",
         )
     if not named and (max(map(int, dims)) >= size or len(set(map(int, dims))) < len(dims)):
-        raise UsageError(f"--plane {plane}: the action has dimensions 0 to {size - 1}; name each once.")
+        raise OutOfRange(
+            f"--plane {plane}: the action has dimensions 0 to {size - 1}; name each once.", field="plane"
+        )
 
 
 def share_plane(plane: str | None, first: Survey, second: Survey, taken: np.ndarray | None) -> ops.Plane:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from qscape.errors import UsageError
+from qscape.errors import Mismatch, MissingArgument, OutOfRange, UnfitEnv
 from qscape.inspect import geometry
 from qscape.inspect.trained_agent import ObservationNoise, TrainedAgent, require_distances, to_env_units
 from qscape.ops import spectrum
@@ -71,7 +71,7 @@ def measure_smoothness(trained: TrainedAgent, episodes: int = 10, seed: int = SE
     rollouts = trained.rollouts(episodes, seed)
     lengths = [len(r.action) for r in rollouts]
     if max(lengths) < spectrum.SHORTEST:
-        raise UsageError(
+        raise UnfitEnv(
             f"{trained.name}: its longest episode has {max(lengths)} step(s), too short for a spectrum: "
             f"{spectrum.SHORTEST} are needed."
         )
@@ -121,13 +121,16 @@ def measure_robustness(
             observations.
     """
     if len(sigmas) == 0:  # may be an array
-        raise UsageError("--sigmas names no amplitude of noise; write e.g. --sigmas 0.1 0.2.")
+        raise MissingArgument(
+            "--sigmas names no amplitude of noise; write e.g. --sigmas 0.1 0.2.", field="sigmas"
+        )
     if bad := [s for s in sigmas if not 0 < s < np.inf]:
-        raise UsageError(
-            f"the noise's sigma is {bad[0]}; it must be above 0 and finite, in standard deviations."
+        raise OutOfRange(
+            f"the noise's sigma is {bad[0]}; it must be above 0 and finite, in standard deviations.",
+            field="sigmas",
         )
     if len(scale) != trained.agent.task.observation_size:
-        raise UsageError(
+        raise Mismatch(
             f"{trained.name} has observations of {trained.agent.task.observation_size} numbers, "
             f"the scale of the noise has {len(scale)}."
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qscape.errors import RunError
+from qscape.errors import CannotWrite, RunError
 from qscape.run.files import refuse_link, write_whole
 
 
@@ -52,7 +52,7 @@ def write_atomically(file: Path, data: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, data)
     except OSError as problem:
-        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
+        raise CannotWrite(f"{file} cannot be written ({problem.strerror}).") from problem
 
 
 def to_json(findings: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent, UnknownName
 from qscape.inspect import surrogates
 from qscape.inspect.surrogates import ActionValue
 from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
@@ -333,7 +333,7 @@ def _with_objective(agent: Agent, q: QChoice) -> Base:
         UsageError: `q` is unknown.
     """
     if q not in get_args(QChoice):
-        raise UsageError(f"q is {q!r}; it must be one of {', '.join(get_args(QChoice))}.")
+        raise UnknownName(f"q is {q!r}; it must be one of {', '.join(get_args(QChoice))}.", field="q")
     return agent.base if q == "objective" else dataclasses.replace(agent.base, actor_objective=q)
 
 
@@ -407,9 +407,10 @@ def find_widest(
     def gain(acting: ActingState, obs: Array, action: Array) -> Array:
         proposals = agent.proposals(acting, obs)
         if proposals.shape[1] == 1:
-            raise UsageError(
+            raise UnfitAgent(
                 f"--state-from widest: {trained.name} has one proposal and nothing to choose; "
-                "give states as EPISODE:STEP, or leave the flag out."
+                "give states as EPISODE:STEP, or leave the flag out.",
+                field="state_from",
             )
         before, after = (
             combine_heads(base, critic_values(agent, acting, obs, a)) for a in (proposals[:, 0], action)
@@ -472,8 +473,9 @@ class LandscapeProbe:
     def __call__(self, evaluation: PolicyEvaluation) -> Mapping[str, float]:
         """Raises UsageError: the agent has no Q."""
         if not has_q(evaluation.acting):
-            raise UsageError(
-                "--probe landscape needs a Q(s, a), which this agent does not have; leave it out."
+            raise UnfitAgent(
+                "--probe landscape needs a Q(s, a), which this agent does not have; leave it out.",
+                field="probe",
             )
         survey = self.surveyor(evaluation.acting, pick_states(evaluation.rollouts, PROBED)[1])
         means = (survey.gap.mean(), survey.share(survey.gap).mean(), survey.optima.mean())

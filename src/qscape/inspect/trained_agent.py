@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.spaces import ActionBox
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange, UnfitAgent
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import PartState, bind_critics
 from qscape.offpolicy.state import ActingState
@@ -92,7 +92,7 @@ class TrainedAgent:
             UsageError: the agent has no Q.
         """
         if self.q is None:
-            raise UsageError(f"{self.name} has no Q(s, a), which {what} needs; choose an agent with critics.")
+            raise UnfitAgent(f"{self.name} has no Q(s, a), which {what} needs; choose an agent with critics.")
         return self.q
 
     def units(self, action: Float[np.ndarray, "n A"]) -> Float[np.ndarray, "n A"]:
@@ -118,7 +118,7 @@ class TrainedAgent:
             UsageError: `episodes` is below 1.
         """
         if episodes < 1:
-            raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
+            raise OutOfRange(f"--episodes is {episodes}; it must be at least 1.", field="episodes")
         adapter = self.make(envs=min(episodes, SIDE_BY_SIDE), seed=seed, **env_args)
         try:
             observation_filter = None if noise is None else noise.make_filter(adapter, seed)
@@ -197,9 +197,10 @@ def load_history(run: TrainedAgent, current: bool = False) -> list[TrainedAgent]
     """
     history = [*load_saves(run, current)]
     if len(history) < 2:
-        raise UsageError(
+        raise UnfitAgent(
             f"--over-training: {run.name} has one save only, of step {run.step:,}; "
-            "train with more of them, e.g. --milestones 0.1."
+            "train with more of them, e.g. --milestones 0.1.",
+            field="over_training",
         )
     return history
 
@@ -252,7 +253,7 @@ def require_distances(agent: Any) -> None:
         UsageError: the actions are indices of a discrete set.
     """
     if (sizes := agent.task.index_sizes) is not None:
-        raise UsageError(
+        raise UnfitAgent(
             f"the actions of {agent.recipe} are choices among {' × '.join(map(str, sizes))}, which have no "
             "distance: smoothness and derivatives are defined for continuous actions and for action tables."
         )

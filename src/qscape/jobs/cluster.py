@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import RunError, UsageError
+from qscape.errors import MissingPackage, RunError, Unreachable, WrongValue
 from qscape.jobs.parcel import Packer, Parcel, unpack
 from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
@@ -51,7 +51,7 @@ class Cluster:
         try:
             self.ray: Any = importlib.import_module("ray")
         except ImportError as problem:
-            raise UsageError('--ray needs the extra: pip install "qscape[cluster]".') from problem
+            raise MissingPackage('--ray needs the extra: pip install "qscape[cluster]".') from problem
         ray = self.ray
         if address == "auto":
             where: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
@@ -63,7 +63,7 @@ class Cluster:
             ray.init(**where, log_to_driver=False, logging_level="ERROR")
         except Exception as problem:  # Ray raises errors of many classes here
             why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-            raise RunError(f"--ray {address}: Ray does not start ({why}).") from problem
+            raise Unreachable(f"--ray {address}: Ray does not start ({why}).") from problem
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RemoteJob)
         self.token = uuid.uuid4().hex
@@ -90,7 +90,9 @@ def _check_reachable(address: str) -> None:
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise UsageError(f"--ray {address} is not an address; give HOST:PORT, or auto for a local cluster.")
+        raise WrongValue(
+            f"--ray {address} is not an address; give HOST:PORT, or auto for a local cluster.", field="ray"
+        )
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
         command = [sys.executable, "-P", "-c", "import ray, sys; ray.init(address=sys.argv[1])", address]
@@ -104,10 +106,10 @@ def _check_reachable(address: str) -> None:
 
 def _unreachable_error(address: str, why: str) -> RunError:
     if "AuthToken" in why:
-        return RunError(
+        return Unreachable(
             f"--ray {address} requires a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster."
         )
-    return RunError(f"--ray {address} does not answer as a Ray cluster ({why}); is one running there?")
+    return Unreachable(f"--ray {address} does not answer as a Ray cluster ({why}); is one running there?")
 
 
 class RayWorker:

@@ -32,12 +32,12 @@ class Failure(NamedTuple):
     Attributes:
         why: the reason, as a sentence.
         lost: the worker vanished; another one may continue from the last save.
-        code: exit code of the error.
+        status: exit status of the error.
     """
 
     why: str
     lost: bool = False
-    code: int = RunError.code
+    status: int = RunError.status
 
 
 @runtime_checkable
@@ -206,7 +206,7 @@ def _parse_event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
     if data is None:
         return None
     if data["kind"] == "Failed":
-        return Failure(data["why"], data.get("lost", False), data.get("code", RunError.code))
+        return Failure(data["why"], data.get("lost", False), data.get("status", RunError.status))
     return ev.from_json(data)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from qscape.agents import flatten
-from qscape.errors import QscapeError, RunError, UsageError
+from qscape.errors import NoUpdate, QscapeError, Taken
 from qscape.jobs.pool import Failure
 from qscape.jobs.study import Row, Study
 from qscape.jobs.worker import Job
@@ -98,11 +98,11 @@ class RunProgress:
         # Compared at the same length, since the warm-up of a short run depends on its length.
         differ = list_differences(self.row, record, record["steps"] if enough else plan.steps)
         if differ:
-            raise UsageError(
+            raise Taken(
                 f"{folder} holds another run: {', '.join(differ)}; move it away, or choose another --runs."
             )
         if enough and not made["updates"]:
-            raise RunError(
+            raise NoUpdate(
                 f"{folder} made no update in {self.step} steps; move it away, and give it more steps or a "
                 "shorter base.warmup."
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qscape.agents import PARTS, Agent, flatten, nearest, onpolicy, settings_of
-from qscape.errors import UsageError
+from qscape.errors import Conflict, MissingArgument, NothingToDo, UnknownField, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run.plan import Plan, prepare
 
@@ -78,19 +78,22 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
     listed = dict(_from_file(plan, file, present, fixed)) if file else {}
     for name in fields:
         if problem := _refusal(name, agent, present, fixed):
-            raise UsageError(f"--fields {name}: {problem}.")
+            raise UnknownField(f"--fields {name}: {problem}.")
         if name not in own and name not in listed:
-            raise UsageError(
+            raise MissingArgument(
                 f"--fields {name}: it has no range of its own; give one with --ranges, in a TOML file: "
-                f'"{name}" = {{low = ..., high = ...}} or {{choices = [...]}}.'
+                f'"{name}" = {{low = ..., high = ...}} or {{choices = [...]}}.',
+                field="fields",
             )
         if name in own and name not in listed:
             if problem := _why_refused(plan, own[name]):
-                raise UsageError(f"--fields {name}: {problem}")
+                raise Conflict(f"--fields {name}: {problem}")
             found[name] = own[name]
     found |= listed
     if not found:
-        raise UsageError(f"No field of {plan.recipe} is left to search; name some with --fields or --ranges.")
+        raise NothingToDo(
+            f"No field of {plan.recipe} is left to search; name some with --fields or --ranges."
+        )
     return [*found.values()]
 
 
@@ -155,7 +158,7 @@ def _from_file(
         try:
             typed = _typed_ends(plan, found)
         except UsageError as problem:
-            raise source.error(where, str(problem)) from problem
+            raise source.error(where, str(problem), problem) from problem
         ends = {"choices": tuple(typed)} if found.choices else {"low": typed[0], "high": typed[1]}
         yield name, found._replace(**ends)
 

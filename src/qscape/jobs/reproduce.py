@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.errors import UsageError
+from qscape.errors import NotFound, NothingToDo
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run.folder import (
     list_changes,
@@ -94,13 +94,13 @@ def _plan(folder: Path) -> Plan:
     plan = read_plan(folder)
     refuse_unmakeable(folder, plan)
     if not (_evaluations(folder) or _metrics(folder)):
-        raise UsageError(
+        raise NothingToDo(
             f"{folder} cannot be reproduced: it has neither evaluations nor metrics to compare with, like a "
             "model that was saved in Python or imported."
         )
     for what, name in (("the run", plan.start), ("the dataset", plan.dataset)):
         if Path(name).is_absolute() and not Path(name).exists():
-            raise UsageError(f"{folder} cannot be reproduced: {what} {name}, from which it learned, is gone.")
+            raise NotFound(f"{folder} cannot be reproduced: {what} {name}, from which it learned, is gone.")
     return dataclasses.replace(plan, steps=_totals(read_record(folder))[0])
 
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import UsageError, describe
+from qscape.errors import MissingPackage, WrongValue, describe
 from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
 from qscape.system import safe_path
@@ -50,7 +50,7 @@ class Slurm:
         try:
             submitit: Any = importlib.import_module("submitit")
         except ImportError as problem:
-            raise UsageError('--slurm needs the extra: pip install "qscape[slurm]".') from problem
+            raise MissingPackage('--slurm needs the extra: pip install "qscape[slurm]".') from problem
         given = dict(map(_read_argument, args))
         self.workers = workers or WORKERS
         self.folder = folder.resolve() / "slurm"
@@ -58,7 +58,7 @@ class Slurm:
         if given.pop("cluster", "slurm") == "local":
             kind, given = submitit.LocalExecutor, {"timeout_min": minutes, **given}
         elif shutil.which("sbatch") is None:
-            raise UsageError("--slurm: there is no sbatch here; run the study where jobs are submitted.")
+            raise MissingPackage("--slurm: there is no sbatch here; run the study where jobs are submitted.")
         else:
             kind = submitit.SlurmExecutor
             given = {"time": minutes, "cpus_per_task": 1, "job_name": "qscape", **given}
@@ -66,7 +66,9 @@ class Slurm:
             self.executor: Any = kind(self.folder)
             self.executor.update_parameters(**given)
         except Exception as problem:  # submitit raises errors of many classes here
-            raise UsageError(f"--slurm-args cannot be used ({describe(problem)}).") from problem
+            raise WrongValue(
+                f"--slurm-args cannot be used ({describe(problem)}).", field="slurm_args"
+            ) from problem
 
     def start(self, job: Job) -> "SlurmWorker":
         """Submit a job; it begins when SLURM has a free core."""
@@ -77,7 +79,9 @@ def _read_argument(pair: str) -> tuple[str, Any]:
     """Read `name=value`; whole numbers become int."""
     name, sign, value = pair.partition("=")
     if not (sign and name.isidentifier() and value):
-        raise UsageError(f"--slurm-args {pair} is no name=value pair, like partition=cpu.")
+        raise WrongValue(
+            f"--slurm-args {pair} is no name=value pair, like partition=cpu.", field="slurm_args"
+        )
     return name, int(value) if value.isdecimal() else value
 
 

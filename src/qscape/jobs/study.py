@@ -24,7 +24,7 @@ from qscape.data import read_origin
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import refuse_without_version
-from qscape.errors import RunError, UsageError
+from qscape.errors import CannotWrite, NotFound, UnknownName, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
 from qscape.run import probes
@@ -102,8 +102,8 @@ def find_study(name: str) -> Path:
         return Path(name)
     if name not in (names := names_of_studies()):
         if (file := Path("studies", f"{name}.toml")).is_file():
-            raise UsageError(f"the study {name} is no part of the package; write its file, {file}.")
-        raise UsageError(
+            raise NotFound(f"the study {name} is no part of the package; write its file, {file}.")
+        raise NotFound(
             f"there is no file {name} and no study of that name in the package; {nearest(name, names)}; "
             "more are files of the repository, studies/NAME.toml."
         )
@@ -122,7 +122,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
         UsageError: the file cannot be read, or has an unknown name or value; the error names the line.
     """
     if budget not in BUDGETS:
-        raise UsageError(f"--budget is '{budget}'; it is one of {', '.join(BUDGETS)}.")
+        raise UnknownName(f"--budget is '{budget}'; it is one of {', '.join(BUDGETS)}.", field="budget")
     source = Source.read(file)
     source.check_keys((), ("name", "budgets", "agents", "environments"))
     name = source.get(("name",), str, file.stem)
@@ -131,9 +131,10 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     budgets = {b: _budget(source, ("budgets", b)) for b in source.table(("budgets",), BUDGETS)}
     if budget not in budgets:
         known = f"only {', '.join(budgets)}" if budgets else "none at all"
-        raise UsageError(
+        raise UnknownName(
             f"{file} has no budget '{budget}', {known}; take another --budget, or add "
-            f"[budgets.{budget}] with steps and seeds."
+            f"[budgets.{budget}] with steps and seeds.",
+            field="budget",
         )
     entries = [_agent(source, path) for path in _entries_of_budget(source, "agents", budget)]
     index_actions = any(build(entry.fields["recipe"]).index_actions for entry in entries)
@@ -177,7 +178,7 @@ def write_rows(study: Study) -> None:
             write_whole(file, text)
     except OSError as problem:
         why = f"{study.folder} cannot be written ({problem.strerror}); choose another --runs."
-        raise RunError(why) from problem
+        raise CannotWrite(why) from problem
 
 
 def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
@@ -194,7 +195,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
             probes.check_names(numbers["probe"])
             trusted.refuse_untrusted(trusted.list_code("", {}, numbers["probe"]), source.file)
         except UsageError as problem:
-            raise source.error((*path, "probe"), str(problem)) from problem
+            raise source.error((*path, "probe"), str(problem), problem) from problem
     seeds = source.at((*path, "seeds"))
     if type(seeds) is int:
         seeds = [*range(seeds)]
@@ -258,7 +259,7 @@ def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]
         return build(recipe, settings)
     except UsageError as problem:
         place = [name for name in (problem.part, problem.field) if name in settings or name == problem.field]
-        raise source.error((*path, *filter(None, place)), str(problem)) from problem
+        raise source.error((*path, *filter(None, place)), str(problem), problem) from problem
 
 
 def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
@@ -274,14 +275,14 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
         adapter.close()
     except UsageError as problem:
         where = "args" if problem.field == "env_args" else "id"
-        raise source.error((*path, where), f"environments.{where}: {problem}") from problem
+        raise source.error((*path, where), f"environments.{where}: {problem}", problem) from problem
     numbers = {key: source.number((*path, key), 1) for key in ("envs", "eval_episodes")}
     dataset = anywhere(source.get((*path, "dataset"), str, ""))
     try:
         if dataset:
             read_origin(dataset)
     except UsageError as problem:
-        raise source.error((*path, "dataset"), f"environments.dataset: {problem}") from problem
+        raise source.error((*path, "dataset"), f"environments.dataset: {problem}", problem) from problem
     fields = {"env": env, "env_args": args, "dataset": dataset}
     fields |= {key: n for key, n in numbers.items() if n is not None}
     return Entry(path, fields, _steps(source, (*path, "steps")), adapter)
@@ -299,9 +300,9 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
         key = problem.field
         owner = next((entry for entry in (agent, environment) if key in entry.fields), None)
         if key is None or owner is None:
-            raise source.error(agent.path, str(problem)) from problem
+            raise source.error(agent.path, str(problem), problem) from problem
         why = str(problem).replace(f"--{key.replace('_', '-')}", f"{owner.path[0]}.{key}")
-        raise source.error((*owner.path, key), why) from problem
+        raise source.error((*owner.path, key), why, problem) from problem
     typed = agent.fields.get("settings", {})
     for name, why in bound.moot_fields().items():
         part, _, field = name.partition(".")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qscape.agents import nearest
-from qscape.errors import UsageError
+from qscape.errors import BadFile, NotFound, UsageError
 
 Where = tuple[str | int, ...]  # keys and indices from the top, e.g. ("agents", 0, "lap", "alpha")
 KINDS = {str: "a string", dict: "a table", int: "a whole number", list: "a list"}
@@ -48,9 +48,9 @@ class Source(NamedTuple):
             text = file.read_text(encoding="utf-8")
             return Source(file, text, tomllib.loads(text))
         except OSError as problem:
-            raise UsageError(f"{file} cannot be read ({problem.strerror}).") from problem
+            raise NotFound(f"{file} cannot be read ({problem.strerror}).") from problem
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-            raise UsageError(f"{file} is no TOML: {problem}.") from problem
+            raise BadFile(f"{file} is no TOML: {problem}.") from problem
 
     def at(self, path: Where) -> Any:
         """Return the value at a path, or None."""
@@ -60,11 +60,16 @@ class Source(NamedTuple):
         """Return the line of the statement that a value first appears in; 1 for the empty path."""
         return next((line for line, place in _places(self.text) if place == path), 1)
 
-    def error(self, path: Where, why: str) -> UsageError:
-        """Return an error that names file and line; without a value at the path, the line of its parent."""
+    def error(self, path: Where, why: str, problem: UsageError | None = None) -> UsageError:
+        """Return an error that names file and line; without a value at the path, the line of its parent.
+
+        It is of the kind of `problem`, if that is given.
+        """
+        field = next((key for key in reversed(path) if isinstance(key, str)), None)
         while path and self.at(path) is None:
             path = path[:-1]
-        return UsageError(f"{self.file}, line {self.line(path)}: {why.rstrip('.')}.")
+        said = f"{self.file}, line {self.line(path)}: {why.rstrip('.')}."
+        return problem.saying(said, field=field) if problem else BadFile(said, field=field)
 
     def get(self, path: Where, kind: type, default: Any = None) -> Any:
         """Return the value at a path, or `default`. Raises UsageError if it is not of the type `kind`."""

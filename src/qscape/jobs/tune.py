@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from qscape.envs import make as make_adapter
-from qscape.errors import RunError, UsageError
+from qscape.errors import CannotRead, CannotWrite, MissingPackage, Taken
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.progress import is_final
 from qscape.jobs.ranges import Range
@@ -30,7 +30,7 @@ from qscape.run.plan import prepare
 try:
     import optuna
 except ImportError as problem:
-    raise UsageError('qscape tune needs the extra: pip install "qscape[tune]".') from problem
+    raise MissingPackage('qscape tune needs the extra: pip install "qscape[tune]".') from problem
 
 from optuna.trial import TrialState
 
@@ -235,7 +235,7 @@ def open_search(
         not folder.is_dir() or any(p.name != folders.LOCK for p in folder.iterdir())
     )
     if foreign and not (folder / DB).exists():
-        raise UsageError(f"{folder} exists and holds no search; choose another --out.")
+        raise Taken(f"{folder} exists and holds no search; choose another --out.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with folders.locked(folder, new=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -243,7 +243,7 @@ def open_search(
             yield Tuner(search, _open_study(search), show, warn)
         except optuna.exceptions.StorageInternalError as problem:
             why = str(problem.__cause__ or problem).splitlines()[0]
-            raise RunError(
+            raise CannotWrite(
                 f"{folder / DB} cannot be written ({why}); finished trials are kept: free some space, then "
                 "the same command continues."
             ) from problem
@@ -261,7 +261,7 @@ def _open_study(search: Search) -> "optuna.Study":
         )
     except Exception as problem:  # errors of Optuna and SQLAlchemy have no common base class
         why = str(problem).splitlines()[0]
-        raise RunError(f"{search.folder / DB} cannot be used ({why}); choose another --out.") from problem
+        raise CannotRead(f"{search.folder / DB} cannot be used ({why}); choose another --out.") from problem
     there, wanted = study.user_attrs.get("search"), search.identity()
     if there and "seed" not in there:  # a search of an earlier version
         del wanted["seed"]
@@ -275,7 +275,7 @@ def _open_study(search: Search) -> "optuna.Study":
             for name in sorted(there.keys() | wanted.keys())
             if there.get(name) != wanted.get(name)
         ]
-        raise UsageError(f"{search.folder} holds another search: {', '.join(differ)}; choose another --out.")
+        raise Taken(f"{search.folder} holds another search: {', '.join(differ)}; choose another --out.")
     return study
 
 

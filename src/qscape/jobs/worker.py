@@ -19,7 +19,7 @@ from typing import Any
 from qscape import system, trusted
 from qscape.agents import plugins, register
 from qscape.envs import kept_spaces
-from qscape.errors import QscapeError, RunError, describe, memory_error
+from qscape.errors import BrokenEnv, QscapeError, describe, memory_error
 from qscape.run import events as ev
 from qscape.run.folder import command
 from qscape.run.plan import Plan, Prepared, from_json
@@ -148,7 +148,7 @@ def _exits_are_errors() -> Iterator[None]:
     try:
         yield
     except SystemExit as problem:
-        raise RunError(f"the environment ended the program ({describe(problem)}).") from problem
+        raise BrokenEnv(f"the environment ended the program ({describe(problem)}).") from problem
 
 
 INTERRUPTED = 130  # exit code of a worker that was stopped before its run began
@@ -177,12 +177,12 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except QscapeError as problem:
-        tell({"kind": "Failed", "why": str(problem), "code": problem.code})
-        sys.exit(problem.code)
+        tell({"kind": "Failed", "why": str(problem), "status": problem.status})
+        sys.exit(problem.status)
     except Exception as problem:
         if full := memory_error(problem):
-            tell({"kind": "Failed", "why": str(full), "code": full.code})
-            sys.exit(full.code)
+            tell({"kind": "Failed", "why": str(full), "status": full.status})
+            sys.exit(full.status)
         tell({"kind": "Failed", "why": describe(problem)})
         raise  # a bug in an environment or in qscape: the log shows its traceback
 

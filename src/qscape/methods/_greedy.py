@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.sockets import Context, PolicyLoss
 from qscape.types import Dist, Key, QFn, Scalar, setting
@@ -41,8 +41,10 @@ class BestDraws(PolicyLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.followed_draws < 1:
-            raise UsageError(
-                f"{self.name}.share is {self.share} of {self.draws} draws; it must leave at least one."
+            raise OutOfRange(
+                f"{self.name}.share is {self.share} of {self.draws} draws; it must leave at least one.",
+                part=self.name,
+                field="share",
             )
 
     @property

@@ -5,14 +5,13 @@ Hasselt, Guez, Silver 2016, arXiv 1509.06461. Dueling networks: Wang et al. 2016
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import Critic, Stage
+from qscape.nets import Critic, InputStage
 from qscape.nets.conv import Convolutions, describe_small_image
 from qscape.nets.heads import Point
 from qscape.nets.mlp import Body
@@ -79,7 +78,7 @@ class PerAction(Plain):
             out = Dueling(k_out, width, spec.choices, outputs, base.critic_activation)
         else:
             out = network.output(k_out, width, spec.choices * outputs, "critic", base)
-        return ActionCritic(Stage(), Body(torso, out), architecture.value, spec.choices)
+        return ActionCritic(InputStage(), Body(torso, out), architecture.value, spec.choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +108,6 @@ class Argmax(ActionSelector):
         if base.epsilon_mode != "greedy":
             return "argmax explores by ε-greedy actions: base.epsilon_mode = greedy."
         return None
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        found = dict(super().moot_fields(agent))
-        if getattr(agent.target_update, "when", "always") == "always":
-            without = "without an actor, and without targets that move with one"
-            found |= dict.fromkeys(("base.policy_delay", "base.policy_phase"), without)
-        return found
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.choices is not None:

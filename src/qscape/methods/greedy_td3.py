@@ -4,7 +4,6 @@ A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what of it 
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
 import equinox as eqx
@@ -25,6 +24,7 @@ class GreedyTD3(BestDraws):
     """A deterministic actor imitates the best of many samples from a stochastic proposal policy."""
 
     name: ClassVar[str] = "greedy_td3"
+    has_second_policy: ClassVar[bool] = True
 
     add_dpg: bool = setting(False, "Add the deterministic policy gradient of Q / mean|Q|.")
 
@@ -32,9 +32,6 @@ class GreedyTD3(BestDraws):
         if agent.base.head != "deterministic":
             return "greedy_td3 moves a deterministic actor; write td3+greedy_td3, or greedy_ac in its place."
         return None
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        return {}  # the proposal policy has a standard deviation
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes the proposal policy, an actor with a Gaussian head."""

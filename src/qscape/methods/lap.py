@@ -16,6 +16,8 @@ from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
 from qscape.replay.uniform import sample_uniformly
 from qscape.types import Event, Key, setting
 
+PRIORITIES = {"prioritised": "without priorities (lap.prioritised)"}
+
 
 @dataclasses.dataclass(frozen=True)
 class LAP(Replay):
@@ -28,19 +30,21 @@ class LAP(Replay):
 
     name: ClassVar[str] = "lap"
 
-    alpha: float = setting(0.4, "Exponent α of the priorities; 0: uniform.", within=">= 0", tune=(0.0, 1.0))
-    min_priority: float = setting(1.0, "Lower bound of the TD errors that make priorities.", within="> 0")
+    alpha: float = setting(
+        0.4, "Exponent α of the priorities; 0: uniform.", within=">= 0", tune=(0.0, 1.0), only_if=PRIORITIES
+    )
+    min_priority: float = setting(
+        1.0, "Lower bound of the TD errors that make priorities.", within="> 0", only_if=PRIORITIES
+    )
     prioritised: bool = setting(True, "If off, sample uniformly but keep the Huber loss (an ablation).")
     reset_highest: bool = setting(
-        True, "Let the priority of new rows fall at syncs, as in TD7; off: the original LAP."
+        True,
+        "Let the priority of new rows fall at syncs, as in TD7; off: the original LAP.",
+        only_if=PRIORITIES,
     )
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
-
-    def moot_fields(self, agent: Any) -> Mapping[str, str]:
-        fields = () if self.prioritised else ("lap.alpha", "lap.min_priority", "lap.reset_highest")
-        return dict.fromkeys(fields, "without priorities (lap.prioritised)")
 
     def init_state(self, layout: Layout) -> ReplayState:
         replay_state = super().init_state(layout)

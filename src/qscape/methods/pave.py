@@ -19,8 +19,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.methods._blocks import BlockNetwork
-from qscape.methods._support import SupportedValue
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
@@ -70,12 +68,11 @@ class PAVE(Regulariser):
 
     def notes(self, agent: Composition) -> list[str]:
         notes, base = [], agent.base
-        # Layer norms, unit vectors and the mean of a softmax have second derivatives of their own.
         curved = (
             agent.representation.has_smooth_critics
             or base.critic_norm == "layer"
-            or isinstance(agent.network, BlockNetwork)
-            or isinstance(agent.value, SupportedValue)
+            or agent.network.curves_critics
+            or agent.value.curves_critics
         )
         if base.critic_activation == "relu" and not curved and self.curvature:
             notes.append(

@@ -6,7 +6,7 @@ environment steps all networks, or the last layers of actor and critics.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from qscape.nets import Actor, Critic
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Composition, Reset
+from qscape.offpolicy.sockets import Reset
 from qscape.offpolicy.state import State
 from qscape.types import Event, setting
 
@@ -34,6 +34,7 @@ class Resets(Reset):
         "Environment steps between two resets, without those of the random phase.",
         within=">= 1",
         tune=("choice", 200_000, 500_000, 1_000_000),
+        only_if={"not at": "beside resets.at"},
     )
     at: tuple[int, ...] | None = setting(
         None,
@@ -44,9 +45,6 @@ class Resets(Reset):
         "all",
         "All parameters, or the last layers of all actors and critics, SAVO's surrogates included.",
     )
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        return {} if self.at is None else {"resets.every": "beside resets.at"}
 
     def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
         """Re-initialises networks in the first update after every period, or after the given steps.

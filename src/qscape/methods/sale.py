@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Critic, Stage, concatenate_inputs, fold_batch_norm
+from qscape.errors import WrongValue
+from qscape.nets import MLP, Actor, Critic, InputStage, concatenate_inputs, fold_batch_norm
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import (
     Architecture,
@@ -36,7 +36,7 @@ Norm = Literal["avg_l1", "layer", "batch", "none"]
 STATISTICS_RATE = 0.1  # weight of a batch in the moving averages: PyTorch's for batch normalisation
 
 
-class Statistics(NamedTuple):
+class EncoderStatistics(NamedTuple):
     """Moving averages of batch statistics, for batch normalisation.
 
     Attributes:
@@ -65,7 +65,7 @@ class Encoder(eqx.Module):
     g: MLP
     observation: eqx.nn.Linear | None
     reward: eqx.nn.Linear | None
-    seen: Statistics | None = None
+    seen: EncoderStatistics | None = None
 
 
 class Frozen(NamedTuple):
@@ -79,7 +79,7 @@ class Frozen(NamedTuple):
 
     fixed: Encoder
     fixed_target: Encoder
-    statistics: Statistics | None
+    statistics: EncoderStatistics | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +120,16 @@ class SALE(Representation):
         for field, allowed in (("critic_inputs", {"sa", "zsa", "zs"}), ("actor_inputs", {"s", "zs"})):
             chosen = getattr(self, field)
             if not chosen or not set(chosen) <= allowed:
-                raise UsageError(f"sale.{field} is {chosen}; it must name some of {sorted(allowed)}.")
+                raise WrongValue(
+                    f"sale.{field} is {chosen}; it must name some of {sorted(allowed)}.",
+                    part="sale",
+                    field=field,
+                )
         if set(self.critic_inputs) == {"zs"}:
-            raise UsageError(
-                "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa."
+            raise WrongValue(
+                "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa.",
+                part="sale",
+                field="critic_inputs",
             )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
@@ -161,7 +167,7 @@ class SALE(Representation):
         seen = None
         if "batch" in (self.state_norm, self.pair_norm, self.input_norm):
             embedding, both = (jnp.zeros(n), jnp.ones(n)), s + spec.action_size
-            seen = Statistics(embedding, embedding, (jnp.zeros(both), jnp.eye(both)))
+            seen = EncoderStatistics(embedding, embedding, (jnp.zeros(both), jnp.eye(both)))
         copy = dataclasses.replace(encoder, seen=seen)
         return PartState(params=encoder, extra=Frozen(copy, copy, seen))
 
@@ -239,11 +245,11 @@ class SALE(Representation):
         fixed, fixed_target = replace_if(event.synced, lambda old: (new, old[0]), (fixed, fixed_target))
         return state._replace(extra=Frozen(fixed, fixed_target, statistics))
 
-    def _statistics(self, params: Encoder, batch: Batch) -> Statistics:
+    def _statistics(self, params: Encoder, batch: Batch) -> EncoderStatistics:
         f, x = params.f(batch.observation), jnp.concatenate([batch.observation, batch.action], -1)
         g = params.g(concatenate_inputs([_normalise(self.state_norm, f, None), batch.action]))
         inputs = x.mean(0), jnp.cov(x, rowvar=False, ddof=0)
-        return Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
+        return EncoderStatistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
 
     def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
         k_stage, k_torso, k_head = jax.random.split(key, 3)
@@ -260,11 +266,11 @@ class SALE(Representation):
         width += self.width * sum(e in self.critic_inputs for e in ("zsa", "zs")) + conditioning
         return architecture.critic(stage, width, k_body)
 
-    def _make_stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
+    def _make_stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[InputStage, int]:
         """Makes φ(x) = AvgL1Norm(Linear x), and returns its width, which is 0 if an ablation leaves x out."""
         # `adapt_network` puts batch normalisation into the linear layer.
         norm = "none" if self.input_norm == "batch" else self.input_norm
-        return (Stage(key, size, width, norm), width) if keep else (Stage(keep=False), 0)
+        return (InputStage(key, size, width, norm), width) if keep else (InputStage(keep=False), 0)
 
 
 def _normalise(norm: Norm, x: Array, seen: tuple[Array, Array] | None) -> Array:

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.methods import _value_geometry as geometry
 from qscape.nets import MLP, concatenate_inputs
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import Entropic
+from qscape.offpolicy.plain import LEARNED, Entropic
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
 from qscape.ops.norm import unit
 from qscape.ops.ranking import rank_correlation
@@ -72,7 +72,7 @@ class SAVGO(Entropic):
     needs_single_policy: ClassVar[bool] = True
 
     learning_rate: float = setting(
-        1e-3, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
+        1e-3, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log"), only_if=LEARNED
     )
     candidates: int = setting(
         128, "K: candidate actions sampled in each state.", tune=("choice", 16, 32, 64, 128, 256)
@@ -134,9 +134,11 @@ class SAVGO(Entropic):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.candidates < 2:
-            raise UsageError(
+            raise OutOfRange(
                 f"savgo.candidates is {self.candidates}; the kernel weighs candidates against each other: "
-                "at least 2 are needed (the paper has 32 to 256)."
+                "at least 2 are needed (the paper has 32 to 256).",
+                part="savgo",
+                field="candidates",
             )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.methods._list_encoder import HEADS, Conditioned
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Critic
@@ -78,9 +78,11 @@ class SAVO(ProposalSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.summariser == "transformer" and self.summary_width % HEADS:
-            raise UsageError(
+            raise OutOfRange(
                 f"savo.summary_width is {self.summary_width}; a transformer with {HEADS} heads needs a "
-                f"multiple of {HEADS}."
+                f"multiple of {HEADS}.",
+                part="savo",
+                field="summary_width",
             )
 
     def length(self) -> int:

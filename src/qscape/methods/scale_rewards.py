@@ -17,9 +17,10 @@ from qscape.types import Spec, setting
 class ScaleRewards(Scaling):
     """Divide rewards by the standard deviation of discounted reward sums, or returns by that of past returns.
 
-    Rewards: r ← clip(r / √(Var[R] + 1e-8), ±clip) with R_t = γ R_{t-1} + r_t, as Gymnasium's
-    `NormalizeReward`. Returns: the critic's targets are divided by √(Var[returns] + 1e-8), and its values are
-    multiplied by it.
+    Rewards: r ← clip(r / √(Var[R] + 1e-8), ±clip) with R_t = γ R_{t-1} + r_t. R begins anew after every
+    episode, however it ends. Gymnasium's `NormalizeReward` (1.4) leaves the past out of the step that
+    terminates, and runs on over a truncation where environments reset in the next step. Returns: the critic's
+    targets are divided by √(Var[returns] + 1e-8), and its values are multiplied by it.
 
     The state is a pair: running `Moments` of a scalar, and the sums R [E] at the end of the last rollout.
     """
@@ -29,7 +30,10 @@ class ScaleRewards(Scaling):
         "rewards", "What is scaled: 'rewards' before the estimator, or 'returns', the critic's targets."
     )
     clip: float | None = setting(
-        10.0, "Bound on the absolute value of scaled rewards; None: no bound.", within="(0, inf]"
+        10.0,
+        "Bound on the absolute value of scaled rewards; None: no bound.",
+        within="(0, inf]",
+        only_if={"what!=returns": "for returns, which are not clipped"},
     )
 
     def conflict(self, agent: Any) -> str | None:
@@ -38,9 +42,6 @@ class ScaleRewards(Scaling):
                 "scale_rewards.what = returns scales a critic's targets, and there is no critic; use rewards."
             )
         return None
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        return {"scale_rewards.clip": "for returns, which are not clipped"} if self.what == "returns" else {}
 
     def init_state(self, spec: Spec, envs: int) -> PyTree:
         return init_moments(1)._replace(seen=jnp.zeros(())), jnp.zeros(envs)

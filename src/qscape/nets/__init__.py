@@ -2,7 +2,7 @@
 
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
 from qscape.nets.layers import concatenate_inputs, dense, fold_batch_norm
-from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Body, Conditioning, Critic, Features, Stage, Torso
+from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Body, Conditioning, Critic, Features, InputStage, Torso
 
 __all__ = [
     "ACTIVATIONS",
@@ -15,8 +15,8 @@ __all__ = [
     "Features",
     "Gaussian",
     "Head",
+    "InputStage",
     "Projected",
-    "Stage",
     "Torso",
     "concatenate_inputs",
     "dense",

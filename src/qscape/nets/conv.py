@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.layers import Inputs, LayerNorm, concatenate_inputs, dense
-from qscape.nets.mlp import Conditioning, Stage, Torso
+from qscape.nets.mlp import Conditioning, InputStage, Torso
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.ops.shift import height_axis
 from qscape.types import Key
@@ -105,7 +105,7 @@ class Pixels(eqx.Module):
         return self.torso(x.astype(jnp.float32) / 255.0)
 
 
-class ImageStage(Stage):
+class ImageStage(InputStage):
     """The first stage of a network on images: h = tanh(LayerNorm(Linear features)) in the image's place.
 
     Attributes:

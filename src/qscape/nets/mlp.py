@@ -145,7 +145,7 @@ def train_features(torso: Any, x: Inputs) -> tuple[Float[Array, "*b h"], Any]:
     return torso.train(x) if has_statistics(torso) else (torso(x), torso)
 
 
-class Stage(eqx.Module):
+class InputStage(eqx.Module):
     """The first stage of a network: concatenates its raw input x, or φ = norm(Linear x), with embeddings.
 
     Attributes:
@@ -177,7 +177,7 @@ class Stage(eqx.Module):
 class Actor(eqx.Module):
     """Maps an observation and embeddings of it to a distribution over actions: stage, torso, head."""
 
-    stage: Stage
+    stage: InputStage
     torso: Features
     head: Head
 
@@ -211,7 +211,7 @@ class Critic(eqx.Module):
         readout: makes the value of the n outputs; hashable.
     """
 
-    stage: Stage
+    stage: InputStage
     body: Body
     readout: Readout = eqx.field(static=True)
 

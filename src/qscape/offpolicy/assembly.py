@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import WrongPart
 from qscape.nets import Actor
 from qscape.nets.batch_norm import split_statistics
 from qscape.nets.heads import Snapped
@@ -132,46 +132,6 @@ class Assembly(Bound):
                 "that of surrogates; leave one of them out."
             )
         return super().conflict()
-
-    def moot_fields(self) -> dict[str, str]:
-        base, found = self.base, super().moot_fields()
-        if base.schedule == "constant":
-            without = "without a schedule, such as base.schedule = linear"
-            found |= dict.fromkeys(("base.rate_end", "base.schedule_updates", "base.actor_horizon"), without)
-        if not (base.actor_weight_decay or base.critic_weight_decay):
-            without = "without weight decay, such as base.critic_weight_decay = 0.01"
-            found |= dict.fromkeys(("base.decay", "base.decay_what"), without)
-        if not base.target_noise:
-            found["base.target_noise_clip"] = "without noise to clip, such as base.target_noise = 0.2"
-        if not (self.network.keeps_target_critics or base.target_actor):
-            moves: Any = self.target_update
-            without = f"without target networks, of which {self.network.name} keeps none"
-            found |= {f"{moves.name}.{field.name}": without for field in dataclasses.fields(moves)}
-        if base.policy_delay == 1:
-            found["base.policy_phase"] = "where the actor moves at every update, base.policy_delay = 1"
-        if base.critic_loss != "huber":
-            found["base.huber_threshold"] = "without Huber's loss, base.critic_loss = huber"
-        if base.exploration != "ou":
-            found["base.ou_rate"] = "without Ornstein-Uhlenbeck noise, base.exploration = ou"
-        if base.exploration != "per_environment":
-            without = "without noise of each environment, base.exploration = per_environment"
-            found |= dict.fromkeys(("base.noise_min", "base.noise_max"), without)
-        elif base.exploration_noise:
-            without = "beside noise of each environment, whose sizes base.noise_max bounds; 0 switches it off"
-            found["base.exploration_noise"] = without
-        if base.epsilon_start == base.epsilon_end:
-            found["base.epsilon_decay"] = "with an ε that stays, base.epsilon_end = base.epsilon_start"
-        if not base.exploration_noise:
-            of_noise = ["exploration", "ou_rate", "noise_min", "noise_max"]
-            of_noise += ["epsilon_start", "epsilon_end", "epsilon_decay"] * (base.epsilon_mode == "noise")
-            without = "without exploration noise, such as base.exploration_noise = 0.1"
-            found |= dict.fromkeys((f"base.{name}" for name in of_noise), without)
-        if base.nearest == "exact":
-            found["base.nearest_probes"] = "in an exact search, only with base.nearest = clustered"
-        if self.spec is not None and self.spec.table is None:
-            without = "without an action table"
-            found |= dict.fromkeys(("base.nearest", "base.nearest_probes"), without)
-        return found
 
     def _explain_index_conflict(self) -> str | None:
         """Returns why a part cannot work with, or without, indices as actions; None if all can."""
@@ -353,7 +313,7 @@ class Assembly(Bound):
             part_state = part.init(stream(key, f"{name}.init"), nets, spec, self.base, known_actor)
             if part_state.params is not None and part.socket not in LEARNING_SOCKETS:
                 learning = ", ".join(LEARNING_SOCKETS)
-                raise UsageError(
+                raise WrongPart(
                     f"The part '{name}' is wrong in init: it returns `params`, and only a {learning} has a "
                     "`learn` step for them; use `actor_params` or `extra`.",
                     part=name,

@@ -7,10 +7,34 @@ from typing import Any, Literal
 
 import optax
 
-from qscape.errors import UsageError
+from qscape.errors import Conflict, OutOfRange
 from qscape.nets.layers import find_decayed
 from qscape.ops.adam import scale_by_adam
 from qscape.types import check_ranges, setting
+
+# When fields do something, for `setting(only_if=...)`.
+HAS_ACTOR = {"selector.has_actor": "with {agent.selector.name}, which has no actor"}
+# Where critics choose among vectors without an actor, there may be a flow or a list that moves like one.
+MOVES_WITH_ACTOR = {
+    "selector.has_actor or not selector.indexes_actions or target_update.when=actor": (
+        "without an actor, and without targets that move with one"
+    )
+}
+HAS_SPREAD = {
+    "head=gaussian or policy_loss.has_second_policy": "with a deterministic policy, base.head = deterministic"
+}
+SCHEDULED = {"schedule!=constant": "without a schedule, such as base.schedule = linear"}
+DECAYS = {
+    "actor_weight_decay or critic_weight_decay": (
+        "without weight decay, such as base.critic_weight_decay = 0.01"
+    )
+}
+EXPLORES = {"exploration_noise": "without exploration noise, such as base.exploration_noise = 0.1"}
+EXPLORES_BY_EPSILON = {f"{claim} or epsilon_mode=greedy": why for claim, why in EXPLORES.items()}
+OF_ENVIRONMENTS = EXPLORES | {
+    "exploration=per_environment": "without noise of each environment, base.exploration = per_environment"
+}
+HAS_TABLE = {"spec.table": "without an action table"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +90,24 @@ class Base:
         "once, which are E environment steps.",
     )
 
-    actor_hidden: tuple[int, ...] = setting((256, 256), "Widths of the actor's hidden layers.", within=">= 1")
+    actor_hidden: tuple[int, ...] = setting(
+        (256, 256), "Widths of the actor's hidden layers.", within=">= 1", only_if=HAS_ACTOR
+    )
     critic_hidden: tuple[int, ...] = setting(
         (256, 256), "Widths of the critics' hidden layers.", within=">= 1"
     )
     actor_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish", "leaky_relu"] = setting(
-        "relu", "Activation of the actor's hidden layers; gelu in its tanh form, leaky_relu with slope 0.01."
+        "relu",
+        "Activation of the actor's hidden layers; gelu in its tanh form, leaky_relu with slope 0.01.",
+        only_if=HAS_ACTOR,
     )
     actor_norm: Literal["none", "layer"] = setting(
-        "none", "Layer normalisation before each activation of the actor's hidden layers."
+        "none", "Layer normalisation before each activation of the actor's hidden layers.", only_if=HAS_ACTOR
     )
     actor_projection: bool = setting(
-        False, "Add a linear layer without activation between the actor's hidden layers and its head."
+        False,
+        "Add a linear layer without activation between the actor's hidden layers and its head.",
+        only_if=HAS_ACTOR,
     )
     critic_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish", "leaky_relu"] = setting(
         "relu", "Activation of the critics' hidden layers; gelu in its tanh form, leaky_relu with slope 0.01."
@@ -95,19 +125,20 @@ class Base:
         "Initial weights of the actor's output layers are normal with this standard deviation, biases 0; 0: "
         "all are 0; None: as `init` says.",
         within=">= 0",
+        only_if=HAS_ACTOR,
     )
     critics: int = setting(2, "Number of critics.", within=">= 1")
     head: Literal["deterministic", "gaussian"] = setting(
         "deterministic", "Action head: one action per state, or a squashed normal distribution."
     )
     log_std_bound: Literal["clip", "tanh"] = setting(
-        "clip", "How the log standard deviation is kept in its bounds."
+        "clip", "How the log standard deviation is kept in its bounds.", only_if=HAS_SPREAD
     )
-    log_std_min: float = setting(-5.0, "Lower bound of the log standard deviation.")
-    log_std_max: float = setting(2.0, "Upper bound of the log standard deviation.")
+    log_std_min: float = setting(-5.0, "Lower bound of the log standard deviation.", only_if=HAS_SPREAD)
+    log_std_max: float = setting(2.0, "Upper bound of the log standard deviation.", only_if=HAS_SPREAD)
 
     actor_learning_rate: float = setting(
-        3e-4, "Adam's learning rate of the actor.", within="> 0", tune=(1e-5, 1e-2, "log")
+        3e-4, "Adam's learning rate of the actor.", within="> 0", tune=(1e-5, 1e-2, "log"), only_if=HAS_ACTOR
     )
     critic_learning_rate: float = setting(
         3e-4, "Adam's learning rate of the critics.", within="> 0", tune=(1e-5, 1e-2, "log")
@@ -118,90 +149,145 @@ class Base:
         within="(0, inf]",
     )
     critic_weight_decay: float = setting(0.0, "Weight decay λ of the critics.", within=">= 0")
-    actor_weight_decay: float = setting(0.0, "Weight decay λ of the actor.", within=">= 0")
+    actor_weight_decay: float = setting(0.0, "Weight decay λ of the actor.", within=">= 0", only_if=HAS_ACTOR)
     decay: Literal["l2", "decoupled"] = setting(
-        "l2", "Weight decay adds λθ to the gradient before Adam, or (decoupled, AdamW) to Adam's step."
+        "l2",
+        "Weight decay adds λθ to the gradient before Adam, or (decoupled, AdamW) to Adam's step.",
+        only_if=DECAYS,
     )
     decay_what: Literal["all", "weights"] = setting(
-        "all", "What weight decay acts on: all parameters, or matrices only. It skips rows of unit length."
+        "all",
+        "What weight decay acts on: all parameters, or matrices only. It skips rows of unit length.",
+        only_if=DECAYS,
     )
     adam_b1: float = setting(0.9, "Adam's b1 of actor and critics.", within="(0, 1)")
-    actor_adam_b1: float | None = setting(None, "Adam's b1 of the actor; None: `adam_b1`.", within="(0, 1)")
+    actor_adam_b1: float | None = setting(
+        None, "Adam's b1 of the actor; None: `adam_b1`.", within="(0, 1)", only_if=HAS_ACTOR
+    )
     adam_b2: float = setting(0.999, "Adam's b2 of actor and critics.", within="(0, 1)")
     schedule: Literal["constant", "linear", "cosine"] = setting(
         "constant", "How all learning rates change over the run."
     )
     rate_end: float = setting(
-        0.1, "Learning rates at the end of a schedule, as a fraction of those at its start.", within="[0, 1]"
+        0.1,
+        "Learning rates at the end of a schedule, as a fraction of those at its start.",
+        within="[0, 1]",
+        only_if=SCHEDULED,
     )
     schedule_updates: int | None = setting(
-        None, "Updates until a schedule ends; None: the run's steps times `updates_per_step`.", within=">= 1"
+        None,
+        "Updates until a schedule ends; None: the run's steps times `updates_per_step`.",
+        within=">= 1",
+        only_if=SCHEDULED,
     )
     actor_horizon: Literal["run", "updates"] = setting(
         "run",
         "When the schedule of the actor and of all that steps with it ends: with the run, or (updates, as in "
         "XQC) after as many of its own steps as the critics make, which a delayed actor does not reach.",
+        only_if=SCHEDULED,
     )
 
     critic_loss: Literal["mse", "lap_huber", "pal", "huber"] = setting(
         "mse", "Loss of the TD errors: mean squared, LAP's Huber loss, PAL, or the Huber loss."
     )
     huber_threshold: float = setting(
-        1.0, "TD error at which the loss `huber` turns from quadratic to linear.", within="> 0"
+        1.0,
+        "TD error at which the loss `huber` turns from quadratic to linear.",
+        within="> 0",
+        only_if={"critic_loss=huber": "without Huber's loss, base.critic_loss = huber"},
     )
     critic_loss_scale: float = setting(
         1.0, "Factor of the critics' TD loss, relative to regularisers.", within="> 0"
     )
     policy_delay: int = setting(
-        2, "Critic updates per actor update.", within=">= 1", tune=("choice", 1, 2, 4)
+        2,
+        "Critic updates per actor update.",
+        within=">= 1",
+        tune=("choice", 1, 2, 4),
+        only_if=MOVES_WITH_ACTOR,
     )
     policy_phase: int = setting(
         0,
         "Which of `policy_delay` updates moves the actor: 0 the last of them, 1 the first, 2 the second.",
         within=">= 0",
+        only_if={"policy_delay!=1": "where the actor moves at every update, base.policy_delay = 1"}
+        | MOVES_WITH_ACTOR,
     )
     actor_objective: Literal["first", "min", "mean"] = setting(
         "first", "Value that the actor climbs: the first critic, the minimum or the mean."
     )
-    target_actor: bool = setting(True, "Keep a target actor, which selects the action at the next state.")
+    target_actor: bool = setting(
+        True, "Keep a target actor, which selects the action at the next state.", only_if=HAS_ACTOR
+    )
     target_noise: float = setting(
         0.2, "Standard deviation of target policy smoothing; 0: none.", within=">= 0", tune=(0.05, 0.5)
     )
-    target_noise_clip: float = setting(0.5, "Bound on the smoothing noise.", within=">= 0")
+    target_noise_clip: float = setting(
+        0.5,
+        "Bound on the smoothing noise.",
+        within=">= 0",
+        only_if={"target_noise": "without noise to clip, such as base.target_noise = 0.2"},
+    )
     exploration_noise: float = setting(
         0.1,
         "Standard deviation of exploration noise; for `ou` of the noise of one step.",
         within=">= 0",
         tune=(0.02, 0.5),
+        only_if={
+            "exploration!=per_environment or not exploration_noise": (
+                "beside noise of each environment, whose sizes base.noise_max bounds; 0 switches it off"
+            )
+        },
     )
     exploration: Literal["gaussian", "ou", "per_environment"] = setting(
         "gaussian",
         "Exploration noise: independent in each step, an Ornstein-Uhlenbeck process, or independent with a "
         "standard deviation that each environment draws at the start of an episode.",
+        only_if=EXPLORES,
     )
     noise_min: float = setting(
-        0.001, "Least standard deviation that `per_environment` draws, uniformly.", within=">= 0"
+        0.001,
+        "Least standard deviation that `per_environment` draws, uniformly.",
+        within=">= 0",
+        only_if=OF_ENVIRONMENTS,
     )
     noise_max: float = setting(
-        0.4, "Greatest standard deviation that `per_environment` draws.", within=">= 0"
+        0.4,
+        "Greatest standard deviation that `per_environment` draws.",
+        within=">= 0",
+        only_if=OF_ENVIRONMENTS,
     )
     ou_rate: float = setting(
-        0.15, "Mean-reversion rate θ of the OU noise: x ← (1 − θ) x + σ N(0, 1).", within="[0, 1]"
+        0.15,
+        "Mean-reversion rate θ of the OU noise: x ← (1 − θ) x + σ N(0, 1).",
+        within="[0, 1]",
+        only_if=EXPLORES | {"exploration=ou": "without Ornstein-Uhlenbeck noise, base.exploration = ou"},
     )
-    epsilon_start: float = setting(1.0, "ε when the random phase ends.", within="[0, 1]")
-    epsilon_end: float = setting(1.0, "ε after its decay.", within="[0, 1]")
+    epsilon_start: float = setting(
+        1.0, "ε when the random phase ends.", within="[0, 1]", only_if=EXPLORES_BY_EPSILON
+    )
+    epsilon_end: float = setting(1.0, "ε after its decay.", within="[0, 1]", only_if=EXPLORES_BY_EPSILON)
     epsilon_decay: float = setting(
         1 / 6,
         "Length of ε's linear decay: a fraction of the run up to 1, else environment steps.",
         within="> 0",
+        only_if=EXPLORES_BY_EPSILON
+        | {"moves_epsilon": "with an ε that stays, base.epsilon_end = base.epsilon_start"},
     )
     epsilon_mode: Literal["noise", "greedy"] = setting(
         "noise", "ε scales the noise, or (greedy) is the probability of a uniformly random action."
     )
     nearest: Literal["exact", "clustered"] = setting(
-        "exact", "Nearest-neighbour search in an action table: over all rows, or the nearest clusters."
+        "exact",
+        "Nearest-neighbour search in an action table: over all rows, or the nearest clusters.",
+        only_if=HAS_TABLE,
     )
-    nearest_probes: int = setting(16, "Clusters that a clustered search visits.", within=">= 1")
+    nearest_probes: int = setting(
+        16,
+        "Clusters that a clustered search visits.",
+        within=">= 1",
+        only_if=HAS_TABLE | {"nearest=clustered": "in an exact search, only with base.nearest = clustered"},
+    )
     sync_every: int = setting(
         250,
         "Updates between syncs: copies of periodic targets, SALE's encoders, LAP's maximum.",
@@ -211,18 +297,29 @@ class Base:
     def __post_init__(self) -> None:
         check_ranges(self, "base")
         if self.epsilon_mode == "greedy" and self.epsilon_end == 1:
-            raise UsageError(
+            raise Conflict(
                 "base.epsilon_mode is greedy and base.epsilon_end 1: all actions would be random for ever; "
-                "set base.epsilon_end below 1, such as 0.01."
+                "set base.epsilon_end below 1, such as 0.01.",
+                part="base",
+                field="epsilon_end",
             )
         if self.noise_min > self.noise_max:
-            raise UsageError(
-                f"base.noise_min is {self.noise_min}; it must be at most noise_max = {self.noise_max}."
+            raise OutOfRange(
+                f"base.noise_min is {self.noise_min}; it must be at most noise_max = {self.noise_max}.",
+                part="base",
+                field="noise_min",
             )
         if not self.log_std_min < self.log_std_max:
-            raise UsageError(
-                f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}."
+            raise OutOfRange(
+                f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}.",
+                part="base",
+                field="log_std_min",
             )
+
+    @property
+    def moves_epsilon(self) -> bool:
+        """Whether ε changes."""
+        return self.epsilon_start != self.epsilon_end
 
     def find_learning_start(self) -> tuple[str, int]:
         """Returns the name and the value of the field that says when the first update is made, in steps."""
@@ -249,7 +346,7 @@ class Base:
         These are fields that are a fraction of the run, converted to steps, and the updates of a schedule.
         """
         fields: dict[str, Any] = {}
-        if self.epsilon_start != self.epsilon_end and self.epsilon_decay <= 1:
+        if self.moves_epsilon and self.epsilon_decay <= 1:
             fields["epsilon_decay"] = float(max(2, round(self.epsilon_decay * steps)))
         if self.schedule != "constant" and self.schedule_updates is None:
             fields["schedule_updates"] = max(1, round(steps * self.updates_per_step))
@@ -299,9 +396,11 @@ class Base:
         if self.schedule == "constant":
             return start
         if self.schedule_updates is None:
-            raise UsageError(
+            raise Conflict(
                 f"base.schedule is {self.schedule} and nothing says how long the run is: train for a number "
-                "of steps, or set base.schedule_updates."
+                "of steps, or set base.schedule_updates.",
+                part="base",
+                field="schedule",
             )
         shortened = delayed and self.actor_horizon == "run"
         steps = max(1, round(self.schedule_updates / (self.policy_delay if shortened else 1)))

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import Actor, Critic, Stage, Torso
+from qscape.nets import Actor, Critic, InputStage, Torso
 from qscape.nets.heads import Point, unsnap, with_density
+from qscape.nets.initial import normal_linear, xavier_linear
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
-from qscape.nets.residual import normal_linear, xavier_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import add_noise, explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
@@ -64,10 +64,10 @@ class Plain(Representation):
 
     def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
         k_torso, k_head = jax.random.split(key)
-        return architecture.actor(Stage(), spec.observation_size + conditioning, k_torso, k_head, spec)
+        return architecture.actor(InputStage(), spec.observation_size + conditioning, k_torso, k_head, spec)
 
     def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
-        return architecture.critic(Stage(), spec.observation_size + spec.action_size + conditioning, key)
+        return architecture.critic(InputStage(), spec.observation_size + spec.action_size + conditioning, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +223,9 @@ class DPG(PolicyLoss):
         return -value, {"actor_value": value}
 
 
+LEARNED = {"temperature=None": "with an α that is fixed, by {part.name}.temperature"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Entropic(PolicyLoss):
     """Base of policy losses with an entropy bonus of weight α, which is fixed or learned."""
@@ -233,20 +236,26 @@ class Entropic(PolicyLoss):
     temperature: float | None = setting(
         None, "Entropy weight α; None: α is learned.", within=">= 0", tune=(0.01, 1.0, "log")
     )
-    initial_temperature: float = setting(1.0, "Initial value of a learned α.", within="> 0")
+    initial_temperature: float = setting(1.0, "Initial value of a learned α.", within="> 0", only_if=LEARNED)
     target_entropy: float | None = setting(
-        None, "Entropy that a learned α aims at; None: `entropy_per_action` times the action's dimension."
+        None,
+        "Entropy that a learned α aims at; None: `entropy_per_action` times the action's dimension.",
+        only_if=LEARNED,
     )
     entropy_per_action: float = setting(
-        -1.0, "Entropy that a learned α aims at for each entry of the action, without `target_entropy`."
+        -1.0,
+        "Entropy that a learned α aims at for each entry of the action, without `target_entropy`.",
+        only_if=LEARNED | {"target_entropy=None": "beside {part.name}.target_entropy"},
     )
     temperature_loss: Literal["log_alpha", "alpha"] = setting(
-        "log_alpha", "What the loss of a learned α multiplies the entropy's error by: log α, or α itself."
+        "log_alpha",
+        "What the loss of a learned α multiplies the entropy's error by: log α, or α itself.",
+        only_if=LEARNED,
     )
     learning_rate: float = setting(
-        3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
+        3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log"), only_if=LEARNED
     )
-    adam_b1: float = setting(0.9, "Adam's b1 for log α.", within="[0, 1)")
+    adam_b1: float = setting(0.9, "Adam's b1 for log α.", within="[0, 1)", only_if=LEARNED)
     density: Literal["exact", "released"] = setting(
         "exact",
         "log π of a = tanh(u): exact, or 'released', with log(1 - a² + 1e-6) as the code of SAVGO and PAVE.",
@@ -258,16 +267,6 @@ class Entropic(PolicyLoss):
         if agent.base.target_noise:
             return "target smoothing takes the entropy out of the target: base.target_noise = 0 with sac."
         return None
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        found, name = dict(super().moot_fields(agent)), self.name
-        if self.temperature is not None:
-            fields = "initial_temperature", "target_entropy", "entropy_per_action", "temperature_loss"
-            of_learning = (f"{name}.{field}" for field in (*fields, "learning_rate", "adam_b1"))
-            found |= dict.fromkeys(of_learning, f"with an α that is fixed, by {name}.temperature")
-        elif self.target_entropy is not None:
-            found[f"{name}.entropy_per_action"] = f"beside {name}.target_entropy"
-        return found
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         if self.temperature is not None:

@@ -15,33 +15,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from qscape.nets import Actor, Body, Conditioning, Critic, Features, Stage
+from qscape.nets import Actor, Body, Conditioning, Critic, Features, InputStage
 from qscape.nets.batch_norm import has_statistics
-from qscape.nets.dropout import split_key
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
 from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.state import PartState, State
 from qscape.ops.nearest import ActionTable
 from qscape.ops.td import td_target
-from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec
+from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec, split_key
 
 Net = TypeVar("Net", Actor, Critic)
 Version = Literal["online", "fixed", "target"]
 Role = Literal["actor", "critic"]
 Output = Literal["critic", "mean", "log_std"]
-
-# Settings `base.actor_...` of the networks and the optimiser of actors.
-OF_ACTORS = (
-    "hidden",
-    "activation",
-    "norm",
-    "projection",
-    "output_std",
-    "learning_rate",
-    "weight_decay",
-    "adam_b1",
-)
 
 
 class Nets(NamedTuple):
@@ -202,6 +189,7 @@ class Network(StatefulPart):
         has_plain_layers: the hidden layers are those that the base describes, and nothing else.
         drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
             actor climbs the critics; it is off for everybody else.
+        curves_critics: the critics have second derivatives whatever their activation is.
     """
 
     socket: ClassVar[str] = "network"
@@ -210,6 +198,7 @@ class Network(StatefulPart):
     keeps_target_critics: ClassVar[bool] = True
     has_plain_layers: ClassVar[bool] = False
     drops_units: ClassVar[bool] = False
+    curves_critics: ClassVar[bool] = False
 
     @property
     def has_linear_outputs(self) -> bool:
@@ -248,11 +237,13 @@ class Value(StatefulPart):
         learns_from_values: a target is a number, so that critics can learn from values that no critic
             computed, such as V of implicit Q-learning.
         uses_critic_loss: its loss is the one that `base.critic_loss` names.
+        curves_critics: Q has second derivatives whatever the critics' activation is.
     """
 
     socket: ClassVar[str] = "value"
     learns_from_values: ClassVar[bool] = True
     uses_critic_loss: ClassVar[bool] = False
+    curves_critics: ClassVar[bool] = False
 
     def notes(self, agent: Composition) -> list[str]:
         if self.uses_critic_loss or agent.base.critic_loss == Base().critic_loss:
@@ -344,11 +335,11 @@ class Architecture(NamedTuple):
             head = Gaussian(output(k_mean, "mean"), output(k_std, "log_std"), *bounds)
         return head if projection is None else Projected(projection, head)
 
-    def actor(self, stage: Stage, size: int, k_torso: Key, k_head: Key, spec: Spec) -> Actor:
+    def actor(self, stage: InputStage, size: int, k_torso: Key, k_head: Key, spec: Spec) -> Actor:
         """Makes an actor behind a stage that computes `size` numbers."""
         return Actor(stage, self.network.torso(k_torso, size, "actor", self.base), self.head(k_head, spec))
 
-    def critic(self, stage: Stage, size: int, key: Key) -> Critic:
+    def critic(self, stage: InputStage, size: int, key: Key) -> Critic:
         """Makes a critic behind a stage that computes `size` numbers."""
         k_torso, k_out = jax.random.split(key)
         base, outputs = self.base, self.value.outputs
@@ -504,6 +495,11 @@ class TargetUpdate(StatefulPart):
 
     socket: ClassVar[str] = "target_update"
     averages: ClassVar[bool] = False
+    only_if: ClassVar[Mapping[str, str]] = {
+        "network.keeps_target_critics or base.target_actor": (
+            "without target networks, of which {agent.network.name} keeps none"
+        )
+    }
 
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         """Returns the target networks after this update.
@@ -524,6 +520,7 @@ class PolicyLoss(StatefulPart):
         needs_single_policy: the loss trains one policy, and refuses a selector that does not act by one.
         improves_samples: the loss improves actions that the policy samples, not its mode only.
         maximises_entropy: the loss keeps the policy stochastic, so that it explores without added noise.
+        has_second_policy: it trains a policy of its own beside the one that acts, with a Gaussian head.
         has_temperature: it does so by a temperature α, and has the fields that `soft` has for it.
     """
 
@@ -533,6 +530,7 @@ class PolicyLoss(StatefulPart):
     needs_single_policy: ClassVar[bool] = False
     improves_samples: ClassVar[bool] = False
     maximises_entropy: ClassVar[bool] = False
+    has_second_policy: ClassVar[bool] = False
     has_temperature: ClassVar[bool] = False
 
     def loss(
@@ -573,12 +571,6 @@ class PolicyLoss(StatefulPart):
         """
         return policy(next_obs).mode(), None
 
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        if agent.base.head == "gaussian":
-            return {}
-        fields = ("base.log_std_bound", "base.log_std_min", "base.log_std_max")
-        return dict.fromkeys(fields, "with a deterministic policy, base.head = deterministic")
-
     def next_value(self, state: PartState, next_obs: Array) -> Array | None:
         """Returns values V [B] of the next state that take the place of the target critics'; None: theirs."""
         return None
@@ -609,12 +601,6 @@ class ActionSelector(StatefulPart):
     climbs_surrogates: ClassVar[bool] = False
     indexes_actions: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = False
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        if self.has_actor:
-            return {}
-        fields = [f"actor_{what}" for what in OF_ACTORS] + ["target_actor"]
-        return dict.fromkeys((f"base.{field}" for field in fields), f"with {self.name}, which has no actor")
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """Makes what the actor step moves: one actor, a list of actors, or None without `has_actor`."""

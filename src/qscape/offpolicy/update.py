@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Critic
 from qscape.nets.batch_norm import has_statistics, split_statistics, with_statistics
-from qscape.nets.dropout import split_key
 from qscape.nets.layers import project
 from qscape.offpolicy.assembly import Assembly, hide_mask
 from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics
@@ -21,7 +20,7 @@ from qscape.ops.in_place import zero_after
 from qscape.ops.td import td_target
 from qscape.replay.storage import OBSERVATIONS, Layout, ReplayState, rows_at
 from qscape.replay.uniform import sample_uniformly
-from qscape.types import Batch, Event, Key, Metrics, Part, stream
+from qscape.types import Batch, Event, Key, Metrics, Part, split_key, stream
 
 
 def update(

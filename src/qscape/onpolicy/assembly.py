@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from qscape.errors import RunError
+from qscape.errors import DamagedSave
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy import factors, plain
@@ -18,7 +18,6 @@ from qscape.onpolicy.heads import Learnable
 from qscape.onpolicy.sockets import (
     ActionHead,
     ActionRefiner,
-    Context,
     Distribution,
     Estimator,
     FeatureExtractor,
@@ -27,6 +26,7 @@ from qscape.onpolicy.sockets import (
     Normaliser,
     PolicyUpdate,
     Scaling,
+    UpdateContext,
 )
 from qscape.onpolicy.state import ActingState, Networks, State
 from qscape.types import Bound, Key, Part, Scalar, Spec, stream
@@ -79,19 +79,6 @@ class Assembly(Bound):
         others = (part for part in self.parts.values() if part is not self.head)
         return next((why for part in others if (why := part.fits(spec, self.base))), None)
 
-    def moot_fields(self) -> dict[str, str]:
-        found, has_own = super().moot_fields(), self.policy_update.has_own_critic
-        if not self.estimator.needs_critic and not has_own:
-            without = f"without a critic, and {self.estimator.name} needs none"
-            found |= dict.fromkeys(("base.value_coefficient", "base.shared_torso"), without)
-        elif not (self.base.shared_torso if self.spec is None else self.has_shared_torso):
-            return found
-        else:
-            without = "with a critic that is one layer on the actor's torso (base.shared_torso)"
-        if not self.refiner.has_critics:
-            found.setdefault("base.critic_hidden", without)
-        return found
-
     @property
     def parts(self) -> dict[str, Any]:
         """All parts, by name."""
@@ -110,6 +97,16 @@ class Assembly(Bound):
     def normalises(self) -> bool:
         """Does the normaliser do anything?"""
         return getattr(self.normaliser, "changes_observations", True)
+
+    @property
+    def has_critic(self) -> bool:
+        """Is there a critic?"""
+        return self.estimator.needs_critic or self.policy_update.has_own_critic
+
+    @property
+    def has_critic_torso(self) -> bool:
+        """Has the critic hidden layers? As far as is known, where the agent is bound to no task."""
+        return not (self.base.shared_torso if self.spec is None else self.has_shared_torso)
 
     @property
     def has_shared_torso(self) -> bool:
@@ -174,7 +171,7 @@ class Assembly(Bound):
         """
         fixed = part_states.get(self.head.name)
         if fixed is not None and (why := factors.explain_damage(self.head, self.task, fixed)):
-            raise RunError(f"the save of '{self.recipe}' cannot be used: {why}.")
+            raise DamagedSave(f"the save of '{self.recipe}' cannot be used: {why}.")
 
     # --- the networks as functions ------------------------------------------------------------------
 
@@ -210,11 +207,11 @@ class Assembly(Bound):
         features = networks.torso(obs) if self.has_shared_torso else None
         return _value(networks.critic, features, obs)
 
-    def make_context(self, state: State, progress: Scalar | float, key: Key) -> Context:
+    def make_context(self, state: State, progress: Scalar | float, key: Key) -> UpdateContext:
         """The functions and settings that `PolicyUpdate.improve` receives; arguments as in `update`."""
         part_states, base = state.part_states, self.base
         rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
-        return Context(
+        return UpdateContext(
             normalise=lambda obs: self.normalise_obs(part_states, obs),
             scale=lambda reward: reward,
             apply_networks=lambda networks, obs: self.apply_networks(part_states, networks, obs),

@@ -6,9 +6,24 @@ from typing import Any, Literal
 
 import optax
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.ops.adam import scale_by_adam
 from qscape.types import check_ranges, setting
+
+# When fields do something, for `setting(only_if=...)`.
+HAS_CRITIC = {"has_critic": "without a critic, and {agent.estimator.name} needs none"}
+# A refiner may have critics of that size.
+OWN_TORSO = {
+    "refiner.has_critics or has_critic": HAS_CRITIC["has_critic"],
+    "refiner.has_critics or has_critic_torso": (
+        "with a critic that is one layer on the actor's torso (base.shared_torso)"
+    ),
+}
+HAS_LAYERS = {
+    "extractor.images=flat or not spec.frame": (
+        "with convolutions, after which plain.image_hidden has the widths"
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +53,19 @@ class Base:
         10, "Passes (epochs) over one rollout.", within=">= 1", tune=("choice", 1, 4, 10, 20)
     )
 
-    actor_hidden: tuple[int, ...] = setting((64, 64), "Widths of the actor's hidden layers.", within=">= 1")
-    critic_hidden: tuple[int, ...] = setting((64, 64), "Widths of the critic's hidden layers.", within=">= 1")
+    actor_hidden: tuple[int, ...] = setting(
+        (64, 64), "Widths of the actor's hidden layers.", within=">= 1", only_if=HAS_LAYERS
+    )
+    critic_hidden: tuple[int, ...] = setting(
+        (64, 64), "Widths of the critic's hidden layers.", within=">= 1", only_if=HAS_LAYERS | OWN_TORSO
+    )
     activation: Literal["relu", "elu", "silu", "tanh"] = setting(
-        "tanh", "Activation of the hidden layers of actor and critic."
+        "tanh", "Activation of the hidden layers of actor and critic.", only_if=HAS_LAYERS
     )
     shared_torso: bool | None = setting(
         None,
         "Make the critic one linear layer on the actor's torso; None: on images only (not with trpo).",
+        only_if=HAS_CRITIC,
     )
 
     optimiser: Literal["adam", "rmsprop"] = setting("adam", "Optimiser of actor and critic.")
@@ -58,7 +78,16 @@ class Base:
         0.5, "Clip gradients to this global norm; None: no clipping.", within="(0, inf]"
     )
     value_coefficient: float = setting(
-        0.5, "Weight of the critic's loss in the total loss.", within=">= 0", tune=(0.1, 1.0)
+        0.5,
+        "Weight of the critic's loss in the total loss.",
+        within=">= 0",
+        tune=(0.1, 1.0),
+        only_if=HAS_CRITIC
+        | {
+            "policy_update.weighs_critic_loss": (
+                "with {agent.policy_update.name}, whose critic has a loss of its own"
+            )
+        },
     )
     entropy_coefficient: float = setting(
         0.0, "Weight of the entropy bonus in the total loss.", within=">= 0", tune=(0.0, 0.05)
@@ -70,9 +99,11 @@ class Base:
     def __post_init__(self) -> None:
         check_ranges(self, "base")
         if self.batch_size > self.rollout:
-            raise UsageError(
+            raise OutOfRange(
                 f"base.batch_size is {self.batch_size} and base.rollout {self.rollout}: a minibatch is drawn "
-                "from one rollout; make it smaller, or the rollout longer."
+                "from one rollout; make it smaller, or the rollout longer.",
+                part="base",
+                field="batch_size",
             )
 
     def find_learning_start(self) -> tuple[str, int]:

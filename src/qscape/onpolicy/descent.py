@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from qscape.onpolicy.sockets import Context, NetworkOutputs, PolicyUpdate, RolloutSamples, Transitions
+from qscape.onpolicy.sockets import NetworkOutputs, PolicyUpdate, RolloutSamples, Transitions, UpdateContext
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.devices import split_batch
 from qscape.ops.order import argsort_draws
@@ -41,7 +41,7 @@ class _MinibatchDescent(PolicyUpdate):
         return {"networks": networks}
 
     def improve(
-        self, context: Context, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
     ) -> tuple[State, Metrics]:
         base, optimiser = context.base, context.base.make_optimiser()
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import UnfitEnv
 from qscape.nets.distributions import Categorical, Normal, TanhNormal
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
@@ -25,6 +25,7 @@ from qscape.ops.bounds import BOUNDS
 from qscape.types import Key, Spec, setting
 
 MIN_STD = 0.001  # of a tanh_normal, as in Brax
+VECTORS = {"not spec.index_sizes": "with discrete actions"}
 GAIN = 0.01  # of the last trained layer, so that the initial policy is nearly uniform
 
 
@@ -48,30 +49,33 @@ class FeatureHead(ActionHead):
         "linear", "Layer between the torso and the action layer: a linear layer, or none."
     )
     width: int = setting(
-        16, "Width d of the projector's output.", within=">= 1", tune=("choice", 8, 16, 32, 64)
+        16,
+        "Width d of the projector's output.",
+        within=">= 1",
+        tune=("choice", 8, 16, 32, 64),
+        only_if={"projector!=none": "without a projector, only with {part.name}.projector = linear"},
     )
     bound: Literal["none", "ball", "sphere", "l2"] = setting(
         "ball", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
     )
     feature_energy: float = setting(
-        25.0, "Feature energy E_H, the bound on ‖h‖².", within="> 0", tune=(1.0, 100.0, "log")
+        25.0,
+        "Feature energy E_H, the bound on ‖h‖².",
+        within="> 0",
+        tune=(1.0, 100.0, "log"),
+        only_if={"feature_bound": "without a bound, only with {part.name}.bound = ball or sphere"},
     )
-    l2: float = setting(5e-4, "Weight λ_H of mean ‖g‖² in the loss, if bound = l2.", within="> 0")
+    l2: float = setting(
+        5e-4,
+        "Weight λ_H of mean ‖g‖² in the loss, if bound = l2.",
+        within="> 0",
+        only_if={"bound=l2": "without an L2 term, only with {part.name}.bound = l2"},
+    )
 
     def conflict(self, agent: Any) -> str | None:
         if self.bound == "l2" and not agent.policy_update.adds_head_penalty:
             return f"a trust region has no L2 term in its loss; use {self.name}.bound = ball or sphere."
         return None
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        found = {}
-        if self.projector == "none":
-            found["width"] = f"without a projector, only with {self.name}.projector = linear"
-        if self.feature_bound is None:
-            found["feature_energy"] = f"without a bound, only with {self.name}.bound = ball or sphere"
-        if self.bound != "l2":
-            found["l2"] = f"without an L2 term, only with {self.name}.bound = l2"
-        return {f"{self.name}.{field}": why for field, why in found.items()}
 
     @property
     def feature_bound(self) -> float | None:
@@ -113,18 +117,13 @@ class Learnable(FeatureHead):
         "normal",
         "Distribution of continuous actions: normal, with one trained vector of standard deviations; or tanh "
         "of a normal one, whose standard deviations depend on the observation.",
+        only_if=VECTORS,
     )
     log_std: float = setting(
-        0.0, "Initial log standard deviation of continuous actions, if continuous = normal."
+        0.0,
+        "Initial log standard deviation of continuous actions, if continuous = normal.",
+        only_if=VECTORS | {"continuous=normal": "with learnable.continuous = tanh_normal"},
     )
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        found = super().moot_fields(agent)
-        if agent.spec is not None and agent.spec.index_sizes:
-            found |= dict.fromkeys(("learnable.continuous", "learnable.log_std"), "with discrete actions")
-        elif self.continuous == "tanh_normal":
-            found["learnable.log_std"] = "with learnable.continuous = tanh_normal"
-        return found
 
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, None]:
         k_projector, k_layer = jax.random.split(key)
@@ -211,7 +210,7 @@ class FixedHead(DiscreteHead):
         k_projector, k_layer = jax.random.split(key)
         d = self.feature_width(width)
         if why := self.explain_too_few(spec, d):  # `fits` cannot check it on images
-            raise UsageError(why)
+            raise UnfitEnv(why)
         w = _draw_on_host(self.draw_layer, k_layer, spec.choices or 0, d)
         return HeadParams(self.init_projector(k_projector, width), None), w
 

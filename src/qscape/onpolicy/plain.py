@@ -14,6 +14,8 @@ from qscape.ops.returns import discounted_returns, gae
 from qscape.ops.running import add_batch, init_moments
 from qscape.types import Key, Part, Spec, setting
 
+IMAGES = {"spec.frame": "without images"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Plain(FeatureExtractor):
@@ -26,25 +28,24 @@ class Plain(FeatureExtractor):
     images: Literal["convolutions", "flat"] = setting(
         "convolutions",
         "Layers on images: convolutions and plain.image_hidden, or flat: base.actor_hidden on the pixels.",
+        only_if=IMAGES,
     )
     image_hidden: tuple[int, ...] = setting(
-        (512,), "Widths of the linear layers after the convolutions (images only).", within=">= 1"
+        (512,),
+        "Widths of the linear layers after the convolutions (images only).",
+        within=">= 1",
+        only_if=IMAGES
+        | {
+            "images!=flat or not spec.frame": (
+                "with plain.images = flat, where base.actor_hidden has the widths"
+            )
+        },
     )
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.frame is None or self.images == "flat":
             return None
         return describe_small_image(spec.frame)
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        if agent.spec is None:
-            return {}
-        if agent.spec.frame is None:
-            return dict.fromkeys(("plain.images", "plain.image_hidden"), "without images")
-        if self.images == "flat":
-            return {"plain.image_hidden": "with plain.images = flat, where base.actor_hidden has the widths"}
-        fields = ("base.actor_hidden", "base.critic_hidden", "base.activation")
-        return dict.fromkeys(fields, "with convolutions, after which plain.image_hidden has the widths")
 
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
         if spec.frame is not None and self.images == "convolutions":

@@ -151,7 +151,7 @@ class Transitions(NamedTuple):
     next_observation: Float[Array, "N S"]
 
 
-class Context(NamedTuple):
+class UpdateContext(NamedTuple):
     """Everything a `PolicyUpdate` may use beside the state and the samples.
 
     Attributes:
@@ -262,18 +262,19 @@ class PolicyUpdate(StatefulPart):
     socket: ClassVar[str] = "policy_update"
     allows_shared_torso: ClassVar[bool] = True  # may the critic share the actor's torso?
     adds_head_penalty: ClassVar[bool] = True  # is the head's L2 term part of the loss?
+    weighs_critic_loss: ClassVar[bool] = True  # is the critic's loss weighed by base.value_coefficient?
     has_own_critic: ClassVar[bool] = False  # does it bring a critic of its own in place of v(s)?
 
     @property
     def follows_progress(self) -> bool:
-        """Does the update use `Context.progress`? Then a run depends on its length from its first step on."""
+        """Does the update use `UpdateContext.progress`? Then a run depends on its length from step one on."""
         return False
 
     def init_critic(self, key: Key, spec: Spec, base: Base) -> tuple[PyTree, PyTree]:
         """The critic's parameters and the part's initial state. Called only if `has_own_critic`."""
         raise NotImplementedError
 
-    def values(self, context: Context, networks: PyTree, obs: Array, key: Key) -> Float[Array, " N"]:
+    def values(self, context: UpdateContext, networks: PyTree, obs: Array, key: Key) -> Float[Array, " N"]:
         """v(s) of observations [N, S] under the current policy. Called only if `has_own_critic`."""
         raise NotImplementedError
 
@@ -282,7 +283,7 @@ class PolicyUpdate(StatefulPart):
         raise NotImplementedError
 
     def improve(
-        self, context: Context, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
     ) -> tuple[State, Metrics]:
         """The state after training on the samples, and metrics. Called once per update.
 

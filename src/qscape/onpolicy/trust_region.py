@@ -13,13 +13,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import apply_step
-from qscape.onpolicy.sockets import Context, PolicyUpdate, RolloutSamples, Transitions
+from qscape.onpolicy.sockets import PolicyUpdate, RolloutSamples, Transitions, UpdateContext
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.surrogate import standardise_advantages, weighted_mean
 from qscape.types import Metrics, Scalar, setting
 
 
-class Search(NamedTuple):
+class LineSearch(NamedTuple):
     """State of the backtracking line search.
 
     Attributes:
@@ -47,6 +47,7 @@ class TrustRegion(PolicyUpdate):
 
     name: ClassVar[str] = "trust_region"
     allows_shared_torso: ClassVar[bool] = False
+    weighs_critic_loss: ClassVar[bool] = False
     adds_head_penalty: ClassVar[bool] = False
     max_kl: float = setting(
         0.01, "Bound δ on the mean KL(old ‖ new), in nats.", within="> 0", tune=(1e-3, 0.1, "log")
@@ -77,14 +78,11 @@ class TrustRegion(PolicyUpdate):
             return "a trust region has no entropy bonus: base.entropy_coefficient = 0."
         return None
 
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        return {"base.value_coefficient": "in a trust region, where the critic's loss stands alone"}
-
     def optimised_params(self, networks: Networks) -> dict[str, PyTree]:
         return {"critic": networks.critic}
 
     def improve(
-        self, context: Context, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
     ) -> tuple[State, Metrics]:
         networks, metrics = self._update_actor(context, state.networks, samples)
         critic, moments = self._update_critic(context, networks.critic, state.optimisers["critic"], samples)
@@ -92,7 +90,7 @@ class TrustRegion(PolicyUpdate):
         return state._replace(networks=networks, optimisers={"critic": moments}), metrics
 
     def _update_actor(
-        self, context: Context, networks: Networks, samples: RolloutSamples
+        self, context: UpdateContext, networks: Networks, samples: RolloutSamples
     ) -> tuple[Networks, Metrics]:
         """The networks after the actor's step, and metrics. A fixed action layer does not move."""
         weight = samples.weight
@@ -128,7 +126,7 @@ class TrustRegion(PolicyUpdate):
         start: Float[Array, " n"],
         before: Scalar,
         gradient: Float[Array, " n"],
-    ) -> tuple[Float[Array, " n"], Search]:
+    ) -> tuple[Float[Array, " n"], LineSearch]:
         """The full step β s, and the result of the line search along it.
 
         s = -F⁻¹ q with q the gradient, β = √(2 δ / sᵀ F s), F v = ∇(∇KL · v) + damping v. The search accepts
@@ -150,21 +148,21 @@ class TrustRegion(PolicyUpdate):
         curvature = direction @ fisher(direction)
         full = jnp.sqrt(2.0 * self.max_kl / jnp.maximum(curvature, 1e-12)) * direction
 
-        def is_unfinished(search: Search) -> Array:
+        def is_unfinished(search: LineSearch) -> Array:
             return (search.tries < self.tries) & ~search.accepted
 
-        def try_step(search: Search) -> Search:
+        def try_step(search: LineSearch) -> LineSearch:
             params = start + self.backtrack ** search.tries.astype(jnp.float32) * full
             new_kl, new_loss = kl(params), loss(params)
             accepted = (new_kl < self.max_kl) & (new_loss < before)
             pairs = ((params, start), (new_kl, 0.0), (new_loss, before))
-            return Search(search.tries + 1, accepted, *(jnp.where(accepted, x, y) for x, y in pairs))
+            return LineSearch(search.tries + 1, accepted, *(jnp.where(accepted, x, y) for x, y in pairs))
 
-        initial = Search(jnp.array(0), jnp.array(False), start, jnp.zeros(()), before)
+        initial = LineSearch(jnp.array(0), jnp.array(False), start, jnp.zeros(()), before)
         return full, jax.lax.while_loop(is_unfinished, try_step, initial)
 
     def _update_critic(
-        self, context: Context, critic: PyTree, moments: PyTree, samples: RolloutSamples
+        self, context: UpdateContext, critic: PyTree, moments: PyTree, samples: RolloutSamples
     ) -> tuple[PyTree, PyTree]:
         """The critic and its optimiser state after `critic_steps` steps on the squared error."""
         optimiser = context.base.make_optimiser()

@@ -108,7 +108,7 @@ def _estimate_advantages(
 ) -> tuple[State, Array, Array, Callable[[Array], Array]]:
     """The state with the new states of scaling and estimator; advantages and critic targets [T, E]; `scale`.
 
-    Targets are in the critic's unit, and `scale` brings rewards into it (`Context.scale`).
+    Targets are in the critic's unit, and `scale` brings rewards into it (`UpdateContext.scale`).
     """
     estimator, scaling = agent.estimator, agent.scaling
     part_states = dict(state.part_states)

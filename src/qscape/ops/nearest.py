@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.masks import ActionMask
 
 CHUNK = 16_384  # rows in one product
@@ -94,7 +94,7 @@ class ActionTable:
             UsageError: the table has fewer than k rows.
         """
         if k > len(self.rows):
-            raise UsageError(f"The {k} nearest of {len(self.rows)} actions are asked for; there are too few.")
+            raise OutOfRange(f"The {k} nearest of {len(self.rows)} actions are asked for; there are too few.")
 
         @jax.custom_batching.custom_vmap
         def search(x: Float[Array, "*b d"], words: Float[Array, "*b M"] | None) -> Int[Array, "*b k"]:

@@ -58,7 +58,8 @@ def running_returns(
 ) -> tuple[Float[Array, "T E"], Float[Array, " E"]]:
     """Discounted sums of past rewards, R_t = γ R_{t-1} + r_t, restarted after each episode.
 
-    Their standard deviation is the scale of rewards in Gymnasium's `NormalizeReward`.
+    Their standard deviation is the scale of rewards. The sum is the same however an episode ends; that of
+    Gymnasium's `NormalizeReward` (1.4) is not: it leaves the past out of a step that terminates.
 
     Args:
         reward: r_t.

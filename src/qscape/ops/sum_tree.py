@@ -2,8 +2,8 @@
 
 The array is a heap of `2 n` float32, n a power of two: node 1 is the root, node k has the children 2k and 2k
 + 1, and the leaves are `tree[n:]`. Every inner node is exactly the float32 sum of its two children, so
-rounding errors do not accumulate over writes. (A cumulative sum of a million float32 numbers would distort
-the probability of single rows by tens of percent.)
+rounding errors do not accumulate over writes. (A cumulative sum of a million float32 priorities as LAP has
+them distorts the probability of single rows by up to 6%, added in order, and 18%, as XLA adds on a CPU.)
 """
 
 import jax

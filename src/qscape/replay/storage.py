@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, UInt32
 
-from qscape.errors import RunError, UsageError
+from qscape.errors import OutOfMemory, OutOfRange, UnknownName
 from qscape.ops.devices import device_count, on_each_device, replicate
 from qscape.types import Batch
 
@@ -118,9 +118,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.ring < 2 or self.capacity >= 2**31:
-            raise UsageError(
+            raise OutOfRange(
                 f"--base.replay-capacity {self.capacity} with {self.envs} environments does not work: "
-                f"choose from {2 * self.envs} to {2**31 - 1} rows."
+                f"choose from {2 * self.envs} to {2**31 - 1} rows.",
+                part="base",
+                field="replay_capacity",
             )
 
     @property
@@ -389,7 +391,7 @@ def rows_at(
         UsageError: a derived name is unknown.
     """
     if unknown := set(derived_names) - DERIVED:
-        raise UsageError(f"Replay cannot derive {sorted(unknown)}; it knows {sorted(DERIVED)}.")
+        raise UnknownName(f"Replay cannot derive {sorted(unknown)}; it knows {sorted(DERIVED)}.")
     columns = layout.slices
     words = take(rows, i, slice(0, layout.width))
     taken = _numbers(words)
@@ -584,7 +586,7 @@ def check_memory(layout: Layout, seeds: int = 1) -> None:
     saving += " or --base.replay-observations bfloat16" if wide else ""
     fits = available // (4 * layout.width * seeds)
     each = f" for each of {seeds} seeds" if seeds > 1 else ""
-    raise RunError(
+    raise OutOfMemory(
         f"A replay of {layout.capacity} rows{each} needs {needed / GIB:.1f} GiB but "
         f"{available / GIB:.1f} GiB are available; use --base.replay-capacity below {fits}{saving}."
     )

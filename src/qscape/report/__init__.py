@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import UsageError
+from qscape.errors import MissingPackage
 from qscape.values import show_args
 from qscape.versions import find_wrong_versions
 
@@ -24,7 +24,7 @@ def require_extra(what: str) -> Iterator[None]:
         yield
     except ImportError as problem:
         wrong = "; ".join(find_wrong_versions("matplotlib", "pandas", "plotly", "plotext"))
-        raise UsageError(wrong or f'{what} need the extra: pip install "qscape[report]".') from problem
+        raise MissingPackage(wrong or f'{what} need the extra: pip install "qscape[report]".') from problem
 
 
 def environment_label(record: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qscape.report import interactive, page, records, references, require_extra
+from qscape.report.runs import RunRecord
 from qscape.report.tables import Comparison
 
 with require_extra("Pages"):
@@ -28,7 +29,7 @@ class Draft:
     """
 
     comparison: Comparison
-    runs: list[records.RunRecord]
+    runs: list[RunRecord]
     published: pd.DataFrame | None
     reps: int
     styles: dict[str, interactive.LineStyle]
@@ -52,9 +53,12 @@ class Draft:
         return page.figure(name, caption, title)
 
 
-def begin_draft(comparison: Comparison, reference: Sequence[str], reps: int) -> Draft:
-    """Read the runs of a comparison and return an empty report of them."""
-    runs, broken = records.read_records(comparison.rows["run"].unique())
+def begin_draft(
+    comparison: Comparison, runs: Sequence[RunRecord], reference: Sequence[str], reps: int
+) -> Draft:
+    """Read the inspection results of the compared runs and return an empty report of these."""
+    by_folder = {run.folder: run for run in runs}
+    runs, broken = records.read_findings(by_folder[folder] for folder in comparison.rows["run"].unique())
     labels, names = [run.label for run in runs], comparison.names
     runs = [run._replace(label=names.get(run.label, run.label)) for run in runs]
     published = references.load_published(reference) if reference else None

@@ -2,17 +2,17 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from qscape.report import draft as drafts
-from qscape.report import findings, interactive, page, records, require_extra, runs, tables, words
+from qscape.report import findings, interactive, page, records, require_extra, tables, words
 from qscape.report.draft import Draft
 from qscape.report.intervals import INTERVAL
 from qscape.report.labels import describe_shared
 from qscape.report.numbers import digits_of
 from qscape.report.page import escape_with_breaks
 from qscape.report.records import NO_VALUE
+from qscape.report.runs import RunRecord, identify_run
 from qscape.report.tables import Comparison
 from qscape.report.words import format_interval, format_number
 from qscape.tracking import track
@@ -29,11 +29,14 @@ FOOTER = (
 )
 
 
-def render_report(comparison: Comparison, reference: Sequence[str] = (), reps: int = 2000) -> str:
+def render_report(
+    comparison: Comparison, runs: Sequence[RunRecord], reference: Sequence[str] = (), reps: int = 2000
+) -> str:
     """Render a comparison and the contents of its run folders as one HTML file.
 
     Args:
-        comparison: the result of `tables.compare`; the folders of its runs are read again.
+        comparison: the result of `tables.compare`.
+        runs: the run folders, of `runs.read_runs`; those that are not compared are left out.
         reference: names of published curves.
         reps: number of bootstrap resamples.
 
@@ -41,7 +44,7 @@ def render_report(comparison: Comparison, reference: Sequence[str] = (), reps: i
         UsageError: a published curve is unknown.
     """
     full, comparison = comparison, tables.shorten(comparison)
-    draft = drafts.begin_draft(comparison, reference, reps)
+    draft = drafts.begin_draft(comparison, runs, reference, reps)
     add_leaders(draft)
     add_curves(draft)
     add_profile(draft)
@@ -256,8 +259,8 @@ def evaluations_csv(draft: Draft) -> tuple[str, str]:
     """
     frames, heads = [], ["run", "label", "env", "seed"]
     for run in draft.runs:
-        record, rows = runs.read_episodes(Path(run.folder))
-        frames.append(rows.assign(**runs.identify_run(run.folder, record)).drop(columns="recipe"))
+        head = identify_run(run.folder, run.record)  # with the full label
+        frames.append(run.episodes.assign(**head).drop(columns="recipe"))
     frame = pd.concat(frames, ignore_index=True)
     if len(frame) > LARGEST:
         frame = frame.groupby([*heads, "step", "policy"], sort=False).mean(numeric_only=True)

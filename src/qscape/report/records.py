@@ -1,12 +1,12 @@
-"""The contents of a run folder beside its evaluations: run.json and inspection results."""
+"""What a page says of run folders beside their evaluations: settings, origin, inspection results."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from qscape.report.runs import identify_run
-from qscape.sealed import read_json, unseal
+from qscape.report.runs import RunRecord
+from qscape.sealed import read_json
 
 FINDINGS = ("smoothness", "landscape", "embedding", "collapse")  # RUN/inspect/NAME.json
 # Fields of run.json that are not settings of an agent, or that recipe and seed imply.
@@ -31,56 +31,29 @@ NO_SETTINGS = {
     "threads",
     "command",
     "saved",
-    "crc32",
 }
 NO_VALUE = "–"
 
 
-class RunRecord(NamedTuple):
-    """A run folder.
-
-    Attributes:
-        folder: its path.
-        env: environment id with arguments and dataset.
-        label: name of the agent in tables.
-        seed: the run's seed.
-        record: run.json.
-        findings: contents of RUN/inspect/NAME.json, by name.
-    """
-
-    folder: str
-    env: str
-    label: str
-    seed: int
-    record: Mapping[str, Any]
-    findings: Mapping[str, Mapping[str, Any]]
-
-
-def read_records(folders: Iterable[str]) -> tuple[list[RunRecord], list[str]]:
-    """Read run folders.
+def read_findings(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """Read the inspection results in run folders.
 
     Returns:
-        The runs, and a sentence for every result file that is broken.
+        The runs with their findings, and a sentence for every result file that is broken.
     """
-    runs, skipped = [], []
-    for folder in folders:
-        try:
-            record = unseal((Path(folder) / "run.json").read_bytes())
-            head = identify_run(folder, record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            skipped.append(f"skipped {Path(folder) / 'run.json'}: it is broken.")
-            continue
+    read, skipped = [], []
+    for run in runs:
         findings = {}
         for name in FINDINGS:
-            file = Path(folder) / "inspect" / f"{name}.json"
+            file = Path(run.folder) / "inspect" / f"{name}.json"
             if not file.exists():
                 continue
             try:
                 findings[name] = read_json(file.read_bytes())
             except (OSError, ValueError):
                 skipped.append(f"skipped {file}: it is broken.")
-        runs.append(RunRecord(folder, head["env"], head["label"], head["seed"], record, findings))
-    return runs, skipped
+        read.append(run._replace(findings=findings))
+    return read, skipped
 
 
 def first_runs_with(runs: Sequence[RunRecord], name: str) -> list[RunRecord]:

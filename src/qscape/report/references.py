@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 
-from qscape.errors import UsageError
+from qscape.errors import UnknownName
 from qscape.report import name_steps, require_extra
 
 with require_extra("Published figures"):
@@ -43,7 +43,7 @@ def load_published(names: Sequence[str]) -> pd.DataFrame:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(close)}?" if close else f"choose {', '.join(known)}."
-            raise UsageError(f"There is no published curve '{name}'; {hint}")
+            raise UnknownName(f"There is no published curve '{name}'; {hint}")
     return curves[curves["name"].isin(names)].reset_index(drop=True)
 
 

@@ -4,11 +4,11 @@ import glob
 import io
 import os
 import warnings
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-from qscape.errors import UsageError, one_line
+from qscape.errors import NotFound, one_line
 from qscape.report import require_extra, task_label
 from qscape.sealed import read_json, unseal
 from qscape.tracking import track
@@ -46,6 +46,42 @@ class _Study(TypedDict):
     runs: list[_Planned]
 
 
+class RunRecord(NamedTuple):
+    """A run folder.
+
+    Attributes:
+        folder: its path.
+        env: environment id with arguments and dataset.
+        label: name of the agent in tables.
+        seed: the run's seed.
+        record: run.json.
+        episodes: evaluations.csv: a row for each episode of the complete evaluations.
+        findings: contents of RUN/inspect/NAME.json, by name, once `records.read_findings` read them.
+    """
+
+    folder: str
+    env: str
+    label: str
+    seed: int
+    record: Mapping[str, Any]
+    episodes: pd.DataFrame
+    findings: Mapping[str, Mapping[str, Any]] = {}
+
+
+class RunFolders(NamedTuple):
+    """What `read_runs` read.
+
+    Attributes:
+        frame: a row for each run, evaluation and policy, as `load_runs` returns it.
+        skipped: a sentence for each skipped folder or doubtful task.
+        runs: the complete runs, in the order in which they were found.
+    """
+
+    frame: pd.DataFrame
+    skipped: list[str]
+    runs: list[RunRecord]
+
+
 def load_runs(runs: Paths) -> pd.DataFrame:
     """Load the evaluations of runs as a pandas DataFrame: `qs.load_runs("runs/**")`.
 
@@ -64,32 +100,34 @@ def load_runs(runs: Paths) -> pd.DataFrame:
     Raises:
         UsageError: no run is found.
     """
-    frame, skipped = read_runs(runs)
-    for sentence in skipped:
+    read = read_runs(runs)
+    for sentence in read.skipped:
         warnings.warn(sentence, stacklevel=2)
-    return frame
+    return read.frame
 
 
-def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
-    """Load what `load_runs` returns, and a sentence for each skipped folder or doubtful task.
+def read_runs(runs: Paths) -> RunFolders:
+    """Read run folders, each once: their records, their episodes, and the table that `load_runs` returns.
 
     Raises:
         UsageError: no run is found, or no complete one.
     """
-    frames, folders = [], find_runs(runs)
+    read, frames, folders = [], [], find_runs(runs)
     skipped = note_missing(runs, folders)
     for folder in track(folders, "runs to read"):
         try:
-            frames.append(_read_run(folder))
+            run = _read_run(folder)
+            frames.append(_average_episodes(run))
+            read.append(run)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:  # of any damage
             why = f"it has no {problem}" if isinstance(problem, KeyError) else _describe_problem(problem)
             skipped.append(f"skipped {folder}: {why}")
     if not frames:
-        raise UsageError(f"There is no complete run in {len(skipped)} folder(s): {'; '.join(skipped)}.")
+        raise NotFound(f"There is no complete run in {len(skipped)} folder(s): {'; '.join(skipped)}.")
     frame = pd.concat(frames, ignore_index=True)
     skipped += _note_shared_names(frame)
     order = ["env", "label", "seed", "run", "policy", "step"]
-    return frame.sort_values(order, kind="stable", ignore_index=True), skipped
+    return RunFolders(frame.sort_values(order, kind="stable", ignore_index=True), skipped, read)
 
 
 def find_runs(runs: Paths) -> list[Path]:
@@ -102,9 +140,9 @@ def find_runs(runs: Paths) -> list[Path]:
     for path in _list_paths(runs):
         inside = [folder for root in _match(path) for folder in _find_below(root)]
         if not inside and not Path(path).exists() and glob.has_magic(str(path)):
-            raise UsageError(f"{path} matches no run, nor a folder with one below it.")
+            raise NotFound(f"{path} matches no run, nor a folder with one below it.")
         if not inside:
-            raise UsageError(
+            raise NotFound(
                 f"{path} is no run and holds none: there is no run.json in it or in a folder below it."
             )
         for folder in inside:
@@ -205,8 +243,8 @@ def _find_below(root: Path) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
 
 
-def read_episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Read run.json and evaluations.csv of one run: a row for each episode of its complete evaluations.
+def _read_run(folder: Path) -> RunRecord:
+    """Read run.json and evaluations.csv of one run.
 
     Raises:
         ValueError, KeyError, TypeError or OSError: the folder is broken.
@@ -231,7 +269,8 @@ def read_episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     sizes = rows.groupby(["step", "policy"])["return"].transform("size")
     if sizes.iloc[-1] < sizes.max():  # the last evaluation is incomplete
         rows = rows.iloc[: -sizes.iloc[-1]]
-    return record, rows
+    head = identify_run(folder, record)
+    return RunRecord(head["run"], head["env"], head["label"], head["seed"], record, rows)
 
 
 def _find_damage(text: str) -> str:
@@ -242,15 +281,15 @@ def _find_damage(text: str) -> str:
     return next((f" in line {k}" for k in wrong), "")
 
 
-def _read_run(folder: Path) -> pd.DataFrame:
-    """Read the evaluations of one run, a row for each; raises as `read_episodes`."""
-    record, rows = read_episodes(folder)
+def _average_episodes(run: RunRecord) -> pd.DataFrame:
+    """Return the evaluations of one run, a row for each."""
+    record, rows = run.record, run.episodes
     probed = [name for name in rows.select_dtypes("number") if name not in (*MEANS, *COUNTS)]
     points = rows.groupby(["step", "policy"], as_index=False).agg(
         **{name: (name, "mean") for name in (*MEANS, *probed)},  # type: ignore[arg-type]
         episodes=("return", "size"),
     )
-    head = identify_run(folder, record)
+    head = identify_run(run.folder, record)
     return (
         pd.DataFrame(head, index=points.index)
         .join(points)
@@ -267,7 +306,7 @@ def _note_shared_names(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
+def identify_run(folder: Path | str, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns that identify a run: run, recipe, label, env, seed."""
     return {
         "run": str(folder),

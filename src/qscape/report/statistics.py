@@ -8,7 +8,7 @@ Intervals are those of `intervals.bootstrap`.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange, UnfitEnv
 from qscape.report import require_extra
 from qscape.report.intervals import Estimate, bootstrap
 
@@ -47,7 +47,7 @@ def select_metric(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     reports = runs["success"].notna().groupby(runs["env"]).any()
     if not reports.all():
         silent = ", ".join(sorted(reports.index[~reports]))
-        raise UsageError(f"--metric success: {silent} reports no success; compare by return.")
+        raise UnfitEnv(f"--metric success: {silent} reports no success; compare by return.", field="metric")
     # Some environments report success only in successful episodes: an evaluation without a report has none.
     return runs.assign(**{"return": 100 * runs["success"].fillna(0.0)})
 
@@ -77,7 +77,7 @@ def smooth_returns(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
         UsageError: w lies outside [0, 1).
     """
     if not 0 <= weight < 1:
-        raise UsageError(f"--smooth is {weight}; it must lie in [0, 1).")
+        raise OutOfRange(f"--smooth is {weight}; it must lie in [0, 1).", field="smooth")
     if not weight:
         return runs
     rows = runs.sort_values("step", kind="stable")
@@ -101,9 +101,10 @@ def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
     tail = rows.sort_values("step").groupby("run").tail(last)
     counts = tail.groupby("run").size()
     if counts.min() < last:
-        raise UsageError(
+        raise OutOfRange(
             f"--final {last} needs {last} evaluations of each run, but {counts.idxmin()} "
-            f"has {counts.min()}; use --final {counts.min()} or less."
+            f"has {counts.min()}; use --final {counts.min()} or less.",
+            field="final",
         )
     return _score_runs(tail, "mean")
 
@@ -123,7 +124,9 @@ def stop_epochs(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
         UsageError: the threshold is not finite.
     """
     if not np.isfinite(threshold):
-        raise UsageError(f"--threshold is {threshold}; it must be a finite return, like 200.")
+        raise OutOfRange(
+            f"--threshold is {threshold}; it must be a finite return, like 200.", field="threshold"
+        )
     ordered = rows[rows["step"] > 0].sort_values("step")
     number = ordered.groupby("run").cumcount() + 1
     return _score_runs(ordered.assign(**{"return": number.where(ordered["return"] >= threshold)}), "min")

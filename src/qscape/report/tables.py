@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from qscape.errors import UsageError
+from qscape.errors import Conflict, Mismatch, NothingToDo
 from qscape.report import references, require_extra, statistics
 from qscape.report.intervals import INTERVAL
 from qscape.report.labels import describe_shared, shorten_labels
@@ -71,7 +71,10 @@ def compare(
             environment reports no success.
     """
     if reference and metric != "return":
-        raise UsageError("--reference with --metric success: published curves are of returns; leave one out.")
+        raise Conflict(
+            "--reference with --metric success: published curves are of returns; leave one out.",
+            field="reference",
+        )
     curves = references.load_published(reference)
     runs = statistics.smooth_returns(statistics.select_metric(runs, metric), smooth)
     rows, notes = _select_comparable(statistics.select_policy(runs, policy), unequal)
@@ -141,7 +144,7 @@ def shorten(comparison: Comparison) -> Comparison:
 def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
     """Select the rows that may be compared: each run once, finished, of one budget per environment."""
     if rows.empty:
-        raise UsageError("There is no evaluation of that policy in these runs.")
+        raise NothingToDo("There is no evaluation of that policy in these runs.")
     runs = rows.groupby("run", as_index=False).agg(
         **{name: (name, "first") for name in ("env", "label", "seed", "budget")},
         step=("step", "max"),
@@ -157,14 +160,14 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
         ]
         runs = runs.drop(short.index)
         if runs.empty:
-            raise UsageError(
+            raise NothingToDo(
                 f"No run is finished, e.g. {short['run'].iloc[0]}; --unequal compares them as they are."
             )
     for env, group in runs.groupby("env"):
         if group["step" if unequal else "budget"].nunique() > 1:
             difference = f"Budgets in {env} differ ({_list_by_label(group, 'step', 'steps')})"
             if not unequal:
-                raise UsageError(f"{difference}: compare equal ones, or add --unequal.")
+                raise Mismatch(f"{difference}: compare equal ones, or add --unequal.")
             cut = group.groupby("label")["step"].nunique()
             listed = ", ".join(cut.index[cut > 1])
             ends = f"; the curve of {listed} ends where the shortest of its runs does" if listed else ""
@@ -193,7 +196,7 @@ def refuse_repeated(runs: pd.DataFrame) -> None:
     for _, same in runs.groupby(["env", "label", "seed"]):  # drops runs without a seed: agents in memory
         if len(same) > 1:
             a, b = same["run"].iloc[:2]
-            raise UsageError(f"{a} and {b} are the same agent, environment and seed: leave one of them out.")
+            raise Conflict(f"{a} and {b} are the same agent, environment and seed: leave one of them out.")
 
 
 def note_few_seeds(scores: pd.DataFrame) -> list[str]:

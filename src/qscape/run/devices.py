@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from qscape.envs.world import World
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.offpolicy.cycle import Carry
 from qscape.ops.devices import AXIS
 
@@ -44,15 +44,17 @@ def make_mesh(count: int, envs: int, batch_size: int = 0) -> Mesh:
     """
     devices = jax.devices()
     if not 1 <= count <= len(devices):
-        raise UsageError(
+        raise OutOfRange(
             f"{count} devices are asked for and JAX sees {len(devices)} ({devices[0].platform}); "
-            f"choose from 1 to {len(devices)}."
+            f"choose from 1 to {len(devices)}.",
+            field="devices",
         )
     for number, what in ((envs, "environments"), (batch_size, "rows of a batch")):
         if number % count:
-            raise UsageError(
+            raise OutOfRange(
                 f"{number} {what} cannot be split evenly over {count} devices; choose a multiple of {count}, "
-                "or fewer devices."
+                "or fewer devices.",
+                field="devices",
             )
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count])
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 from qscape.agents import Agent
 from qscape.envs.adapter import describe_not_finite
 from qscape.envs.native import JaxEnv, reset_all, step_all, step_key
-from qscape.errors import RunError
+from qscape.errors import NotFinite
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.programs import evaluation_key
 from qscape.run.scan import to_env_action
@@ -276,4 +276,4 @@ def _check_finite(walk: Walk, name: str, start: int, envs: int, seen: int, polic
             why = describe_not_finite(
                 name, field, index, value, number % envs, made, number // envs + 1, seen
             )
-            raise RunError(f"{policies[policy]}: {why}" if policies else why)
+            raise NotFinite(f"{policies[policy]}: {why}" if policies else why)

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt32
 
 from qscape.envs import EnvAdapter, Episode, Step
 from qscape.envs.native import JaxEnv
-from qscape.errors import RunError
+from qscape.errors import BrokenEnv
 from qscape.run.episodes import Steps, play_policy
 from qscape.run.programs import Acts, act_evaluating
 from qscape.tracking import count
@@ -215,7 +215,7 @@ def _walk_episodes(
 def refuse_endless(adapter: EnvAdapter, steps: int) -> None:
     """Raise a RunError if an episode has lasted too many steps and no time limit will end it."""
     if steps > LONGEST and adapter.time_limit is None:
-        raise RunError(
+        raise BrokenEnv(
             f"{adapter.env_id}: an episode has not ended in {LONGEST:,} steps and has no time limit; "
             "set max_episode_steps in env_args, or wrap it in gymnasium.wrappers.TimeLimit."
         )

@@ -5,7 +5,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from qscape.errors import RunError
+from qscape.errors import CannotWrite
 
 LEFTOVERS = ".*.tmp-*"  # what `unused_name` returns, as a pattern
 
@@ -65,7 +65,7 @@ def refuse_link(path: Path) -> None:
         RunError: it is.
     """
     if path.is_symlink():
-        raise RunError(
+        raise CannotWrite(
             f"{path} is a link, and nothing in a run folder is written through a link; put what it points to "
             "in its place."
         )

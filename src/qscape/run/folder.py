@@ -38,7 +38,22 @@ from qscape.data.dataset import HDF5
 from qscape.envs import EnvAdapter, snapshot
 from qscape.envs.kept_spaces import refuse_other_spaces
 from qscape.envs.spaces import fingerprint, refuse_other_table
-from qscape.errors import QscapeError, RunError, UsageError
+from qscape.errors import (
+    CannotRead,
+    CannotWrite,
+    Conflict,
+    DamagedSave,
+    InUse,
+    Mismatch,
+    NoSave,
+    NotFinite,
+    NotFound,
+    QscapeError,
+    RunError,
+    Taken,
+    UnmakeableEnv,
+    Untrusted,
+)
 from qscape.run import saves
 from qscape.run.engines.base import Saved
 from qscape.run.files import delete, refuse_link, sync, write_whole
@@ -154,11 +169,11 @@ def run_folders(path: Path) -> list[Path]:
     found = sorted(p.parent for p in path.glob(f"*/{RECORD}"))
     if not found:
         if deeper := next(path.glob(f"*/*/{RECORD}"), None) or next(path.glob(f"*/*/*/{RECORD}"), None):
-            raise UsageError(
+            raise NotFound(
                 f"{path} is no run and no group of seeds, but holds some; name one, e.g. "
                 f"{deeper.parent.parent}."
             )
-        raise UsageError(
+        raise NotFound(
             f"{path} is no run and holds none: there is no {RECORD} in it or in a folder below it."
         )
     return sorted(found, key=lambda p: (not p.name.isdigit(), int(p.name) if p.name.isdigit() else 0, p.name))
@@ -172,7 +187,7 @@ def one_run(path: Path) -> Path:
     """
     runs = run_folders(path)
     if len(runs) > 1:
-        raise UsageError(f"{path} holds {len(runs)} runs; name one, e.g. {runs[0]}.")
+        raise Conflict(f"{path} holds {len(runs)} runs; name one, e.g. {runs[0]}.")
     return runs[0]
 
 
@@ -186,16 +201,17 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
     heal(folder)
     for above in folder.parents[:2]:  # --out RUN or --out RUN/NAME, and in it the folder of the seed
         if (above / RECORD).exists():
-            raise UsageError(f"{above} is a run itself, and no folder of runs; choose another --out.")
+            raise Taken(f"{above} is a run itself, and no folder of runs; choose another --out.", field="out")
     ours = (LOCK, NEW, f".{RECORD}.tmp")  # of a process that was killed before it wrote run.json
     if not folder.is_dir() or all(p.name.startswith(ours) for p in folder.iterdir()):
         return
     if not (folder / RECORD).exists():
-        raise UsageError(f"{folder} exists and is no run; choose another folder.")
+        raise Taken(f"{folder} exists and is no run; choose another folder.", field="out")
     if not overwrite:
-        raise UsageError(
+        raise Taken(
             f"{folder} holds a run already; continue it: qscape resume {shlex.quote(str(folder))}, or add "
-            "--overwrite."
+            "--overwrite.",
+            field="out",
         )
 
 
@@ -218,7 +234,9 @@ def create(
     try:
         _empty(folder)
     except OSError as problem:
-        raise RunError(f"{folder} cannot be emptied ({problem.strerror}); choose another --out.") from problem
+        raise CannotWrite(
+            f"{folder} cannot be emptied ({problem.strerror}); choose another --out."
+        ) from problem
     write_record(folder, to_json(plan, agent) | origin() | dict(further or {}))
 
 
@@ -252,7 +270,7 @@ def replace(folder: Path, session: Session) -> None:
             if not old.exists():
                 shutil.rmtree(new, ignore_errors=True)
             if isinstance(problem, OSError):
-                raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+                raise CannotWrite(f"{folder} cannot be written ({problem.strerror}).") from problem
             raise
 
 
@@ -272,7 +290,7 @@ def heal(folder: Path) -> None:
         try:
             _finish_replacing(folder)
         except OSError as problem:
-            raise RunError(
+            raise CannotWrite(
                 f"{folder} holds a run that was saved only in part, and cannot be written "
                 f"({problem.strerror}); make it writable."
             ) from problem
@@ -386,7 +404,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RECORD, seal(record))
     except OSError as problem:
-        raise RunError(
+        raise CannotWrite(
             f"{folder} cannot be written ({problem.strerror}); choose another folder."
         ) from problem
 
@@ -404,7 +422,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         hints = _Origin.__annotations__
         check_type({name: record[name] for name in hints if name in record}, _Origin)
     except (OSError, ValueError, TypeError, KeyError, TypeCheckError, QscapeError) as problem:
-        raise RunError(
+        raise CannotRead(
             f"{folder / RECORD} cannot be read ({problem}): this is no run, or a broken one."
         ) from problem
     return record
@@ -423,7 +441,7 @@ def read_plan(folder: Path) -> Plan:
             if ":" in origin and trusted.trusts_everything():
                 register(origin)
                 continue
-            raise UsageError(f"{folder} was trained with {plugins.missing(name, origin)}", part=name)
+            raise Untrusted(f"{folder} was trained with {plugins.missing(name, origin)}", part=name)
     return from_json(record)
 
 
@@ -439,12 +457,12 @@ def refuse_unmakeable(folder: Path, plan: Plan) -> None:
     """
     named = {spec.name for spec in gym.registry.values()}
     if plan.env.isidentifier() and plan.env not in named:
-        raise UsageError(
+        raise UnmakeableEnv(
             f"{folder} ran in {plan.env}, which no id makes: "
             f"give it in Python, qs.load({str(folder)!r}, env=...)."
         )
     if unknown := [name for name, value in plan.env_args.items() if isinstance(value, NoValue)]:
-        raise UsageError(
+        raise UnmakeableEnv(
             f"{folder} ran with {unknown[0]} = {plan.env_args[unknown[0]].text}, which no file holds: "
             f"give its environment in Python, qs.load({str(folder)!r}, env=...)."
         )
@@ -474,10 +492,10 @@ def locked(folder: Path, new: bool = False) -> Iterator[None]:
         lock.acquire(timeout=LOCK_PATIENCE)
     except filelock.Timeout as problem:
         wait = f"wait for it, or {other}" if new else "wait until it ends"
-        raise RunError(f"{folder} is in use by another process; {wait}.") from problem
+        raise InUse(f"{folder} is in use by another process; {wait}.") from problem
     except OSError as problem:
         why = f"{folder} cannot be written ({problem.strerror}); {other or 'make it writable'}."
-        raise RunError(why) from problem
+        raise CannotWrite(why) from problem
     try:
         yield
     finally:
@@ -524,7 +542,7 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
     """
     acting = session.learner.policies(seed)["current"]
     if any(np.isnan(x).any() for x in jax.tree.leaves(acting) if jnp.issubdtype(x.dtype, jnp.floating)):
-        raise RunError(
+        raise NotFinite(
             f"{folder}: its networks hold NaN at step {session.env_steps}, after {session.updates} updates; "
             "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
         )
@@ -580,7 +598,7 @@ def read_meta(path: Path) -> Meta:
         for name in ("env_steps", "updates"):
             _check_like(numbers[name], 0, name)
     except (KeyError, ValueError, TypeCheckError) as problem:
-        raise RunError(f"{path / saves.RECORD} is damaged ({problem}); use another save.") from problem
+        raise DamagedSave(f"{path / saves.RECORD} is damaged ({problem}); use another save.") from problem
     return cast(Meta, meta)
 
 
@@ -631,7 +649,7 @@ def newest_save(folder: Path, tree: str = "acting") -> Path | None:
 def _tree_names(path: Path) -> list[str]:
     """Return the names of a save's trees; raises RunError if it cannot be read."""
     if not (path / saves.RECORD).exists():
-        raise RunError(f"{path} has no {saves.RECORD}, so it is no complete save; move it elsewhere.")
+        raise DamagedSave(f"{path} has no {saves.RECORD}, so it is no complete save; move it elsewhere.")
     return saves.tree_names(path)
 
 
@@ -639,10 +657,10 @@ def no_save(folder: Path, which: str = "yet") -> RunError:
     """Return the error for a run that has no save `which` could be used."""
     has_none = f"{folder} has no save {which}"
     if in_use(folder):
-        return RunError(f"{has_none}; it is being trained, so wait until it saves.")
+        return NoSave(f"{has_none}; it is being trained, so wait until it saves.")
     if lost_saves(folder):
         return _lost(folder)
-    return RunError(f"{has_none}; continue training first: qscape resume {shlex.quote(str(folder))}.")
+    return NoSave(f"{has_none}; continue training first: qscape resume {shlex.quote(str(folder))}.")
 
 
 def lost_saves(folder: Path) -> bool:
@@ -654,7 +672,7 @@ def _lost(folder: Path, why: str = "") -> RunError:
     """Return the error for a run that had saves, none of which can be used."""
     seed = read_record(folder)["seed"]
     begin = f"qscape train --config {shlex.quote(str(folder / RECORD))} --seeds {seed} --out NEW"
-    return RunError(f"{why or f'{folder} has lost its saves.'} Nothing was changed. To begin again: {begin}.")
+    return NoSave(f"{why or f'{folder} has lost its saves.'} Nothing was changed. To begin again: {begin}.")
 
 
 def _has_networks(path: Path) -> bool:
@@ -705,11 +723,13 @@ def choose_save(
         there = [str(int(path.name)) for path in reversed(found)]
         found = [path for path in found if int(path.name) == step]
         if not found:
-            raise UsageError(f"{folder} has no save of step {step}; it has {', '.join(there) or 'none'}.")
+            raise NotFound(
+                f"{folder} has no save of step {step}; it has {', '.join(there) or 'none'}.", field="save"
+            )
     for path in found:
         try:
             if not empty_replay and "replay" not in _tree_names(path):
-                raise RunError(f"{path} has no replay.")
+                raise NoSave(f"{path} has no replay.")
             read_meta(path)
             saves.check(path, skip=("replay",) if empty_replay else ())
             return path, [f"{why} The run goes back to the save of step {int(path.name)}." for why in notes]
@@ -724,7 +744,7 @@ def choose_save(
         flags = "".join(f" --{name} {n}" for name, n in (("steps", steps), ("save", step)) if n is not None)
         command = f"qscape resume {shlex.quote(str(folder))}{flags} --empty-replay{trusted.flag()}"
         remedy = f"To go on with the networks alone: {command}."
-        raise RunError(f"{why} Nothing was changed. {remedy}")
+        raise DamagedSave(f"{why} Nothing was changed. {remedy}")
     raise _lost(folder, why)
 
 
@@ -752,7 +772,7 @@ def set_aside(folder: Path, path: Path) -> Path | None:
         for other in newer:
             other.rename(place / other.name)
     except OSError as problem:
-        raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+        raise CannotWrite(f"{folder} cannot be written ({problem.strerror}).") from problem
     return place
 
 
@@ -799,7 +819,7 @@ def _refuse_other_number(path: Path, meta: Meta, session: Session) -> None:
     there, here = len(meta["environment"].get("episodes", [])), session.adapter.envs
     if there and there != here and session.adapter.jax_env is None:
         run = shlex.quote(str(path.parents[1]))
-        raise UsageError(
+        raise Mismatch(
             f"{path} is of {there} environments side by side, and here there are {here}: its replay and its "
             f"episodes fit {there} alone. Give {there}, or begin a run in {here} with its networks: qscape "
             f"train {session.plan.recipe} --from {run} --env {session.adapter.env_id} --envs {here}."
@@ -853,4 +873,4 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as problem:
-        raise RunError(f"{path} is damaged ({problem}); use another save.") from problem
+        raise DamagedSave(f"{path} is damaged ({problem}); use another save.") from problem

@@ -27,7 +27,7 @@ from qscape.agents import (
 )
 from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
-from qscape.errors import UsageError
+from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValue
 from qscape.run import probes
 from qscape.system import file_name
 from qscape.types import LARGEST, setting
@@ -116,62 +116,79 @@ class Plan(Pace):
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise UsageError(f"--seeds {self.seed}: a seed is 0 or more.")
+            raise OutOfRange(f"--seeds {self.seed}: a seed is 0 or more.", field="seed")
         for name in ("recipe", "env", "label", "dataset", "start"):
             if not getattr(self, name).isprintable():
-                raise UsageError(f"{name} is {getattr(self, name)!r}: a name holds no control characters.")
+                raise WrongValue(
+                    f"{name} is {getattr(self, name)!r}: a name holds no control characters.", field=name
+                )
         refuse_unkept(self.env_args)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value > LARGEST:
                 flag = field.name.replace("_", "-")
                 why = f"--{flag} is {value}; a whole number is at most {LARGEST:,}."
-                raise UsageError(why, field=field.name)
+                raise OutOfRange(why, field=field.name)
         if self.steps < 1:
-            raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
+            raise OutOfRange(
+                f"--steps is {self.steps}: a run needs at least one environment step.", field="steps"
+            )
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+                raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)
         for name in ("loop", "vectorise"):
             known = get_args(Pace.__annotations__[name])
             if getattr(self, name) not in known:
-                raise UsageError(f"--{name} {getattr(self, name)} is unknown; choose {', '.join(known)}.")
+                raise UnknownName(
+                    f"--{name} {getattr(self, name)} is unknown; choose {', '.join(known)}.", field=name
+                )
         if self.vectorise != "sync" and (self.loop == "compiled" or self.dataset):
             flag = "--dataset" if self.dataset else "--loop compiled"
-            raise UsageError(
+            raise Conflict(
                 f"--vectorise {self.vectorise} is how the host steps environments, which it does not with "
-                f"{flag}; leave one of them out."
+                f"{flag}; leave one of them out.",
+                field="vectorise",
             )
         if self.vectorise == "async" and self.envs == 1:
-            raise UsageError("--vectorise async steps several environments side by side; add --envs 4.")
+            raise Conflict(
+                "--vectorise async steps several environments side by side; add --envs 4.", field="vectorise"
+            )
         if self.loop == "compiled" and (self.dataset or self.start):
             flag = "--dataset" if self.dataset else "--from"
-            raise UsageError(f"--loop compiled trains from the start on an environment; leave {flag} out.")
+            raise Conflict(
+                f"--loop compiled trains from the start on an environment; leave {flag} out.", field="loop"
+            )
         if self.devices > 1 and (self.loop == "host" or self.dataset or self.start):
-            raise UsageError(
+            raise Conflict(
                 f"--devices {self.devices} splits a compiled run; leave it out with --loop host, --dataset "
-                "and --from."
+                "and --from.",
+                field="devices",
             )
         if self.dataset and self.envs > 1:
             why = "--envs: nothing is stepped when learning from a dataset; leave it out."
-            raise UsageError(why, field="envs")
+            raise Conflict(why, field="envs")
         if self.dataset and self.keep_data:
-            raise UsageError(
+            raise Conflict(
                 "--keep-data keeps the dataset of the run that --from names beside what an environment "
-                "gives; with --dataset a replay holds that one alone: leave one of them out."
+                "gives; with --dataset a replay holds that one alone: leave one of them out.",
+                field="keep_data",
             )
         if self.evals_every < 0:
-            raise UsageError(f"--eval-every is {self.eval_every}; it must be 0 (never) or more.")
+            raise OutOfRange(
+                f"--eval-every is {self.eval_every}; it must be 0 (never) or more.", field="eval_every"
+            )
         if self.save_every is not None and self.save_every < 1:
-            raise UsageError(f"--save-every is {self.save_every}; it must be at least 1.")
+            raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")
         if not 0 < self.milestones <= 1:
-            raise UsageError(f"--milestones is {self.milestones}; it must lie in (0, 1].")
+            raise OutOfRange(f"--milestones is {self.milestones}; it must lie in (0, 1].", field="milestones")
         probes.check_names(self.probe)
         if "bias" in self.probe:
             refuse_other_rewards(self.env, dict(self.env_args))
         if self.probe and not self.evals_every:
-            raise UsageError(f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.")
+            raise Conflict(
+                f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.", field="probe"
+            )
 
     @property
     def evals_every(self) -> int:
@@ -210,7 +227,7 @@ def refuse_unkept(env_args: Mapping[str, Any]) -> None:
             "paths, dates, arrays of NumPy, and lists, tuples, sets, ranges and dicts of these; pass one of "
             "them, or a function that makes the environment."
         )
-        raise UsageError(why, field="env_args") from problem
+        raise WrongValue(why, field="env_args") from problem
 
 
 class Prepared(NamedTuple):
@@ -267,9 +284,11 @@ def prepare(plan: Plan) -> Prepared:
     field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
     if asked and (wait > plan.steps if field == "rollout" else wait >= plan.steps):
-        raise UsageError(
+        raise OutOfRange(
             f"--base.{field} {wait} leaves no update in {plan.steps} steps; "
-            f"use less than {plan.steps}, or more steps."
+            f"use less than {plan.steps}, or more steps.",
+            part="base",
+            field=field,
         )
     if plan.start and field == "warmup" and not asked:
         notes.append("a policy is there already: base.warmup = 0")
@@ -296,9 +315,11 @@ def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
     """Raise UsageError if a batch has more rows than replay holds, so that most of them would be repeated."""
     capacity = getattr(agent.base, "replay_capacity", math.inf)  # on-policy agents have no replay
     if 2 * plan.envs <= capacity < agent.base.batch_size:  # a smaller replay is refused by its layout
-        raise UsageError(
+        raise OutOfRange(
             f"base.batch_size is {agent.base.batch_size}, more than the {capacity} transitions that replay "
-            "holds; make it smaller, or base.replay_capacity larger."
+            "holds; make it smaller, or base.replay_capacity larger.",
+            part="base",
+            field="batch_size",
         )
 
 
@@ -317,11 +338,12 @@ def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
         args = found.env_args | dict(plan.env_args)
         return dataclasses.replace(plan, env=found.env, env_args=args, reference=found.reference), notes
     if plan.probe:
-        raise UsageError(
-            f"--probe measures evaluations: {plan.dataset} names no environment; add one with --env."
+        raise UnfitEnv(
+            f"--probe measures evaluations: {plan.dataset} names no environment; add one with --env.",
+            field="probe",
         )
     if plan.env_args:
-        raise UsageError(
+        raise UnfitEnv(
             f"--env-args: {plan.dataset} names no environment; add one with --env.", field="env_args"
         )
     args = {"dataset": plan.dataset}
@@ -431,7 +453,7 @@ def _as_field(name: str, hint: Any, value: Any) -> Any:
             raise TypeCheckError("is True or False")
         return check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as problem:
-        raise UsageError(f"{name} is {value!r}: {str(problem).splitlines()[0]}.", field=name) from problem
+        raise WrongValue(f"{name} is {value!r}: {str(problem).splitlines()[0]}.", field=name) from problem
 
 
 def score(plan: Plan, ret: float) -> float | None:

@@ -10,7 +10,7 @@ import jax
 from qscape.agents import build
 from qscape.envs import EnvAdapter, Episode
 from qscape.envs import make as make_adapter
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange, UnfitAgent
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.engines.rollout import RolloutPrograms
@@ -125,14 +125,15 @@ def evaluate_run(
         RunError: the run has no readable save.
     """
     if episodes < 1:
-        raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
+        raise OutOfRange(f"--episodes is {episodes}; it must be at least 1.", field="episodes")
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
     with contextlib.ExitStack() as stack:
         stack.callback(close_all, loaded.adapter)
         if sample and not isinstance(loaded.programs.agent, OnPolicyAgent):
-            raise UsageError(
+            raise UnfitAgent(
                 f"{loaded.programs.agent.recipe} is evaluated by its deterministic policy: only the policies "
-                "of on-policy agents (ppo) are sampled; leave --sample out."
+                "of on-policy agents (ppo) are sampled; leave --sample out.",
+                field="sample",
             )
         mode = "sample" if sample else "evaluate"
         done = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)

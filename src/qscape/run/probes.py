@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from qscape.errors import RunError, UsageError, describe_import
+from qscape.errors import Conflict, NotFound, RunError, UnknownName, WrongPart, WrongValue, describe_import
 from qscape.run.evaluation import Rollout
 
 PROBES = {
@@ -94,13 +94,14 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if not name.isprintable():
-            raise UsageError(f"--probe {name!r}: a name holds no control characters.")
+            raise WrongValue(f"--probe {name!r}: a name holds no control characters.", field="probe")
         if name not in PROBES and ":" not in name:
-            raise UsageError(
-                f"--probe {name} is unknown; choose {', '.join(PROBES)}, or your own module:Class."
+            raise UnknownName(
+                f"--probe {name} is unknown; choose {', '.join(PROBES)}, or your own module:Class.",
+                field="probe",
             )
     if len(set(names)) < len(names):
-        raise UsageError(f"--probe {' '.join(names)}: name each probe once.")
+        raise Conflict(f"--probe {' '.join(names)}: name each probe once.", field="probe")
 
 
 def load_probe(name: str) -> Any:
@@ -113,7 +114,11 @@ def load_probe(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as problem:  # a module of the user's may raise anything
-        raise UsageError(f"--probe {name} cannot be loaded {describe_import(problem, name)}.") from problem
+        raise NotFound(
+            f"--probe {name} cannot be loaded {describe_import(problem, name)}.", field="probe"
+        ) from problem
     if not (inspect.isclass(found) and hasattr(found, "columns")):
-        raise UsageError(f"--probe {name} is no probe: it must be a class with the attribute columns.")
+        raise WrongPart(
+            f"--probe {name} is no probe: it must be a class with the attribute columns.", field="probe"
+        )
     return found

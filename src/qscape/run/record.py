@@ -16,10 +16,22 @@ from qscape.data import read
 from qscape.data.dataset import require_action_box
 from qscape.data.sources import refuse_images
 from qscape.envs import EnvAdapter
+from qscape.envs.answers import read_flag, read_reward
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import order_like
 from qscape.envs.spaces import make_flatten
-from qscape.errors import QscapeError, RunError, UsageError, describe
+from qscape.errors import (
+    BrokenEnv,
+    CannotWrite,
+    Inexact,
+    MissingPackage,
+    OutOfRange,
+    QscapeError,
+    Taken,
+    UnfitEnv,
+    WrongValue,
+    describe,
+)
 from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
 from qscape.run.policy import LoadedPolicy, load_policy
@@ -62,15 +74,15 @@ def record_dataset(
     try:
         import minari
     except ImportError as problem:
-        raise UsageError('recording needs packages: pip install "qscape[offline]".') from problem
+        raise MissingPackage('recording needs packages: pip install "qscape[offline]".') from problem
     if episodes < 1:
-        raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
+        raise OutOfRange(f"--episodes is {episodes}; it must be at least 1.", field="episodes")
     if not 0 <= noise < np.inf:
-        raise UsageError(f"--noise is {noise}; it must be a number, 0 or more.")
+        raise OutOfRange(f"--noise is {noise}; it must be a number, 0 or more.", field="noise")
     _refuse_taken_name(minari, dataset)
     plan, loaded = read_plan(folder), load_policy(folder, current=current)
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.index_sizes is not None:
-        raise UsageError(f"{plan.env} has discrete actions; only continuous actions are recorded.")
+        raise UnfitEnv(f"{plan.env} has discrete actions; only continuous actions are recorded.")
     rng = np.random.default_rng([seed, 1])  # the seed alone would draw the numbers of the first reset again
     with contextlib.ExitStack() as stack:
         stack.callback(loaded.adapter.close)
@@ -95,12 +107,12 @@ def record_dataset(
             raise
         except Exception as problem:  # of the disk, of Minari or of HDF5
             why = (problem.strerror if isinstance(problem, OSError) else None) or describe(problem)
-            raise RunError(f"the dataset {dataset} cannot be written ({why}).") from problem
+            raise CannotWrite(f"the dataset {dataset} cannot be written ({why}).") from problem
         try:
             _compare(dataset, env)
         except QscapeError as problem:
             minari.delete_dataset(dataset)
-            raise RunError(
+            raise Inexact(
                 f"the dataset {dataset} was not kept, since reading it back failed: {problem}"
             ) from problem
         return made
@@ -111,12 +123,14 @@ def _refuse_taken_name(minari: Any, dataset: str) -> None:
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset)
     except (ValueError, TypeError) as problem:  # TypeError: the version is missing
-        raise UsageError(
-            f"--dataset {dataset} is not a valid dataset name: write one like local/pendulum-v0."
+        raise WrongValue(
+            f"--dataset {dataset} is not a valid dataset name: write one like local/pendulum-v0.",
+            field="dataset",
         ) from problem
     if dataset in minari.list_local_datasets():
-        raise UsageError(
-            f"the dataset {dataset} exists; choose another name, or delete it: minari delete {dataset}."
+        raise Taken(
+            f"the dataset {dataset} exists; choose another name, or delete it: minari delete {dataset}.",
+            field="dataset",
         )
 
 
@@ -169,14 +183,13 @@ class _Copying(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self._call(super().step, action)
-        if np.size(reward) != 1:
-            raise RunError(f"{self.name}: the reward is {reward!r}; it must be a number.")
-        reward, terminated = float(np.ravel(reward)[0]), bool(terminated)
+        reward = read_reward(reward, self.name)
+        terminated, truncated = (read_flag(flag, self.name) for flag in (terminated, truncated))
         episode = self.episodes[-1]
         episode.actions.append(np.array(action))
         episode.rewards.append(reward)
         episode.terminated.append(terminated)
-        return self._keep(observation), reward, terminated, bool(truncated), info
+        return self._keep(observation), reward, terminated, truncated, info
 
     def _call(self, call: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         """Call the environment; its error becomes a RunError."""
@@ -186,7 +199,7 @@ class _Copying(gym.Wrapper):
             raise
         except Exception as problem:
             at = len(self.episodes[-1].rewards) + 1 if call.__name__ == "step" else 0
-            raise RunError(
+            raise BrokenEnv(
                 f"{self.name} broke in step {at} of an episode ({describe(problem)})."
             ) from problem
 
@@ -196,13 +209,13 @@ class _Copying(gym.Wrapper):
             made = _as_element(self.observation_space, observation)
             row, own = self.flatten(observation, 1), self.flatten(made, 1)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
-            raise RunError(
+            raise BrokenEnv(
                 f"{self.name} returned an observation that is none of {self.observation_space} "
                 f"({describe(problem)})."
             ) from problem
         if not np.array_equal(row, own, equal_nan=True):
             at = int(np.argmax(row != own))
-            raise RunError(
+            raise BrokenEnv(
                 f"{self.name} shows {row[0, at]:g} at observation[{at}], which {self.observation_space} "
                 "cannot hold: a dataset would have another number there. Give the space a floating dtype."
             )
@@ -255,7 +268,7 @@ def _try_storage(env: _Copying) -> None:
     except Exception as problem:  # of Minari, of HDF5 or of JSON
         why = describe(problem)
     if why:
-        raise UsageError(f"{env.name} has observations {space}, which Minari cannot store ({why}).")
+        raise UnfitEnv(f"{env.name} has observations {space}, which Minari cannot store ({why}).")
 
 
 def _compare(dataset: str, env: _Copying) -> None:
@@ -273,7 +286,7 @@ def _compare(dataset: str, env: _Copying) -> None:
     for column, rows in played.items():
         there = getattr(found, column)
         if there.shape != rows.shape or not np.array_equal(there, rows):
-            raise RunError(f"its column {column} holds other numbers than were played.")
+            raise Inexact(f"its column {column} holds other numbers than were played.")
 
 
 def _record_episode(

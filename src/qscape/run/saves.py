@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import PyTree
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from qscape.errors import RunError
+from qscape.errors import CannotRead, CannotWrite, DamagedSave, ForeignSave, RunError
 from qscape.run import old_names
 from qscape.run.files import delete, refuse_link, remove_leftovers, sync, unused_name, write_whole
 from qscape.sealed import read_json, seal, unseal
@@ -122,7 +122,7 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
     try:
         with _disk_errors(f"Writing the save {name} in {folder}"):
             if target.exists() and not (target / RECORD).exists():
-                raise RunError(f"{target} has no {RECORD}, so it is no complete save; move it elsewhere.")
+                raise DamagedSave(f"{target} has no {RECORD}, so it is no complete save; move it elsewhere.")
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             temporary.mkdir()
@@ -170,7 +170,7 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
         tree = _tree_record(path, record, tree_name)
         saved = {leaf["name"]: leaf for leaf in tree["leaves"]}
         if difference := _first_difference(saved, leaves):
-            raise RunError(f"{path}, {tree_name}: {difference}; use the settings it was saved with.")
+            raise ForeignSave(f"{path}, {tree_name}: {difference}; use the settings it was saved with.")
         with _archive(path, tree) as archive:
             restored = {
                 name: _large(_archive(path, tree), leaf)
@@ -347,7 +347,7 @@ def _write_tree(file: Path, tree: PyTree) -> list[_Json]:
 
 def _tree_record(path: Path, record: _Json, tree_name: str) -> _Json:
     if tree_name not in record["trees"]:
-        raise RunError(f"{path} has no tree {tree_name}, only {', '.join(record['trees']) or 'its meta'}.")
+        raise DamagedSave(f"{path} has no tree {tree_name}, only {', '.join(record['trees']) or 'its meta'}.")
     return record["trees"][tree_name]
 
 
@@ -356,7 +356,7 @@ def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
     file = path / tree["file"]
     try:
         if (size := file.stat().st_size) != tree["bytes"]:
-            raise RunError(f"{file} is truncated: {size} of {tree['bytes']} bytes; use another save.")
+            raise DamagedSave(f"{file} is truncated: {size} of {tree['bytes']} bytes; use another save.")
         archive = zipfile.ZipFile(file)
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -365,9 +365,9 @@ def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
             raise ValueError("its members are larger than the file")
         return archive
     except OSError as error:
-        raise RunError(f"{file} cannot be read ({error.strerror}); use another save.") from error
+        raise CannotRead(f"{file} cannot be read ({error.strerror}); use another save.") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise RunError(f"{file} is damaged ({error}); use another save.") from error
+        raise DamagedSave(f"{file} is damaged ({error}); use another save.") from error
 
 
 def _read_leaf(archive: zipfile.ZipFile, leaf: _Json) -> np.ndarray:
@@ -424,7 +424,7 @@ def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive can make zipfile and numpy raise nearly anything
-        raise RunError(
+        raise DamagedSave(
             f"Leaf {leaf['name']} in {archive.filename} does not match its checksum ({error}); use another "
             "save."
         ) from error
@@ -448,7 +448,7 @@ def _read_record(path: Path) -> _Json:
     except OSError as error:
         raise _foreign(path, f"{RECORD}: {error.strerror}") from error
     except ValueError as error:
-        raise RunError(f"{file} is truncated or damaged ({error}); use another save.") from error
+        raise DamagedSave(f"{file} is truncated or damaged ({error}); use another save.") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise _foreign(path, f"its {RECORD} is of another format")
     version = record.get("version")
@@ -465,7 +465,7 @@ def _read_record(path: Path) -> _Json:
         _refuse_paths(record)
         return old_names.upgrade(record) if version == 1 else record
     except (ValueError, KeyError, TypeError, TypeCheckError) as error:
-        raise RunError(f"{file} is damaged ({error}); use another save.") from error
+        raise DamagedSave(f"{file} is damaged ({error}); use another save.") from error
 
 
 def _refuse_paths(record: _Json) -> None:
@@ -477,7 +477,7 @@ def _refuse_paths(record: _Json) -> None:
 
 def _foreign(path: Path, reason: str) -> RunError:
     """Return the error for a folder that is no save."""
-    return RunError(f"{path} is not a qscape save ({reason}); name a folder like saves/100000.")
+    return ForeignSave(f"{path} is not a qscape save ({reason}); name a folder like saves/100000.")
 
 
 def _replace(target: Path, temporary: Path, record: _Json) -> None:
@@ -515,6 +515,6 @@ def _disk_errors(action: str) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free space on that disk" if full else "make that folder writable"
-        raise RunError(
+        raise CannotWrite(
             f"{action} failed ({error.strerror}); {remedy} or choose another, earlier saves are untouched."
         ) from error

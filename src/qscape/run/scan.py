@@ -34,7 +34,7 @@ from qscape.envs.world import (
     reset_world,
     step_world,
 )
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.assembly import make_action_table
@@ -125,7 +125,7 @@ def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T
         UsageError: the agent learns when episodes end, which is not known before the program runs.
     """
     if not agent.schedule.learns_by_steps or agent.base.warmup_to_episode_end:
-        raise UsageError(
+        raise UnfitAgent(
             f"{agent.recipe} learns when episodes end; inside one program updates come by steps: leave "
             "checkpoints out (td7 then is td3+sale+lap+periodic+value_clip), and base.warmup_to_episode_end."
         )

@@ -22,7 +22,7 @@ import numpy as np
 
 from qscape.envs import EnvAdapter, Episode
 from qscape.envs.spaces import fingerprint, refuse_other_table
-from qscape.errors import RunError
+from qscape.errors import NotFinite, RunError
 from qscape.ops.finite import LOSSES
 from qscape.run import events as ev
 from qscape.run.engines.base import Engine, Limit, Progress, Saved
@@ -291,7 +291,7 @@ class Session:
             ]
             fields = [name.replace("_", "-") for name in vars(self.agent.base) if "learning_rate" in name]
             rates = " or ".join(f"--base.{name}" for name in fields)
-            raise RunError(
+            raise NotFinite(
                 f"{one.plan.label or one.plan.recipe} diverged at update {update:,}, before step "
                 f"{self.env_steps:,}: {', '.join([what, *losses])}. A smaller {rates}, smaller "
                 "rewards or --base.gradient-clip 1 usually help; earlier saves stay."

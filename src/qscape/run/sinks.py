@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from qscape.errors import RunError
+from qscape.errors import CannotWrite, RunError
 from qscape.run import events as ev
 from qscape.run.files import write_whole
 from qscape.run.logs import EVALUATION_COLUMNS, Log, read_evaluations, read_metrics
@@ -75,7 +75,7 @@ class FolderSink:
             self.board.write_event(_proto.Event(step=step + 1, file_version="brain.Event:2"))
             self.board.write_event(_proto.Event(step=step + 1, session_log=begun))
         except OSError as problem:
-            raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+            raise CannotWrite(f"{folder} cannot be written ({problem.strerror}).") from problem
 
     def __call__(self, event: ev.RunEvent) -> None:
         try:
@@ -113,7 +113,7 @@ class FolderSink:
             raise self._write_error(problem) from problem
 
     def _write_error(self, problem: OSError) -> RunError:
-        return RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.")
+        return CannotWrite(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.")
 
 
 def evaluation_means(event: ev.Evaluated) -> dict[str, float]:

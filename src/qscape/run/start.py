@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.agents import build
 from qscape.data import RECORDED, read
-from qscape.errors import RunError, UsageError
+from qscape.errors import ForeignSave, Mismatch, UnfitAgent
 from qscape.offpolicy.agent import Agent
 from qscape.run import saves
 from qscape.run.engines.base import copy_buffers
@@ -49,7 +49,7 @@ def take_over(session: Session, plan: Plan) -> list[str]:
     """
     learner = session.learner
     if not isinstance(learner, ReplayLearner):
-        raise UsageError(f"--from begins off-policy agents, and {plan.recipe} is none.")
+        raise UnfitAgent(f"--from begins off-policy agents, and {plan.recipe} is none.", field="start")
     run = one_run(Path(plan.start))
     source, save = read_plan(run), newest_save(run, "state")
     if save is None:
@@ -75,10 +75,11 @@ def take_over(session: Session, plan: Plan) -> list[str]:
         if name.split("/")[0] in ("actor", "critics"):
             theirs = "is not there" if other is None else f"is {[*other.shape]} there"
             same = source.env == plan.env
-            raise UsageError(
+            raise Mismatch(
                 f"{run} ({source.recipe} on {source.env}) does not fit '{plan.recipe}' on {plan.env}: {name} "
                 f"{theirs}, {[*own.shape]} here; use its recipe and sizes"
-                f"{'.' if same else ', and an environment like its own.'}"
+                f"{'.' if same else ', and an environment like its own.'}",
+                field="start",
             )
         fresh.add(_what(name))
         return own
@@ -130,22 +131,25 @@ def _refuse_other_functions(run: Path, source: Plan, agent: Agent) -> None:
     for name in names:
         there, here = getattr(theirs, name), getattr(base, name)
         if there != here:
-            raise RunError(
+            raise ForeignSave(
                 f"{run} ({source.recipe}) was trained with base.{name} = {there}; here it is {here}, "
-                f"with which its networks are other functions: set it to {there}."
+                f"with which its networks are other functions: set it to {there}.",
+                field="start",
             )
     there, here = (getattr(of.value, "name", None) for of in (other, agent))
     if there != here:
-        raise RunError(
+        raise ForeignSave(
             f"{run} ({source.recipe}) has critics of the kind {there}; here they are {here}, which are other "
-            f"functions: use its recipe."
+            f"functions: use its recipe.",
+            field="start",
         )
     for name in ("low", "high"):
         there, here = (getattr(of.value, name, None) for of in (other, agent))
         if there != here:
-            raise RunError(
+            raise ForeignSave(
                 f"{run} ({source.recipe}) has a support of values whose {name} is {there}; here it is "
-                f"{here}, with which its critics are other functions: set it to {there}."
+                f"{here}, with which its critics are other functions: set it to {there}.",
+                field="start",
             )
 
 
@@ -169,7 +173,9 @@ def _keep(
         A sentence for the user.
     """
     if not source.dataset:
-        raise UsageError(f"--keep-data: {run} was not trained on a dataset, so it has none to keep.")
+        raise UnfitAgent(
+            f"--keep-data: {run} was not trained on a dataset, so it has none to keep.", field="keep_data"
+        )
     refuse_columns(learner.layout, learner.agent.recipe)
     refuse_privileged(learner.agent)
     known = source.env != RECORDED

@@ -18,7 +18,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.errors import UsageError, describe, describe_import, one_line
+from qscape.errors import (
+    Conflict,
+    MissingPackage,
+    NotFound,
+    UnknownName,
+    WrongPart,
+    WrongValue,
+    describe,
+    describe_import,
+    one_line,
+)
 from qscape.run import events as ev
 from qscape.run.sinks import Sink, evaluation_means
 
@@ -54,8 +64,9 @@ class Tracking:
             value = getattr(self, flag)
             for word in value if flag == "tags" else filter(None, [value]):
                 if not (word.isprintable() and 0 < len(word) <= most):
-                    raise UsageError(
-                        f"--log-{flag} {word!r}: give 1 to {most} characters without control characters."
+                    raise WrongValue(
+                        f"--log-{flag} {word!r}: give 1 to {most} characters without control characters.",
+                        field=f"log_{flag}",
                     )
 
     @staticmethod
@@ -291,11 +302,12 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in TRACKERS and ":" not in name:
-            raise UsageError(
-                f"--log {name} is unknown; there are {', '.join(TRACKERS)}, or your own module:Class."
+            raise UnknownName(
+                f"--log {name} is unknown; there are {', '.join(TRACKERS)}, or your own module:Class.",
+                field="log",
             )
     if len(set(names)) < len(names):
-        raise UsageError(f"--log {' '.join(names)}: name each logger once.")
+        raise Conflict(f"--log {' '.join(names)}: name each logger once.", field="log")
 
 
 def load_tracker(name: str) -> Callable[[TrackedRun], Sink]:
@@ -309,15 +321,21 @@ def load_tracker(name: str) -> Callable[[TrackedRun], Sink]:
         try:
             importlib.import_module(package)
         except ImportError as problem:
-            raise UsageError(f'--log {name} needs the extra: pip install "qscape[{extra}]".') from problem
+            raise MissingPackage(
+                f'--log {name} needs the extra: pip install "qscape[{extra}]".', field="log"
+            ) from problem
         return cls
     module, _, attribute = name.partition(":")
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
     except Exception as problem:  # a module of the user's may raise anything
-        raise UsageError(f"--log {name} cannot be loaded {describe_import(problem, name)}.") from problem
+        raise NotFound(
+            f"--log {name} cannot be loaded {describe_import(problem, name)}.", field="log"
+        ) from problem
     if not (inspect.isclass(found) and issubclass(found, Sink)):
-        raise UsageError(f"--log {name} is no sink: it must be a class with the methods __call__ and close.")
+        raise WrongPart(
+            f"--log {name} is no sink: it must be a class with the methods __call__ and close.", field="log"
+        )
     return found
 
 

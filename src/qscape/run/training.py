@@ -15,7 +15,7 @@ import jax
 
 from qscape.agents import Agent, build
 from qscape.envs import EnvAdapter
-from qscape.errors import RunError, UsageError
+from qscape.errors import Conflict, NothingToDo, NoUpdate, WrongVersion
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -69,7 +69,7 @@ def set_up_jax() -> None:
         backend = jax.default_backend()
     except RuntimeError as problem:
         wanted = jax.config.values["jax_platforms"]
-        raise UsageError(
+        raise WrongVersion(
             f"JAX finds no device of JAX_PLATFORMS={wanted} here; unset it, or set cpu ({problem})."
         ) from problem
     if jax.config.values["jax_default_matmul_precision"] is None and backend != "cpu":
@@ -80,7 +80,7 @@ def refuse_switches() -> None:
     """Raise a UsageError if a switch of JAX for the whole process is set with which no run works."""
     for name, (works, why) in SWITCHES.items():
         if (value := getattr(jax.config, name, works[0])) not in works:
-            raise UsageError(
+            raise Conflict(
                 f"{name.upper()} is {value} for all of this process, and qscape does not run with it: {why}. "
                 f"Unset the variable, or call jax.config.update({name!r}, {works[0]!r}) before."
             )
@@ -325,9 +325,11 @@ def _continue(
     if (steps or made) < made or not folders.unfinished(folder, steps, newest):
         command = f"qscape resume {shlex.quote(str(folder))}"
         if made < record["steps"]:
-            raise UsageError(f"{folder} has made {made} of {record['steps']} steps; continue: {command}.")
+            raise NothingToDo(f"{folder} has made {made} of {record['steps']} steps; continue: {command}.")
         more = f"{command} --steps {2 * made}"
-        raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
+        raise NothingToDo(
+            f"{folder} has made its {made} steps; to continue, ask for more: {more}.", field="steps"
+        )
     return record, plan, newest, notes
 
 
@@ -445,4 +447,4 @@ def no_update(session: Session) -> str:
 
 def _refuse_no_update(session: Session) -> None:
     if why := no_update(session):
-        raise RunError(why)
+        raise NoUpdate(why)

@@ -19,7 +19,15 @@ import gymnasium as gym
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv, JaxWrapper
 from qscape.envs.simulators.pool import make_pool
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import (
+    MissingPackage,
+    OutOfRange,
+    QscapeError,
+    UnknownField,
+    UnknownName,
+    UnmakeableEnv,
+    WrongValue,
+)
 
 # prefix of the ids, which is the name of the extra and of the module here: the package to import
 PACKAGES = {"brax": "brax", "playground": "mujoco_playground", "gymnax": "gymnax", "craftax": "craftax"}
@@ -36,7 +44,7 @@ class SimulatorEnv(GymnasiumEnv):
             inner = inner.inner
         draws = type(inner).draw is not JaxEnv.draw and getattr(inner, "model", inner) is not None
         if render_mode and not draws:
-            raise UsageError(
+            raise WrongValue(
                 f"{type(inner).__name__} has no render_mode {render_mode!r}: it draws no pictures"
             )
         modes: dict[str, Any] = {"render_modes": ["rgb_array"] if draws else []}
@@ -74,13 +82,13 @@ def load(env_id: str, args: Mapping[str, Any]) -> JaxEnv:
     given = dict(args)
     limit = given.pop("max_episode_steps", None)
     if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise UsageError(f"max_episode_steps is {limit!r}: it has to be 1 or more", field="env_args")
+        raise OutOfRange(f"max_episode_steps is {limit!r}: it has to be 1 or more", field="env_args")
     try:
         return _load_limited(env_id, json.dumps(given, sort_keys=True), limit)
     except TypeError as problem:
         if "JSON" not in str(problem):
             raise
-        raise UsageError(f"{env_id} takes numbers, words and lists: {problem}", field="env_args") from problem
+        raise WrongValue(f"{env_id} takes numbers, words and lists: {problem}", field="env_args") from problem
 
 
 @functools.lru_cache(maxsize=16)
@@ -98,14 +106,15 @@ def _load(env_id: str, given: str) -> JaxEnv:
         lower = {known.lower(): known for known in names}
         near = difflib.get_close_matches(name.lower(), lower, n=3)
         close = f"near to it: {', '.join(f'{prefix}/{lower[n]}' for n in near)}"
-        raise UsageError(
-            f"no environment is called {env_id!r}; {close if near else prefix + ' has ' + ', '.join(names)}"
+        raise UnknownName(
+            f"no environment is called {env_id!r}; {close if near else prefix + ' has ' + ', '.join(names)}",
+            field="env",
         )
     starts = args.pop("start_pool", 0)
     known = package.list_arguments(name)
     for arg in args:
         if arg not in known:
-            raise UsageError(
+            raise UnknownField(
                 f"{env_id} takes no {arg!r}; it takes {', '.join([*COMMON, *known])}",
                 field="env_args",
             )
@@ -115,7 +124,7 @@ def _load(env_id: str, given: str) -> JaxEnv:
     except QscapeError:
         raise
     except Exception as problem:
-        raise UsageError(
+        raise UnmakeableEnv(
             f"{env_id} cannot be made with env_args {shown}: {problem}", field="env_args"
         ) from problem
     return make_pool(made, starts) if starts else made
@@ -143,13 +152,15 @@ def is_installed(prefix: str) -> bool:
 
 def _import_adapter(env_id: str, prefix: str) -> Any:
     if not is_installed(prefix):
-        raise UsageError(f'{env_id} needs a package that is not installed: pip install "qscape[{prefix}]"')
+        raise MissingPackage(
+            f'{env_id} needs a package that is not installed: pip install "qscape[{prefix}]"'
+        )
     try:
         adapter = importlib.import_module(f"qscape.envs.simulators.{prefix}")
         with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
             adapter.list_names()
     except Exception as problem:  # beside a version of JAX that does not fit, also other errors
-        raise UsageError(
+        raise UnmakeableEnv(
             f'{env_id} cannot be imported ({problem}): pip install "qscape[{prefix}]"'
         ) from problem
     return adapter

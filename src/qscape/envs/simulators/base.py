@@ -16,7 +16,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import QscapeError, UnknownName, WrongEnv, WrongVersion
 from qscape.types import Key
 
 ASYMMETRIC = "asymmetric"  # the choice of both: actors see the first, critics both
@@ -36,7 +36,7 @@ class Simulated(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class StateLayout:
     """How a package's state becomes a tuple of arrays, and back.
 
     Simulators write into dicts of their state, and return numbers whose type changes between reset and step.
@@ -53,7 +53,7 @@ class Layout:
     dtypes: tuple[np.dtype, ...]
 
     @classmethod
-    def of(cls, state: PyTree) -> "Layout":
+    def of(cls, state: PyTree) -> "StateLayout":
         """The layout of a state after a reset; `jax.eval_shape` gives one without computing it."""
         leaves, tree = jax.tree.flatten(state)
         arrays = [jax.eval_shape(jnp.asarray, leaf) for leaf in leaves]
@@ -67,11 +67,11 @@ class Layout:
         """
         leaves, tree = jax.tree.flatten(state)
         if tree != self.tree:
-            raise UsageError("the simulator's state has another structure after a step than after a reset")
+            raise WrongEnv("the simulator's state has another structure after a step than after a reset")
         arrays = [jnp.asarray(leaf) for leaf in leaves]
         for array, shape, dtype in zip(arrays, self.shapes, self.dtypes, strict=True):
             if array.size != np.prod(shape) or jnp.promote_types(array.dtype, dtype) != dtype:
-                raise UsageError(
+                raise WrongEnv(
                     f"the simulator's state has an array {array.dtype}{list(array.shape)} after a step "
                     f"where a reset puts {dtype}{list(shape)}"
                 )
@@ -117,7 +117,7 @@ def explain_failure(sim: Any) -> Iterator[None]:
         raise
     except Exception as problem:
         package, what = type(sim).__module__.partition(".")[0], str(problem).strip().partition("\n")[0]
-        raise UsageError(
+        raise WrongVersion(
             f"{type(sim).__name__} of {package} fails beside JAX {jax.__version__}: {what}"
         ) from problem
 
@@ -144,7 +144,7 @@ class StateEnv(JaxEnv):
 
     model: PyTree
     sim: Any = eqx.field(static=True)
-    layout: Layout = eqx.field(static=True)
+    layout: StateLayout = eqx.field(static=True)
     size: int = eqx.field(static=True)
     key: str = eqx.field(static=True, default="")
     repeat: int = eqx.field(static=True, default=1)
@@ -175,15 +175,19 @@ class StateEnv(JaxEnv):
             if key == ASYMMETRIC and {STATE, PRIVILEGED} <= state.obs.keys():
                 key, privileged = STATE, PRIVILEGED
             if key not in state.obs:
-                raise UsageError(f"observation is {key!r}, but there are only {', '.join(state.obs)}")
+                raise UnknownName(
+                    f"observation is {key!r}, but there are only {', '.join(state.obs)}", field="env_args"
+                )
         elif key:
-            raise UsageError(f"observation is {key!r}, but the environment makes one without a name")
+            raise UnknownName(
+                f"observation is {key!r}, but the environment makes one without a name", field="env_args"
+            )
         seen: Any = state.obs[key] if key else state.obs
         size = int(np.prod(seen.shape))
         return cls(
             model=model,
             sim=sim,
-            layout=Layout.of(state),
+            layout=StateLayout.of(state),
             size=size + (int(np.prod(state.obs[privileged].shape)) if privileged else 0),
             key=key or "",
             repeat=repeat,

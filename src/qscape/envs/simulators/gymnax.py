@@ -15,8 +15,8 @@ from gymnasium import spaces
 from jaxtyping import Array, Float, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome
-from qscape.envs.simulators.base import Layout, Simulated, explain_failure
-from qscape.errors import UsageError
+from qscape.envs.simulators.base import Simulated, StateLayout, explain_failure
+from qscape.errors import UnfitEnv
 from qscape.types import Key
 
 LIMIT = "max_steps_in_episode"
@@ -43,7 +43,7 @@ class GymnaxEnv(JaxEnv):
     params: PyTree
     sim: Any = eqx.field(static=True)
     limit: str = eqx.field(static=True)
-    layout: Layout = eqx.field(static=True)
+    layout: StateLayout = eqx.field(static=True)
     bounds: tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
     actions: int | tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
     categories: int | None = eqx.field(static=True)
@@ -126,7 +126,7 @@ def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
     params = params.replace(**{k: v for k, v in args.items() if k not in own})
     truncation = getattr(type(sim), "is_truncated", None)
     if truncation is not None and truncation.__module__ != "gymnax.environments.environment":
-        raise UsageError(
+        raise UnfitEnv(
             f"{name} has its own is_truncated: environments of gymnax are truncated by {LIMIT} only"
         )
     env = wrap(sim, params, LIMIT)
@@ -146,7 +146,7 @@ def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
     seen, actions = sim.observation_space(params), sim.action_space(params)
     for what, space in (("observations", seen), ("actions", actions)):
         if not hasattr(space, "n") and not hasattr(space, "low"):
-            raise UsageError(
+            raise UnfitEnv(
                 f"{what} of {sim.name} are a {type(space).__name__}: they must be a Box or Discrete"
             )
     categories = int(seen.n) if hasattr(seen, "n") else None
@@ -156,7 +156,7 @@ def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
         params=arrays,
         sim=sim,
         limit=limit,
-        layout=Layout.of(state),
+        layout=StateLayout.of(state),
         bounds=_bounds(seen) if categories is None else ((0.0,) * categories, (1.0,) * categories),
         actions=int(actions.n) if hasattr(actions, "n") else _bounds(actions),
         categories=categories,

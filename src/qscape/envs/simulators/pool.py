@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.envs.native import JaxEnv, JaxWrapper, reset_all
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.types import Key
 
 CHUNK, SEED = 64, 0  # resets side by side; seed of the starts, in training as in evaluation
@@ -46,7 +46,7 @@ def make_pool(env: JaxEnv, size: int) -> StartPool:
         UsageError: `size` is no number of 1 or more.
     """
     if not isinstance(size, int) or size < 1:
-        raise UsageError(f"start_pool is {size!r}: it has to be 1 or more", field="env_args")
+        raise OutOfRange(f"start_pool is {size!r}: it has to be 1 or more", field="env_args")
     chunk = min(size, CHUNK)
     keys = jax.random.split(jax.random.key(SEED), (-(-size // chunk), chunk))
     reset = jax.jit(reset_all)

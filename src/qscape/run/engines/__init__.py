@@ -5,7 +5,7 @@ from typing import Any
 
 from qscape.agents import Agent
 from qscape.envs import EnvAdapter
-from qscape.errors import UsageError
+from qscape.errors import Conflict, UnfitEnv
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run.engines.base import Engine
 from qscape.run.engines.dataset import DatasetEngine
@@ -35,16 +35,19 @@ def make_engine(plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapt
     plan, adapter = plans[0], adapters[0]
     off_policy = isinstance(agent, OffPolicyAgent)
     if len(plans) > 1 and (why := why_not_together(plan, agent)):
-        raise UsageError(f"Several seeds in one program need {why}.")
+        raise Conflict(f"Several seeds in one program need {why}.", field="seeds_as")
     kind: Any = ReplayEngine if off_policy else RolloutEngine
     if may_compile(plan) and adapter.jax_env is not None:
         kind = ReplayScan if off_policy else RolloutScan
     elif plan.loop == "compiled":
-        raise UsageError(f"--loop compiled needs an environment in JAX, which {adapter.env_id} is not.")
+        raise UnfitEnv(
+            f"--loop compiled needs an environment in JAX, which {adapter.env_id} is not.", field="loop"
+        )
     elif plan.devices > 1:
-        raise UsageError(
+        raise UnfitEnv(
             f"--devices {plan.devices} needs an environment in JAX, which {adapter.env_id} is not: what the "
-            "host steps trains on one device."
+            "host steps trains on one device.",
+            field="devices",
         )
     elif plan.dataset and off_policy:
         kind = DatasetEngine

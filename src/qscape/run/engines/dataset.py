@@ -17,7 +17,7 @@ from jaxtyping import Array
 from qscape.data import RECORDED, Dataset, read
 from qscape.envs import EnvAdapter
 from qscape.envs.snapshot import Snapshot
-from qscape.errors import RunError, UsageError
+from qscape.errors import ForeignSave, UnfitAgent, UnfitEnv
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.replay.storage import Layout, ReplayState, Rows
@@ -111,7 +111,7 @@ class DatasetEngine:
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         (save,) = saves
         if save.counters["dataset"] not in (0, self.checksum):  # its rows would be others than the save says
-            raise RunError(
+            raise ForeignSave(
                 f"{self.plan.dataset} holds other transitions than when the run was saved: put the old ones "
                 "back, or begin a new run from this one's networks: --from RUN --dataset DATASET."
             )
@@ -149,7 +149,7 @@ def refuse_columns(layout: Layout, recipe: str) -> None:
     """
     if layout.columns:
         names = ", ".join(name for name, _ in layout.columns)
-        raise UsageError(
+        raise UnfitAgent(
             f"'{recipe}' replays {names}, which it writes down when it acts; a dataset holds none: "
             "leave that part out."
         )
@@ -163,8 +163,9 @@ def refuse_newest(agent: Agent) -> None:
     """
     for part in agent.regularisers:
         if part.newest is not None:
-            raise UsageError(
-                f"{part.name} learns from the newest steps, and a dataset has none: leave it out."
+            raise UnfitAgent(
+                f"{part.name} learns from the newest steps, and a dataset has none: leave it out.",
+                part=part.name,
             )
 
 
@@ -175,7 +176,7 @@ def refuse_privileged(agent: Agent) -> None:
         UsageError: it is such a task, and the entries of a dataset's observation have an order of their own.
     """
     if agent.task.actor_size is not None:
-        raise UsageError(
+        raise UnfitEnv(
             "here critics see more than actors, and a dataset does not say which entries of an observation "
             "are whose: learn in the environment."
         )

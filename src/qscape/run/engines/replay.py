@@ -357,7 +357,7 @@ class SeedAdapters:
             try:
                 steps.append(adapter.step(chosen))
             except RunError as problem:
-                raise RunError(f"seed {adapter.seed}: {problem}") from problem
+                raise problem.saying(f"seed {adapter.seed}: {problem}") from problem
             except (SystemExit, KeyboardInterrupt):
                 for other in self.each:  # some have made a step that the networks have not seen
                     other.interrupted = adapter.interrupted

@@ -22,7 +22,7 @@ from qscape.envs import EnvAdapter, Episode
 from qscape.envs.native import JaxEnv
 from qscape.envs.snapshot import Snapshot
 from qscape.envs.world import EpisodeLog, World, reset_world
-from qscape.errors import RunError, UsageError
+from qscape.errors import NotFinite, UnfitAgent
 from qscape.offpolicy.agent import Agent
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import scan, scan_rollouts
@@ -102,7 +102,7 @@ class Worlds:
             of_seed = self.seeds.take(log, k)
             if not of_seed.finite:
                 masks = ", or an action mask is all false," if self.adapter.spec.mask else ""
-                raise RunError(
+                raise NotFinite(
                     f"{self.adapter.env_id}: an observation or a reward is NaN or infinite{masks} between "
                     f"steps {before} and {after}: nothing can be learnt from it"
                 )
@@ -122,9 +122,10 @@ def _mesh(plan: Plan, agent: Agent | OnPolicyAgent, waits: bool) -> Mesh | None:
     if plan.devices == 1:
         return None
     if waits:
-        raise UsageError(
+        raise UnfitAgent(
             f"{agent.recipe} decides on the host when episodes end, which --devices does not split: "
-            "leave checkpoints out, or train on one device."
+            "leave checkpoints out, or train on one device.",
+            field="devices",
         )
     return make_mesh(plan.devices, plan.envs, agent.base.batch_size)
 
