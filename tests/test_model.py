@@ -282,9 +282,11 @@ def test_a_model_of_an_environment_without_an_id(tmp_path):
     named = qs.TD3(CartPole, seed=0, eval_every=0, **small).save(tmp_path / "named")
     with pytest.raises(qs.UsageError, match="ran in CartPole_, which no id makes"):
         qs.load(named)
-    assert qs.load(path, "Pendulum-v1").learn(30).env_steps == 110  # of the same spaces
-    with pytest.raises(qs.RunError, match=r"use the settings it was saved with"):
+    assert qs.load(path, "Pendulum-v1", other_spaces=True).learn(30).env_steps == 110  # of the same sizes
+    with pytest.raises(qs.UsageError, match=r"other spaces than those of the training"):
         qs.load(path, Rooms())
+    with pytest.raises(qs.RunError, match=r"use the settings it was saved with"):
+        qs.load(path, Rooms(), other_spaces=True)
 
 
 def test_accelerators_multiply_in_full(monkeypatch):
@@ -325,10 +327,12 @@ def test_a_model_saved_before_it_learned(tmp_path):
 
 def test_an_environment_that_a_run_does_not_fit_is_named(tmp_path):
     path = qs.TD3("Pendulum-v1", **settings("td3")).save(tmp_path / "run")
+    with pytest.raises(qs.UsageError, match=r"MountainCarContinuous-v0 has other spaces"):
+        qs.load(path, env="MountainCarContinuous-v0")
     with pytest.raises(
         qs.RunError, match=r"does not fit MountainCarContinuous-v0, whose .* those of Pendulum-v1"
     ):
-        qs.load(path, env="MountainCarContinuous-v0")
+        qs.load(path, env="MountainCarContinuous-v0", other_spaces=True)
 
 
 def test_a_run_in_one_program_is_loaded_with_an_environment_in_jax_only(tmp_path):
