@@ -555,7 +555,7 @@ def test_codes_and_sentences_of_a_real_process(done, tmp_path):
     code, _, err = process("evaluate", folder, "--trust", "--debug")
     assert code == 1
     assert "Traceback" in err
-    assert "RunError" in err
+    assert "DamagedSave" in err
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -542,11 +542,11 @@ def test_dict_observations_and_an_asymmetric_box():
     model = qs.TD3(Rooms, envs=2, eval_every=0, **settings("sac", warmup=40))
     lowest, highest = np.float32([-1, 10]), np.float32([3, 20])
     taken = []
-    step = model.adapter._source.env.step
-    model.adapter._source.env.step = lambda action: taken.append(action) or step(action)
+    for env in model.adapter.env.envs:
+        env.step = lambda action, step=env.step: taken.append(action) or step(action)
     model.learn(100)
     assert model.trainer.updates == 60
-    random = np.concatenate(taken[:20])
+    random = np.stack(taken[:40])
     assert (random.min(0) < lowest + np.array([0.4, 1.0])).all()
     assert (random.max(0) > highest - np.array([0.4, 1.0])).all()
     space = Rooms().observation_space

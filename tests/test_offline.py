@@ -898,7 +898,7 @@ def test_target_critics_that_a_run_did_not_keep_begin_as_copies(tmp_path):
     )
     trainers = []
     started = next(train(plan, tmp_path / "on", on_trainer=trainers.append))
-    state = trainers[0].state
+    state = trainers[0].learner.state
     for own, target in zip(*map(jax.tree.leaves, (state.critics, state.critics_target)), strict=True):
         np.testing.assert_array_equal(own, target)
     assert "newly initialised" not in " ".join(started.notes)

@@ -186,7 +186,7 @@ REFUSED = [
     ("seeds = 2", "", "[budgets.quick]", "[budgets.quick] needs seeds"),
     ("base = {", 'preset = "papr"\nbase = {', "preset", "there is no preset 'papr'; near to it: paper"),
     ("base = {", 'preset = 3\nbase = {', "preset", "preset is 3; it must be a string"),
-    ("base = {", 'preset = "paper"\nbase = {', "[[agents]]", "has no settings for td3 on tiny:Clock"),
+    ("base = {", 'preset = "paper"\nbase = {', "preset", "has no settings for td3 on tiny:Clock"),
     ('id = "', 'budgets = ["ful"]\nid = "', "budgets =", "budgets is ['ful']; it must be a list of"),
     ('id = "', 'budgets = "quick"\nid = "', "budgets =", "budgets is 'quick'; it must be a list of"),
     ('id = "', 'budgets = ["full"]\nid = "', "[[environments]]", "no [[environments]] is left for"),

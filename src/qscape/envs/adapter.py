@@ -509,7 +509,7 @@ class EnvAdapter:
         """
         try:
             rows, batched = self._flatten_given(observation)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, BrokenEnv) as problem:
             hint = f": {problem} is missing" if isinstance(problem, KeyError) else ""
             if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
                 hint = "; of (observation, info), which reset returns, pass the first"
