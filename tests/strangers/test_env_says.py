@@ -214,7 +214,7 @@ def source_of(model):
     trainer = model.trainer or model._untrained()
     loaded = LoadedPolicy(trainer.learner.programs, trainer.best, model.adapter, 0, "current")
     seen = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
-    return policy.Source(Path("run"), {}, loaded, [], seen)
+    return policy.PolicySource(Path("run"), {}, loaded, [], seen)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,7 @@ from qscape.envs.native import GymnasiumEnv
 from qscape.errors import BrokenEnv, Mismatch, UnfitEnv, WrongEnv
 
 LARGEST_PRODUCT = 500_000  # actions of a product of discrete sets in a table
-ENDLESS = (
-    1e30  # a bound from here on, or from half of what its dtype holds, is none: it is finite by name only
-)
+ENDLESS = 1e30  # a bound from here on, or from half of what its dtype holds, is finite by name only
 
 
 def true_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
