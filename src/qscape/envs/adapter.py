@@ -293,7 +293,10 @@ class EnvAdapter:
         self._read_space, seen = read_space, read_space(space)
         self.masks, frame = seen.masks, seen.frame
         self._as_bytes = index_actions and frame is not None  # as on-policy agents keep images
-        self.spaces = {"observation": describe_space(space), "action": describe_space(actions)}
+        self.spaces: dict[str, Any] = {
+            "observation": describe_space(space),
+            "action": describe_space(actions),
+        }
         if (hidden := declared("privileged_keys")) is not None:
             self.spaces["critics_only"] = [hidden] if isinstance(hidden, str) else [*map(str, hidden)]
         self._observation_space = space

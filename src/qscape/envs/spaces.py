@@ -22,7 +22,8 @@ def true_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     Libraries write the greatest float for "no bound", also in one direction only. Whole numbers of 8 and 16
     bits have bounds: those of images and of counters.
     """
-    kind, least = np.dtype(space.dtype), ENDLESS
+    kind: Any = np.dtype(space.dtype)
+    least = ENDLESS
     if kind.kind == "f":
         least = min(least, float(np.finfo(kind).max) / 2)
     elif kind.kind in "iu" and kind.itemsize >= 4:

@@ -58,9 +58,12 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON, with the parts `module:Class` and the code that this process allows."""
-        allowed = {"parts": plugins.places(), "trusted": trusted.trusted_places()}
-        allowed["other_spaces"] = kept_spaces.accepts_others()
-        data = dataclasses.asdict(self) | {"folder": str(self.folder)} | allowed
+        allowed = {
+            "parts": plugins.places(),
+            "trusted": trusted.trusted_places(),
+            "other_spaces": kept_spaces.accepts_others(),
+        }
+        data: dict[str, Any] = dataclasses.asdict(self) | {"folder": str(self.folder)} | allowed
         if self.plan is not None:
             data["plan"]["env_args"] = encode_args(self.plan.env_args)
         return data

@@ -275,12 +275,14 @@ def _compare(dataset: str, env: _Copying) -> None:
     """Raise a RunError if a dataset that was read from the disk differs from what was played."""
     found = read(dataset, like=env.order)
     box = require_action_box(env.action_space, dataset)
-    actions = np.concatenate([np.float64(e.actions).reshape(len(e.actions), -1) for e in env.episodes])
+    actions = np.concatenate(
+        [np.array(e.actions, np.float64).reshape(len(e.actions), -1) for e in env.episodes]
+    )
     played = {
         "observation": np.concatenate([np.concatenate(e.rows[:-1]) for e in env.episodes]),
         "next_observation": np.concatenate([np.concatenate(e.rows[1:]) for e in env.episodes]),
         "action": np.clip(box.to_unit(actions).astype(np.float32), -1.0, 1.0),
-        "reward": np.float32([reward for e in env.episodes for reward in e.rewards]),
+        "reward": np.array([reward for e in env.episodes for reward in e.rewards], np.float32),
         "terminated": np.array([flag for e in env.episodes for flag in e.terminated]),
     }
     for column, rows in played.items():
