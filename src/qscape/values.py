@@ -84,8 +84,13 @@ def decode_args(data: Any) -> dict[str, Any]:
 
 
 def show_args(data: Any) -> dict[str, str]:
-    """Return the texts of arguments that `encode_args` wrote, for readers; also of those that are damaged."""
-    return {name: _show(value) for name, value in data.items()} if isinstance(data, Mapping) else {}
+    """Return the texts of arguments that `encode_args` wrote, for readers; {} for None.
+
+    A value that `decode` refuses is shown as the file has it. Raises ValueError if there are no arguments.
+    """
+    if data is not None and not isinstance(data, Mapping):
+        raise ValueError(f"the arguments are {_shorten(data)}, and no object of names and values")
+    return {name: _show(value) for name, value in (data or {}).items()}
 
 
 def _show(data: Any) -> str:
