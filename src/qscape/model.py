@@ -361,15 +361,15 @@ class Model:
             else:
                 now.append(f"base.{field.name} = {here:,} instead of {there:,}")
                 advice.append(f"base.{field.name} = {there:,}")
+        found = []
+        if now:
+            found.append(
+                f"learn({steps}) decides for all later calls too: {'; '.join(now)}. To learn in several calls as "
+                f"in one, set these yourself: {'; '.join(advice)}."
+            )
         if getattr(agent, "follows_progress", False):
-            now.append("what anneals ends with each call")
-            advice.append("nothing that anneals")
-        if not now:
-            return ""
-        return (
-            f"learn({steps}) decides for all later calls too: {'; '.join(now)}. To learn in several calls as "
-            f"in one, set these yourself: {'; '.join(advice)}."
-        )
+            found.append(f"What anneals ends with every call of learn, this one after {steps} steps.")
+        return " ".join(found)
 
     def _describe_args(self) -> dict[str, Any]:
         """Return the arguments of an environment's function as run.json describes them.

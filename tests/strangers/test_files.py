@@ -644,7 +644,11 @@ def test_settings_that_are_given_make_pieces_equal_to_the_whole(tmp_path):
     ("recipe", "base", "said"),
     [
         ("ppo", {}, "base.rollout = 12 instead of 2,048"),
-        ("ppo", {"rollout": 20, "batch_size": 20, "anneal": True}, "what anneals ends with each call"),
+        (
+            "ppo",
+            {"rollout": 20, "batch_size": 20, "anneal": True},
+            "^What anneals ends with every call of learn",
+        ),
         ("ppo", {"rollout": 20, "batch_size": 20}, None),
         ("td3", {"warmup": 20, "schedule": "linear"}, "base.schedule_updates = 60.* all steps, times"),
         ("dqn", {"warmup": 20}, r"base.epsilon_decay = \d+; To learn|base.epsilon_decay = .* of all steps"),

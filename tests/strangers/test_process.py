@@ -169,7 +169,7 @@ def test_many_interrupts_leave_a_save_one_exit_status_and_no_noise(tmp_path):
     log, place = tmp_path / "runs" / "0" / "metrics.jsonl", tmp_path / "runs" / "0" / "saves"
     wait_until(lambda: log.is_file() and log.stat().st_size, process)
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: [*place.glob("*/save.json")], process)
+    wait_until(lambda: saves.names(place), process)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
