@@ -364,8 +364,8 @@ class Model:
         found = []
         if now:
             found.append(
-                f"learn({steps}) decides for all later calls too: {'; '.join(now)}. To learn in several calls as "
-                f"in one, set these yourself: {'; '.join(advice)}."
+                f"learn({steps}) decides for all later calls too: {'; '.join(now)}. To learn in several "
+                f"calls as in one, set these yourself: {'; '.join(advice)}."
             )
         if getattr(agent, "follows_progress", False):
             found.append(f"What anneals ends with every call of learn, this one after {steps} steps.")
