@@ -137,7 +137,7 @@ def init(key, observation_size, action_size, priorities, hidden=(256, 256), embe
         critics.append(critic + make_network(k_rest, hidden[0] + 2 * embedding, *hidden, 1))
     networks = actor, actor, critics, critics, encoder, encoder, encoder
     adams = adam.init(actor), adam.init(critics), adam.init(encoder)
-    bounds = jnp.array(1e8), jnp.array(-1e8), jnp.zeros(()), jnp.zeros(())
+    bounds = jnp.array(jnp.inf), jnp.array(-jnp.inf), jnp.zeros(()), jnp.zeros(())
     return State(*networks, *adams, *bounds, priorities, jnp.ones(()), jnp.zeros((), jnp.int32))
 
 

@@ -274,9 +274,11 @@ def test_a_model_of_an_environment_without_an_id(tmp_path):
     named = qs.TD3(CartPole, seed=0, eval_every=0, **small).save(tmp_path / "named")
     with refused("unmakeable-env", "CartPole_"):
         qs.load(named)
-    assert qs.load(path, "Pendulum-v1").learn(30).env_steps == 110  # of the same spaces
-    with refused("foreign-save"):
+    assert qs.load(path, "Pendulum-v1", other_spaces=True).learn(30).env_steps == 110  # of the same sizes
+    with pytest.raises(qs.UsageError, match=r"other spaces than those of the training"):
         qs.load(path, Rooms())
+    with pytest.raises(qs.RunError, match=r"use the settings it was saved with"):
+        qs.load(path, Rooms(), other_spaces=True)
 
 
 def test_accelerators_multiply_in_full(monkeypatch):
@@ -317,8 +319,12 @@ def test_a_model_saved_before_it_learned(tmp_path):
 
 def test_an_environment_that_a_run_does_not_fit_is_named(tmp_path):
     path = qs.TD3("Pendulum-v1", **settings("td3")).save(tmp_path / "run")
-    with refused("foreign-save", "MountainCarContinuous-v0", "Pendulum-v1"):
+    with pytest.raises(qs.UsageError, match=r"MountainCarContinuous-v0 has other spaces"):
         qs.load(path, env="MountainCarContinuous-v0")
+    with pytest.raises(
+        qs.RunError, match=r"does not fit MountainCarContinuous-v0, whose .* those of Pendulum-v1"
+    ):
+        qs.load(path, env="MountainCarContinuous-v0", other_spaces=True)
 
 
 def test_a_run_in_one_program_is_loaded_with_an_environment_in_jax_only(tmp_path):
@@ -628,16 +634,16 @@ def test_a_setting_that_does_nothing_is_told():
         qs.Model("td3", Clock, eval_every=0, **small).learn(30)
 
 
-def test_arguments_that_json_cannot_hold_are_saved_as_lists_and_text(tmp_path):
+def test_arguments_of_a_function_are_saved_and_what_no_file_holds_as_text(tmp_path):
     def create(goal, how):
         return Clock(length=int(goal[0]) + how())
 
     given = {"goal": np.array([20.0]), "how": lambda: 10}
     model = qs.TD3(create, env_args=given, **settings("td3", warmup=20), eval_every=0).learn(40)
     path = model.save(tmp_path / "run")
-    record = folders.read_record(path)
-    assert record["env_args"]["goal"] == [20.0]
-    assert "lambda" in record["env_args"]["how"]
+    args = folders.read_plan(path).env_args
+    assert args["goal"] == np.array([20.0])
+    assert "lambda" in args["how"].text
     assert qs.load(path, lambda: create(**given)).learn(10).env_steps == 50
 
 

@@ -163,7 +163,7 @@ def damage_a_line(folder: Path) -> None:
         (lambda f: (f / "evaluations.csv").write_bytes(b"\xff\xfe\n"), "decode"),
         (put_nan, "not finite"),
         (damage_a_line, "evaluations.csv is damaged in line 4 ("),
-        (lambda f: (f / "run.json").write_text(ODD_ARGS), "no attribute"),
+        (lambda f: (f / "run.json").write_text(ODD_ARGS), "no object of names"),
     ],
 )  # fmt: skip
 def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):

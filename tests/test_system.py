@@ -109,7 +109,7 @@ def test_a_request_to_stop_that_python_swallowed_is_not_lost():
 
 def test_a_worker_that_is_asked_twice_still_saves():
     """By a pool that stops, and by the end of that pool; only a second Ctrl-C ends a run at once."""
-    trainer, seen = Mock(), []
+    trainer, seen = Mock(over=False), []
     known = {
         signal.SIGTERM: lambda number, frame: seen.append(number),
         signal.SIGINT: signal.default_int_handler,

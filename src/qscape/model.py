@@ -31,7 +31,7 @@ from qscape.agents import (
 )
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
-from qscape.envs.build import training_args
+from qscape.envs.build import OWN_ARGS, training_args
 from qscape.errors import (
     Conflict,
     ForeignSave,
@@ -47,11 +47,12 @@ from qscape.errors import (
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
-from qscape.run.plan import Plan, moot_notes, prepare
+from qscape.run.plan import Plan, moot_notes, prepare, refuse_unkept
 from qscape.run.programs import evaluation_key
 from qscape.run.session import Session
 from qscape.run.stopping import StopOnSignal
 from qscape.run.training import make_session, no_update, set_up_jax
+from qscape.values import NoValue, decode, encode
 
 if TYPE_CHECKING:
     from qscape.inspect.trained_agent import TrainedAgent
@@ -147,8 +148,10 @@ class Model:
         # Invalid combinations are refused before an environment is made.
         index_actions = build(recipe, settings).index_actions
         env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
+        if isinstance(env, str):
+            refuse_unkept(env_args)
         args = training_args(env, env_args) if isinstance(env, str) else env_args
-        made = isinstance(env, gym.Env | gym.vector.VectorEnv)
+        made, self._is_id = isinstance(env, gym.Env | gym.vector.VectorEnv), isinstance(env, str)
         if made and vectorise != "sync":
             raise Conflict(
                 f"vectorise={vectorise!r} makes environments: give an id or a function.", field="vectorise"
@@ -170,6 +173,7 @@ class Model:
         self.eval_adapter: EnvAdapter | None = None
         if eval_env is not None:
             self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions)
+            self.eval_adapter.arrange(self.adapter.spaces)
             _refuse_other_spaces(self.adapter, self.eval_adapter)
         elif not made:
             n = min(eval_episodes, 10)
@@ -199,7 +203,9 @@ class Model:
 
         def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
             new = _copy_environment(env) if isinstance(env, gym.Env | gym.vector.VectorEnv) else env
-            return make_adapter(new, envs, self._env_args | more, seed=seed, index_actions=index_actions)
+            adapter = make_adapter(new, envs, self._env_args | more, seed=seed, index_actions=index_actions)
+            adapter.arrange(self.adapter.spaces)
+            return adapter
 
         self._make = make
         plan = self._plan(FOREVER)  # refuses options of unknown names
@@ -230,7 +236,7 @@ class Model:
             steps=steps,
             seed=self.seed,
             envs=self.envs,
-            env_args=self._env_args,
+            env_args=self._env_args if self._is_id else self._describe_args(),
             settings=self.settings,
             **self._asked,
         )
@@ -248,7 +254,8 @@ class Model:
             steps: environment steps over all sub-environments. The first call decides what follows from the
                 length of a run: a shortened warm-up or rollout, the decay of ε and the schedule of learning
                 rates (see `run.plan.prepare`). `base.anneal` of on-policy agents reaches 0 at the end of
-                each call.
+                each call. A warning in the first call names these settings; with all of them set, twenty
+                calls of 300 steps are one of 6,000.
             callback: one or several functions of (model, event). If one returns False, learning ends after
                 the current step.
             progress: print evaluations, and notes on the settings. Without it, a setting that does nothing is
@@ -270,6 +277,8 @@ class Model:
             plan, agent, notes = prepare(self._plan(steps))
             self.trainer = None  # frees its replay before the new one is allocated
             self.trainer = make_session(plan, agent, self.adapter, self.eval_adapter)
+            if why := self._describe_first_call(steps, agent):
+                warnings.warn(why, stacklevel=3)
             if progress:
                 print("\n".join(notes))
             for note in [] if progress else moot_notes(agent.moot_fields(), plan.typed or {}):
@@ -331,6 +340,51 @@ class Model:
         """Return the best policy so far; an untrained one if `learn` was not called."""
         trainer = self.trainer or self._untrained()
         return Policy(self.adapter, trainer.learner.programs, trainer.best, trainer.env_steps)
+
+    def _describe_first_call(self, steps: int, agent: Any) -> str:
+        """Return a sentence on the settings that the first `learn(steps)` decides for good; "" if none.
+
+        `agent`: the agent that was prepared for these steps.
+        """
+        long, own = prepare(self._plan(FOREVER)).agent.base, build(self.recipe, self.settings).base
+        now, advice = [], []
+        for field in dataclasses.fields(agent.base):
+            here, there, given = (getattr(base, field.name) for base in (agent.base, long, own))
+            if here == there:
+                continue
+            if field.name in own.scale_to_run(steps):
+                now.append(f"base.{field.name} = {here:,.0f}")
+                share = (
+                    "all steps, times base.updates_per_step" if given is None else f"{given:g} of all steps"
+                )
+                advice.append(f"base.{field.name} = {share}")
+            else:
+                now.append(f"base.{field.name} = {here:,} instead of {there:,}")
+                advice.append(f"base.{field.name} = {there:,}")
+        found = []
+        if now:
+            found.append(
+                f"learn({steps}) decides for all later calls too: {'; '.join(now)}. To learn in several "
+                f"calls as in one, set these yourself: {'; '.join(advice)}."
+            )
+        if getattr(agent, "follows_progress", False):
+            found.append(f"What anneals ends with every call of learn, this one after {steps} steps.")
+        return " ".join(found)
+
+    def _describe_args(self) -> dict[str, Any]:
+        """Return the arguments of an environment's function as run.json describes them.
+
+        A load is given that function again, so they may be anything. An id that makes the same needs none.
+        """
+        described = {}
+        for name, value in self._env_args.items():
+            if self.adapter.env_id in gym.registry and name not in OWN_ARGS:
+                continue
+            try:
+                described[name] = decode(encode(value))
+            except TypeError:
+                described[name] = NoValue(repr(value))
+        return described
 
     def _untrained(self) -> Session:
         """Make and keep a trainer that has made no step, to predict, evaluate or save before `learn`."""
@@ -440,6 +494,7 @@ def load(
     path: str | Path,
     env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv | None = None,
     eval_env: gym.Env | None = None,
+    other_spaces: bool = False,
 ) -> Model:
     """Load the model in a run folder, to predict, evaluate or continue learning.
 
@@ -452,12 +507,14 @@ def load(
         env: replaces the run's environment; it must have the same spaces, and be in JAX if the run was
             compiled as a whole with its environment. None: the run's own.
         eval_env: as for `Model`.
+        other_spaces: whether the environment may have other bounds, keys or dtypes than that of the training.
 
     Raises:
         UsageError: there is no run, a part is not loaded, the run's environment was an object and `env` is
-            None, or `env` is not in JAX and the run's had to be.
+            None, `env` is not in JAX and the run's had to be, or its spaces are others.
         RunError: there is no readable save, or it does not fit `env`.
     """
+    set_up_jax()
     if isinstance(path, str) and path.startswith(HUB):
         from qscape.export.hub import download_run
 
@@ -494,9 +551,10 @@ def load(
         )
     trained_in = plan.env
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
+    folders.fit(model.adapter, newest, other_spaces)
     model.trainer = make_session(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
     try:
-        notes += folders.load_into(model.trainer, newest)
+        notes += folders.load_into(model.trainer, newest, other_spaces=other_spaces)
     except RunError as problem:
         if env is None:
             raise

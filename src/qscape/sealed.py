@@ -1,4 +1,4 @@
-"""JSON files with a checksum of themselves: run.json and save.json.
+"""JSON files: their reader, and those with a checksum of themselves, run.json and save.json.
 
 The checksum is the CRC-32 of the content as `json.dumps` formats it, so line breaks and indents do not count.
 It detects damage and edits by hand; it does not prove who wrote the file.
@@ -6,10 +6,35 @@ It detects damage and edits by hand; it does not prove who wrote the file.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints, is_typeddict
 from zlib import crc32
 
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
 KEY = "crc32"
+
+
+def read_json(data: bytes | str, form: Any = dict[str, Any]) -> Any:
+    """Return the content of a JSON file, whoever wrote it.
+
+    Args:
+        data: the file.
+        form: the type of the content. Of a TypedDict, the content may have further keys.
+
+    Raises:
+        ValueError: the file is no JSON, is nested too deeply, or its content is of another type.
+    """
+    try:
+        content = json.loads(data)
+        known = content
+        if is_typeddict(form) and isinstance(content, dict):
+            known = {name: content[name] for name in get_type_hints(form) if name in content}
+        check_type(known, form, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        return content
+    except RecursionError as problem:
+        raise ValueError("it is nested too deeply") from problem
+    except TypeCheckError as problem:
+        raise ValueError(str(problem).splitlines()[0]) from problem
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
@@ -28,15 +53,14 @@ def unseal(data: bytes, required: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: the file is no JSON object, or the checksum does not match.
     """
-    try:
-        content = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+    content = read_json(data)
     if not required and KEY not in content:
         return content
-    if content.pop(KEY, None) != _checksum(content):
+    try:
+        checksum = _checksum({name: value for name, value in content.items() if name != KEY})
+    except RecursionError as problem:
+        raise ValueError("it is nested too deeply") from problem
+    if content.pop(KEY, None) != checksum:
         edited = "" if required else f'; if it was edited by hand, delete its line "{KEY}"'
         raise ValueError(f"its checksum does not match{edited}")
     return content

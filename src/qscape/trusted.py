@@ -100,9 +100,9 @@ def _places_in(value: Any) -> Iterator[str]:
         if PLACE.fullmatch(value) or (value.find(":") > 0 and _is_importable(value.partition(":")[0])):
             yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _places_in(item)
-    elif isinstance(value, list | tuple):
+        for pair in value.items():
+            yield from _places_in(pair)
+    elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from _places_in(item)
 

@@ -6,11 +6,15 @@ This module imports nothing heavy, so that `qscape --help` is fast.
 import difflib
 import importlib
 import io
+import signal
 import sys
+import threading
 
 from qscape.errors import QscapeError, WrongValue, WrongVersion, describe, memory_error, one_line
 from qscape.versions import find_wrong_versions
 
+INTERRUPTED = 130  # exit code
+FLAGS = "--debug", "--trust", "--other-spaces"  # of every command
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1]"),
     "resume": ("continue a run, or make it longer", "RUN [--steps N]"),
@@ -56,7 +60,8 @@ def usage() -> str:
         "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",
         "qscape train td7 --help shows those of td7. --debug shows tracebacks. --parts module:Class imports",
         "a part of your own, e.g. for a run that was trained with it. --trust imports modules that a run, a",
-        "dataset or a study names; without it, files run no code.",
+        "dataset or a study names; without it, files run no code. --other-spaces loads a run where",
+        "bounds, keys or dtypes of the environment are others than in its training.",
     ]
     return "\n".join(lines)
 
@@ -64,14 +69,26 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return the exit code.
 
-    `argv`: the arguments after `qscape`; None: those of this process.
+    `argv`: the arguments after `qscape`; None: those of this process, which ends after them.
     """
-    argv = [*(sys.argv[1:] if argv is None else argv)]
+    if argv is None:
+        return _run(sys.argv[1:])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return _run(argv)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def _run(argv: list[str]) -> int:
+    """Run a command line and return the exit code. After an interrupt, SIGINT may have no effect any more."""
+    argv = [*argv]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 has no ±, σ or ‖
             stream.reconfigure(errors="replace")
-    debug, trusting = "--debug" in argv, "--trust" in argv
-    argv, places = _without_parts([a for a in argv if a not in ("--debug", "--trust")])
+    debug, trusting, other_spaces = (flag in argv for flag in FLAGS)
+    argv, places = _without_parts([a for a in argv if a not in FLAGS])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
@@ -88,6 +105,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from qscape import trusted
 
+        if other_spaces:
+            from qscape.envs.kept_spaces import accept_others
+
+            accept_others()
         if trusting:
             trusted.trust(trusted.EVERYTHING)
         if places:
@@ -108,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print("qscape: interrupted.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except OSError as problem:  # a folder without permission, a name that is too long, a full disk
         if debug:
             raise
@@ -142,4 +163,7 @@ def _without_parts(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def entry() -> None:
     """Run the console script `qscape`."""
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:  # a further Ctrl-C would disturb how Python and JAX end
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)

@@ -29,7 +29,9 @@ class CollapseOptions:
     states: int = setting(10_000, "Number of states from evaluation rollouts.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     json: str | None = setting(None, "Write the results as JSON.")
-    png: str | None = setting(None, "Plot file; None: inspect/collapse.png in the first run's folder.")
+    png: str | None = setting(
+        None, "Plot file; None: inspect/collapse.png in the folder of the first run that was named."
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -37,13 +39,16 @@ def main(argv: list[str]) -> int:
     from qscape.cli.output import refuse_same, save_figure, save_text
     from qscape.inspect import collapse, store
     from qscape.report import collapse as report
-    from qscape.report.runs import find_runs
+    from qscape.report.runs import find_runs, name_runs
 
     paths, rest = options.positionals(argv, "RUN", "qscape collapse")
     given: Any = options.parse(CollapseOptions(), rest, "qscape collapse RUN...")
     refuse_same(given.json, given.png)
     console, records, files, problems, picture = plain_console(), [], [], [], given.png
-    for folder in find_runs(paths):
+    folders = find_runs(paths)
+    named, below = name_runs(paths, folders)
+    print_notes(console, filter(None, [below]))
+    for folder in folders:
         try:
             findings = collapse.measure_collapse(folder, given.states, given.seed)
         except QscapeError as problem:  # one run that cannot be measured does not hide the others
@@ -59,17 +64,20 @@ def main(argv: list[str]) -> int:
         title += f"{findings['labels']} {' '.join(map(str, findings['counts']))}"
         names = [name.replace("_", " ") for name in COLUMNS]
         console.print(table(title, ["step", *names], rows))
-        kept, notes = store.keep_findings(folder, "collapse", findings, needed=not picture)
-        files += kept
-        print_notes(console, filter(None, [report.note_trivial(findings), *notes]))
-        picture = picture or str(folder / "inspect" / "collapse.png")
+        print_notes(console, filter(None, [report.note_trivial(findings)]))
+        if folder in named:
+            kept, notes = store.keep_findings(folder, "collapse", findings, needed=not picture)
+            files += kept
+            print_notes(console, notes)
+            picture = picture or str(folder / "inspect" / "collapse.png")
     if not records:
         raise problems[0]
     print_notes(console, (f"left out: {problem}" for problem in problems))
     if given.json:
         save_text(store.to_json({"runs": records}), given.json)
         files.append(Path(given.json))
-    save_figure(report.draw_collapse(records), picture)
+    if picture:
+        save_figure(report.draw_collapse(records), picture)
     print_written(console, *files, picture)
     return 0
 

@@ -25,8 +25,8 @@ class ExportOptions:
     npz: str | None = setting(None, "Write the arrays as .npz, with a description in .json beside it.")
     tolerance: float = setting(
         policy.TOLERANCE,
-        "Largest accepted difference from the library, in the environment's units; above it no file is "
-        "written.",
+        "Largest accepted difference from the library, as a share of half an action's range; above it no "
+        "file is written.",
     )
     episodes: int = setting(10, "Number of evaluation episodes for the model card.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")

@@ -15,6 +15,7 @@ from qscape.errors import Conflict, MissingArgument, OutOfRange, UnknownField, W
 from qscape.run.plan import Pace, anywhere
 from qscape.trusted import list_code, trust
 from qscape.types import setting
+from qscape.values import decode, encode
 
 T = TypeVar("T")
 WIDEST = 100  # columns of help
@@ -327,8 +328,11 @@ def train_command(
 def env_args(pairs: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` pairs as Python values; a value that is no literal is a string.
 
+    A value may be written as run.json writes it (`qscape.values`): `{'$path': 'maps/one'}`.
+
     Raises:
-        UsageError: a pair without =, or `true` and `false`, which as strings would both be true.
+        UsageError: a pair without =, `true` and `false`, which as strings would both be true, or a value of a
+            type that run.json does not know.
     """
     args = {}
     for pair in pairs:
@@ -338,14 +342,26 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--env-args {pair} is no name=value pair, like continuous=False.", field="env_args"
             )
         try:
-            args[name] = ast.literal_eval(value)
+            read = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             if value in ("true", "false"):
                 raise WrongValue(
                     f"--env-args {pair}: write {name}={value.title()}, as in Python.", field="env_args"
                 ) from None
-            args[name] = value
+            read = value
+        try:
+            args[name] = decode(read)
+        except ValueError as problem:
+            raise WrongValue(f"--env-args {pair}: {problem}.", field="env_args") from problem
     return args
+
+
+def env_pair(name: str, value: Any) -> str:
+    """Return the pair that `env_args` reads as this argument."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        if encode(decode(ast.literal_eval(repr(value)))) == encode(value):
+            return f"{name}={value!r}"
+    return f"{name}={encode(value)!r}"
 
 
 def positional(argv: Sequence[str], what: str, prog: str, flags_for: str = "RUN") -> tuple[str, list[str]]:

@@ -186,6 +186,10 @@ class Screen:
             self.say(f"{self.names[k]}  {event.steps:,} steps", style="bold")
             for note in event.notes:
                 self.say(f"  {one_line(note)}", style="dim")
+        if self.quiet:
+            for warning in dict.fromkeys(event.warnings):
+                line = f"{self.names[k]}  step {event.step:>9,}  {one_line(warning)}"
+                self.console.print(line, style="yellow", soft_wrap=True)
 
     def _measure(self, k: int, event: ev.Progressed) -> None:
         """Move the bar of run k. Once updates were measured, say how long the command takes."""

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str], list[Path]]:
-    """Measure every run at the paths and write the result into its folder.
+    """Measure every run at the paths, and write the result into its folder if it was named.
 
     Returns:
         A record for each run; a sentence for each run that was left out or whose folder cannot be written;
@@ -90,7 +90,10 @@ def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], li
     from qscape.report import environment_label, runs
 
     records, problems, unwritten, written, scales = [], [], [], [], {}
-    for folder in runs.find_runs(paths):
+    folders = runs.find_runs(paths)
+    named, below = runs.name_runs(paths, folders)
+    print_notes(plain_console(), filter(None, [below]))
+    for folder in folders:
         try:
             trained = load_trained_agent(folder, given.current)
             findings = smoothness.measure_smoothness(trained, given.episodes, given.seed)
@@ -107,8 +110,9 @@ def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], li
             )
             findings["robustness"] = {**scales[env], "sigma": sigma}
         records.append(findings)
-        files, why = store.keep_findings(folder, "smoothness", findings)
-        written, unwritten = written + files, unwritten + why
+        if folder in named:
+            files, why = store.keep_findings(folder, "smoothness", findings)
+            written, unwritten = written + files, unwritten + why
     if not records:
         raise problems[0]
     return records, [*(f"left out: {problem}" for problem in problems), *unwritten], written

@@ -157,7 +157,7 @@ class StudyBoard(LiveBoard):
         run = self.progress.runs[k]
         before = run.state
         run.take(event)
-        for warning in event.warnings if isinstance(event, ev.Logged) else ():
+        for warning in event.warnings if isinstance(event, ev.Logged | ev.Started) else ():
             self.say(f"{run.row.plan.env} {run.row.plan.label} seed {run.row.plan.seed}: {warning}")
         if run.state != before or isinstance(event, ev.Started):
             self.changed(run)

@@ -1,10 +1,10 @@
 """`qscape train RECIPE --env ID`."""
 
 import dataclasses
-import json
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 
@@ -27,8 +27,10 @@ from qscape.report import environment_label
 from qscape.run.adapters import adapt_to_images, open_adapter
 from qscape.run.engines import may_compile, why_not_together
 from qscape.run.folder import refuse_taken
-from qscape.run.plan import Pace, Plan, anywhere, folder_name, prepare
+from qscape.run.plan import Pace, Plan, anywhere, fill_defaults, folder_name, prepare
 from qscape.run.trackers import Tracking, check_names
+from qscape.sealed import read_json
+from qscape.values import decode_args, encode_args
 
 MOST_SEEDS = 1_000
 
@@ -120,7 +122,8 @@ def main(argv: list[str]) -> int:
         adapter.close()
     together = _together(run.seeds_as, plans, agent, in_jax, run.log)
     task = (str(Path(run.dataset)) if run.dataset else run.env).strip("/\\")
-    place = folder_name(environment_label({"env": task, "env_args": options.env_args(run.env_args)}))
+    args = encode_args(plans[0].env_args)
+    place = folder_name(environment_label({"env": task, "env_args": args}))
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)
@@ -175,6 +178,18 @@ def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: 
     return needs is None
 
 
+class _Config(TypedDict):
+    """What is read of the run.json of --config; the types of the other options are those of their flags."""
+
+    recipe: str
+    env: str
+    steps: int
+    settings: NotRequired[dict[str, dict[str, Any]]]
+    typed: NotRequired[dict[str, dict[str, Any]] | None]
+    env_args: NotRequired[dict[str, Any]]
+    start: NotRequired[str]
+
+
 def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.TrainOptions]:
     """Read recipe, settings and options from a run.json, without importing the parts that it names.
 
@@ -185,18 +200,18 @@ def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Tra
         UsageError: the file cannot be read, or is no run.json.
     """
     try:
-        record = json.loads(path.read_text())
-        given = record["settings"] if record.get("typed") is None else record["typed"]
+        record = fill_defaults(read_json(path.read_bytes(), _Config))
+        given = record["settings"] if record["typed"] is None else record["typed"]
         recipe, settings = record["recipe"], {name: dict(of) for name, of in given.items()}
         fields = {name: record[name] for name in ("env", "steps", "envs")}
         pace = [f.name for f in dataclasses.fields(Pace) if f.name != "loop"]  # which follows from the rest
         names = ["dataset", "keep_data", "preset", *pace]
         fields |= {name: record[name] for name in names if record.get(name) is not None}
-        fields |= {"from_": record.get("start", "")}
-        fields["env_args"] = [f"{k}={v!r}" for k, v in record["env_args"].items()]
+        fields |= {"from_": record["start"]}
+        fields["env_args"] = [*itertools.starmap(options.env_pair, decode_args(record["env_args"]).items())]
         if fields["env"] == RECORDED:  # a stand-in, whose spaces are those of that run's dataset
             fields |= {"env": "", "env_args": [], "eval_every": options.TrainOptions().eval_every}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError) as problem:
         raise BadFile(
             f"--config {path} cannot be read as a run.json ({problem}).", field="config"
         ) from problem

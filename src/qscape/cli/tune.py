@@ -1,6 +1,7 @@
 """`qscape tune RECIPE --env ID --trials N --steps M`."""
 
 import dataclasses
+import itertools
 import shlex
 import time
 from collections.abc import Sequence
@@ -253,7 +254,7 @@ def train_command(trial: Trial) -> list[str]:
     command = ["qscape", "train", plan.recipe, "--env", plan.env, "--steps", str(plan.steps)]
     command += ["--eval-every", str(plan.eval_every), "--eval-episodes", str(plan.eval_episodes)]
     if plan.env_args:
-        command += ["--env-args", *(f"{name}={value!r}" for name, value in plan.env_args.items())]
+        command += ["--env-args", *itertools.starmap(options.env_pair, plan.env_args.items())]
     if plan.preset:
         command += ["--preset", plan.preset]
     if search.seeds > 1:

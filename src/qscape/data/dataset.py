@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float
 
-from qscape.envs.spaces import ActionBox
+from qscape.envs.spaces import ActionBox, is_bounded
 from qscape.errors import BadFile, UnfitEnv
 
 BINS = 20  # equal bins of each action dimension, for `coverage`
@@ -123,7 +123,7 @@ def require_action_box(space: gym.Space, name: str) -> ActionBox:
         raise UnfitEnv(
             f"{name} has {type(space).__name__} actions: offline agents take a bounded Box of actions."
         )
-    if not space.is_bounded():
+    if not is_bounded(space):
         raise UnfitEnv(f"{name} has unbounded actions: offline agents take a bounded Box of actions.")
     return ActionBox.from_bounds(space.low, space.high)
 

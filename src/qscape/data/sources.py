@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from qscape.data.dataset import HDF5, Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
+from qscape.envs.kept_spaces import order_like
 from qscape.envs.spaces import ActionBox, box_leaves, is_image, make_flatten
 from qscape.errors import (
     BadFile,
@@ -47,7 +48,12 @@ D4RL = {
 }
 
 
-def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None = None) -> Dataset:
+def read(
+    name: str,
+    env: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | None = None,
+) -> Dataset:
     """Read and check the dataset called `name`.
 
     Args:
@@ -55,6 +61,8 @@ def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None =
             HDF5 file in the layout of D4RL.
         env: id of the environment to evaluate in; None: the one that the dataset names, if it does.
         env_args: arguments of that environment.
+        like: `EnvAdapter.spaces`, in whose order the entries of a Dict become a row; None: that of `env`, or
+            of the dataset.
 
     Raises:
         UsageError: no such dataset, a missing package, other spaces than those of `env`, or invalid data.
@@ -62,7 +70,7 @@ def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None =
     """
     if name.endswith(HDF5):
         return check_dataset(_read_hdf5(Path(name), env, dict(env_args or {})))
-    return check_dataset(_read_minari(name, env, dict(env_args or {})))
+    return check_dataset(_read_minari(name, env, dict(env_args or {}), like))
 
 
 class Origin(NamedTuple):
@@ -113,7 +121,9 @@ def _import_package(name: str) -> Any:
 # --- Minari -------------------------------------------------------------------------------------------
 
 
-def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
+def _read_minari(
+    name: str, env: str | None, env_args: dict[str, Any], order: Mapping[str, Any] | None
+) -> Dataset:
     """Return a Minari dataset, not checked yet."""
     minari = _import_package("minari")
     _import_package("h5py")
@@ -125,7 +135,9 @@ def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Datase
     else:
         observations = _check_spaces(name, observations, actions, env, env_args)
     box = require_action_box(actions, name)
-    _refuse_images(observations, name)
+    refuse_images(observations, name)
+    if order is not None:
+        observations = order_like(observations, order["observation"])
     size, flatten = make_flatten(observations, name)
     try:
         columns = [_episode_columns(e, size, flatten, box) for e in source.iterate_episodes()]
@@ -258,7 +270,7 @@ def _check_spaces(
     return made.observation_space
 
 
-def _refuse_images(space: gym.Space, name: str) -> None:
+def refuse_images(space: gym.Space, name: str) -> None:
     """Raise a UsageError if observations of this space, of a dataset or environment, hold an image."""
     if any(is_image(box) for _, box in box_leaves(space, (), name, images=True)):
         raise UnfitEnv(
@@ -269,7 +281,7 @@ def _refuse_images(space: gym.Space, name: str) -> None:
 
 def _have_equal_bounds(one: spaces.Box, other: spaces.Box) -> bool:
     """Return whether the bounds of two Boxes of one shape are equal, but for rounding."""
-    return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
+    return all(np.allclose(*of, rtol=1e-5, atol=0) for of in ((one.low, other.low), (one.high, other.high)))
 
 
 def _shapes(space: gym.Space) -> Any:
@@ -319,7 +331,7 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         made = build_env(env, env_args)
         observations, actions = made.observation_space, made.action_space
         made.close()
-        _refuse_images(observations, env)
+        refuse_images(observations, env)
         if (make_flatten(observations, env)[0], int(np.prod(actions.shape or ()))) != sizes:
             raise Mismatch(
                 f"{file} has {sizes[0]} numbers an observation and {sizes[1]} an action, {env} has "
@@ -356,6 +368,19 @@ def _endless(rows: Mapping[str, np.ndarray], file: Path) -> list[str]:
     ]
 
 
+def _rounding_of(rows: np.ndarray) -> np.ndarray:
+    """Return how far numbers of a file `[N, S]` may lie from themselves when they were rounded on the way to
+    it.
+
+    At most 1e-6 and a share of 1e-5. That would be more than whole steps of entries with a small scale, or a
+    small spread around a large mean; there it is a share of 1e-4 of the spread, or what float32 rounds.
+    """
+    size = np.abs(rows)
+    spread = 1e-4 * np.ptp(rows, axis=0) if len(rows) else 0.0
+    rounded = np.finfo(np.float32).eps * size
+    return np.minimum(1e-6 + 1e-5 * size, np.maximum(spread, rounded))
+
+
 def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Iterator[np.ndarray]:
     """Return the columns of a `Dataset`, in the order of its fields."""
     n = len(rows["rewards"])
@@ -365,7 +390,8 @@ def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Itera
     keep = np.ones(n, bool)
     if "next_observations" in rows:
         following = rows["next_observations"]
-        continues = np.isclose(following[:-1], rows["observations"][1:], rtol=1e-5, atol=1e-6).all(1)
+        begins = rows["observations"][1:]
+        continues = (np.abs(following[:-1] - begins) <= _rounding_of(begins)).all(1)
         truncated[:-1] |= ~continues & ~terminated[:-1]
     else:
         following = np.concatenate([rows["observations"][1:], rows["observations"][-1:]])

@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Int
 
 from qscape.envs.answers import SUCCESS, pack_infos, read_flag, read_reward, read_rewards, read_success
 from qscape.envs.build import build_env
+from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
 from qscape.envs.spaces import (
@@ -43,6 +44,7 @@ from qscape.envs.spaces import (
     make_flatten,
     put_image_first,
     split_space,
+    true_bounds,
 )
 from qscape.envs.workers import EnvPoolEnv, WorkerError, Workers
 from qscape.errors import (
@@ -229,6 +231,7 @@ class EnvAdapter:
         seed: of the first reset.
         masks: reads which actions are valid; None: all are.
         time_limit: steps after which an episode is truncated; None: no limit is known.
+        spaces: the spaces of an observation and of an action as JSON, which saves keep (`kept_spaces`).
         jax_env: the environment as pure functions, if it is written in JAX; else None.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
@@ -271,21 +274,20 @@ class EnvAdapter:
         self.time_limit = _time_limit(about)
         self.jax_env = find_jax_env(env)
         bare, declared = about.unwrapped, declared_by(about)
-        space, self.masks = find_mask(
-            self.env_id,
-            space,
-            actions,
-            bare if isinstance(bare, GymnasiumEnv) else None,
-            declared,
-            index_actions and is_image(space),
-            index_actions,
-        )
-        space, actor_space = split_space(space, self.env_id, bare, declared("privileged_keys"))
-        frame = space.shape if is_image(space) else None
-        if not index_actions:
-            space, actor_space, frame = put_image_first(space, actor_space, self.env_id)
+
+        def read_space(space: gym.Space) -> _Observations:
+            return _read_space(space, actions, self.env_id, bare, declared, index_actions)
+
+        self._read_space, seen = read_space, read_space(space)
+        self.masks, frame = seen.masks, seen.frame
         self._as_bytes = index_actions and frame is not None  # as on-policy agents keep images
-        size, flatten = make_flatten(space, self.env_id, frame is not None, self._as_bytes)
+        self.spaces: dict[str, Any] = {
+            "observation": describe_space(space),
+            "action": describe_space(actions),
+        }
+        if (hidden := declared("privileged_keys")) is not None:
+            self.spaces["critics_only"] = [hidden] if isinstance(hidden, str) else [*map(str, hidden)]
+        self._observation_space = space
         convert = functools.partial(
             make_action_map,
             actions,
@@ -299,14 +301,14 @@ class EnvAdapter:
             first, *others = env.unwrapped.get_attr("action_table")
             if not all(np.array_equal(first, other) for other in others):
                 raise Mismatch(describe_other_table(self.env_id))
-        self._space, self._actor_space, self._flatten = space, actor_space, flatten
+        self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
         actor_size = None
-        if actor_space is not None:
-            actor_size = make_flatten(actor_space, self.env_id, frame is not None)[0]
+        if seen.actor_space is not None:
+            actor_size = make_flatten(seen.actor_space, self.env_id, frame is not None)[0]
         self.spec = Spec(
-            size,
+            seen.size,
             action_size,
             table,
             *bounds,
@@ -316,7 +318,7 @@ class EnvAdapter:
             time_limit=self.time_limit,
             mask=None if self.masks is None else self.masks.mask,
         )
-        reader = _Reader(flatten, self.masks)
+        reader = _Reader(seen.flatten, self.masks)
         if not isinstance(env, VectorEnv):
             self._source = _Copies([env], None, self.env_id, reader)
         elif type(env) is SyncVectorEnv:
@@ -327,6 +329,22 @@ class EnvAdapter:
         self._seeded = False
         kind = np.uint8 if self._as_bytes else np.float32
         self._reset_statistics(np.zeros((self.envs, self.spec.row_size), kind), np.zeros(self.envs, np.int64))
+
+    def arrange(self, kept: Mapping[str, Any]) -> None:
+        """Read the keys of a Dict of observations in the order in which a save keeps them.
+
+        Called before the first reset. Nothing changes if there are other keys.
+
+        Args:
+            kept: the `spaces` of an adapter, this one's or another one's.
+        """
+        space = order_like(self._observation_space, kept["observation"])
+        if space is self._observation_space:
+            return
+        seen = self._read_space(space)
+        self._observation_space, self.spaces = space, self.spaces | {"observation": describe_space(space)}
+        self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
+        self._source.read = _Reader(seen.flatten, self.masks)
 
     @property
     def is_host_only(self) -> bool:
@@ -384,11 +402,11 @@ class EnvAdapter:
 
     @property
     def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-        """Lower and upper bounds of the observation space; ±inf where it is unbounded."""
-        boxes = [box for _, box in self.leaves]
+        """Lower and upper bounds of the observation space; ±inf where it is unbounded (`true_bounds`)."""
+        bounds = [true_bounds(box) for _, box in self.leaves]
         low, high = (
-            np.concatenate([getattr(box, bound).ravel() for box in boxes]).astype(np.float32)
-            for bound in ("low", "high")
+            np.concatenate([bound.ravel() for bound in of]).astype(np.float32)
+            for of in zip(*bounds, strict=True)
         )
         return low, high
 
@@ -627,6 +645,47 @@ class EnvAdapter:
         episode = int(self.statistics.episodes[row]) + 1
         seen = self.spec.observation_size
         raise NotFinite(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
+
+
+class _Observations(NamedTuple):
+    """How the observations of a space become rows.
+
+    Attributes:
+        space: what networks see, the image first, and what critics alone see last.
+        actor_space: the part of it that actors see; None: everything.
+        frame: shape of the image; None: there is none.
+        size: S.
+        flatten: makes rows of observations.
+        masks: reads which actions are valid; None: all are.
+    """
+
+    space: gym.Space
+    actor_space: gym.Space | None
+    frame: tuple[int, ...] | None
+    size: int
+    flatten: Callable[[Any, int], np.ndarray]
+    masks: MaskReader | None
+
+
+def _read_space(
+    space: gym.Space,
+    actions: gym.Space,
+    env_id: str,
+    bare: Any,
+    declared: Callable[[str], Any],
+    index_actions: bool,
+) -> _Observations:
+    """Return how the observations of a space become rows. Raises UsageError if they cannot."""
+    native = bare if isinstance(bare, GymnasiumEnv) else None
+    image = index_actions and is_image(space)
+    space, masks = find_mask(env_id, space, actions, native, declared, image, index_actions)
+    space, actor_space = split_space(space, env_id, bare, declared("privileged_keys"))
+    frame = space.shape if is_image(space) else None
+    if not index_actions:
+        space, actor_space, frame = put_image_first(space, actor_space, env_id)
+    as_bytes = index_actions and frame is not None
+    size, flatten = make_flatten(space, env_id, frame is not None, as_bytes)
+    return _Observations(space, actor_space, frame, size, flatten, masks)
 
 
 @dataclasses.dataclass(frozen=True)

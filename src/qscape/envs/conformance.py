@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 from qscape.envs.build import build_env
 from qscape.envs.masks import declared_by, find_mask
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, step_autoreset, step_key
-from qscape.envs.spaces import FactoredActions, list_sizes
+from qscape.envs.spaces import FactoredActions, is_bounded, list_sizes, true_bounds
 from qscape.errors import OutOfRange, QscapeError, UnfitEnv, UsageError, WrongValue, describe
 from qscape.types import stream
 
@@ -100,7 +100,7 @@ class Subject:
         if sizes := list_sizes(space):
             index = self.actions.integers(0, sizes, (int(np.prod(shape)), len(sizes)))
             return _to_action(space, index).reshape((*shape, *space.shape)).astype(space.dtype)
-        if not isinstance(space, spaces.Box) or not np.isfinite([space.low, space.high]).all():
+        if not is_bounded(space):
             raise UnfitEnv(f"actions are {space}: they have to be discrete or a bounded Box")
         low, high = space.low.astype(float), space.high.astype(float)
         drawn = self.actions.uniform(low, high, (*shape, *space.shape))
@@ -356,7 +356,7 @@ def check_bounds(subject: Subject) -> str:
 
 
 def _inside(seen: np.ndarray, space: spaces.Box) -> str:
-    low, high = space.low.astype(float), space.high.astype(float)
+    low, high = true_bounds(space)
     slack = 1e-5 * (
         1 + np.abs(np.where(np.isfinite(low), low, 0)) + np.abs(np.where(np.isfinite(high), high, 0))
     )

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.envs.native import JaxWrapper, Outcome, find_jax_env
 from qscape.envs.simulators import make_gymnasium
-from qscape.envs.spaces import ActionBox
+from qscape.envs.spaces import ActionBox, is_bounded
 from qscape.errors import OutOfRange, UnfitEnv
 from qscape.types import Key
 
@@ -76,8 +76,7 @@ def discretise(env: gym.Env, levels: int, env_id: str) -> gym.Env:
     if not isinstance(levels, int) or levels < 2:
         raise OutOfRange(f"action_levels is {levels!r}: it has to be a number of 2 or more", field="env_args")
     space = env.action_space
-    is_box = isinstance(space, spaces.Box) and space.is_bounded() and np.issubdtype(space.dtype, np.floating)
-    if not is_box:
+    if not is_bounded(space) or not np.issubdtype(space.dtype, np.floating):
         raise UnfitEnv(
             f"action_levels divides a bounded Box of actions, and {env_id} has {space}: leave it out",
             field="env_args",

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import load_env_creator
 from jaxtyping import Float
 
 from qscape.envs.build import build_env
+from qscape.envs.spaces import is_bounded
 from qscape.errors import Mismatch, OutOfRange, UnfitEnv, WrongValue
 
 # The valid intervals of the two pendulums: centre, half-width.
@@ -90,7 +91,7 @@ class Restricted(gym.Wrapper):
     ):
         super().__init__(env)
         space = env.action_space
-        if not isinstance(space, spaces.Box) or not space.is_bounded():
+        if not is_bounded(space):
             raise UnfitEnv(f"only a bounded Box of actions can be restricted, {env} has {space}")
         size = int(np.prod(space.shape))
         if np.shape(centres) != (len(radii), size) or not len(radii):
@@ -227,7 +228,7 @@ def restrict(
         UsageError: the actions are no bounded Box, or the balls are not valid.
     """
     made = build_env(env, args, limited)
-    if not isinstance(made.action_space, spaces.Box) or not made.action_space.is_bounded():
+    if not is_bounded(made.action_space):
         raise UnfitEnv(f"only a bounded Box of actions can be restricted, {env} has {made.action_space}")
     if count < 1 or not 0 < low <= high:
         raise OutOfRange(f"{count} balls of radii {low} to {high}: give at least one, and 0 < low <= high")

@@ -26,7 +26,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
-from qscape.envs.adapter import EnvAdapter
+from qscape.envs.adapter import EnvAdapter, EpisodeStatistics
 from qscape.envs.native import JaxEnv
 from qscape.envs.workers import EnvPoolEnv, Workers
 from qscape.errors import one_line
@@ -165,7 +165,33 @@ def _set_attributes(layers: dict[str, Any], saved: dict[str, Any], arrays: dict[
     reader = _Reader(arrays)
     reader.objects |= layers  # an attribute of a layer may be another layer
     for name, layer in layers.items():
+        before = dict(vars(layer))
         reader.attributes(layer, saved[name], name)
+        if isinstance(layer, EpisodeStatistics):
+            _check_statistics(before, vars(layer))
+
+
+def _check_statistics(made: dict[str, Any], read: dict[str, Any]) -> None:
+    """Raise a ValueError if statistics of a snapshot have other names, types, shapes or impossible values.
+
+    Args:
+        made: those after a reset.
+        read: those that the snapshot holds.
+    """
+    if made.keys() != read.keys():
+        raise ValueError(f"the statistics of episodes are {', '.join(read)}, and not {', '.join(made)}")
+    for name, own in made.items():
+        value = read[name]
+        if isinstance(own, np.ndarray):
+            same = isinstance(value, np.ndarray) and (value.dtype, value.shape) == (own.dtype, own.shape)
+        else:
+            same = type(value) is type(own)
+        if not same or (name in ("steps", "began", "episodes") and np.min(value) < 0):
+            raise ValueError(f"the statistics of episodes hold {name} = {value!r}")
+    if np.max(read["began"]) > read["steps"] + 1:  # the step that only resets comes after the end
+        raise ValueError("an episode began after the last step")
+    if not (np.isfinite(read["observation"]).all() and np.isfinite(read["ret"]).all()):
+        raise ValueError("the observation or the return of an episode is not finite")
 
 
 def _part(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from gymnasium import spaces
@@ -13,6 +13,28 @@ from qscape.envs.native import GymnasiumEnv
 from qscape.errors import BrokenEnv, Mismatch, UnfitEnv, WrongEnv
 
 LARGEST_PRODUCT = 500_000  # actions of a product of discrete sets in a table
+ENDLESS = 1e30  # a bound from here on, or from half of what its dtype holds, is finite by name only
+
+
+def true_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds of a Box in float64; ±inf where they are near the greatest number of its dtype.
+
+    Libraries write the greatest float for "no bound", also in one direction only. Whole numbers of 8 and 16
+    bits have bounds: those of images and of counters.
+    """
+    kind: Any = np.dtype(space.dtype)
+    least = ENDLESS
+    if kind.kind == "f":
+        least = min(least, float(np.finfo(kind).max) / 2)
+    elif kind.kind in "iu" and kind.itemsize >= 4:
+        least = float(np.iinfo(kind).max) / 2
+    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
+    return np.where(low <= -least, -np.inf, low), np.where(high >= least, np.inf, high)
+
+
+def is_bounded(space: spaces.Space) -> TypeGuard[spaces.Box]:
+    """Return is a space a Box with bounds in every dimension, and not by name only?"""
+    return isinstance(space, spaces.Box) and bool(np.isfinite(true_bounds(space)).all())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -362,11 +384,15 @@ def make_action_map(
             )
             + ("; its argument continuous=True makes them a Box" if divided else "")
         )
-    low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
+    low, high = (bound.ravel() for bound in true_bounds(space))
     shape = (envs, *space.shape)
     unbounded = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
     if len(unbounded) or not low.size:
-        what = f"dimension {unbounded[0]} of the action is unbounded" if low.size else "the action is empty"
+        what = "the action is empty"
+        if low.size:
+            k = unbounded[0]
+            ends = f"from {space.low.ravel()[k]:.4g} to {space.high.ravel()[k]:.4g}"
+            what = f"dimension {k} of the action is unbounded ({ends})"
         raise UnfitEnv(
             f"{env_id}: {what}; give it bounds with gymnasium.wrappers.TransformAction(env, lambda a: a, "
             "Box(low, high)), or leave gymnasium.wrappers.ClipAction out: qscape clips actions"

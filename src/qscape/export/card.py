@@ -15,6 +15,8 @@ from qscape.export.policy import OnnxCheck, PolicySource, describe
 from qscape.inspect.store import write_atomically
 from qscape.report import intervals
 from qscape.run.folder import origin
+from qscape.sealed import read_json
+from qscape.values import decode_args
 
 
 def write_card(source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
@@ -70,7 +72,7 @@ def render_card(
         "## Task",
         "",
         f"- environment: {_code(about['env'])}"
-        + (f" with {_code(about['env_args'])}" if about["env_args"] else ""),
+        + (f" with {_code(decode_args(about['env_args']))}" if about["env_args"] else ""),
         f"- observation: {about['observation']['size']} numbers, float32, raw, as the environment gives them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
         *(
@@ -153,7 +155,7 @@ def _describe_smoothness(source: PolicySource) -> list[str]:
     if not file.exists():
         return []
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file.read_bytes())
         if (found["step"], found["policy"]) != (loaded.step, loaded.policy):
             return []
         values = found["per_episode"]

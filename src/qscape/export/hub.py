@@ -30,6 +30,7 @@ from qscape.export.policy import PolicySource, load_source
 from qscape.inspect import store
 from qscape.run.files import unused_name
 from qscape.run.folder import RECORD, newest_save, no_save, one_run
+from qscape.sealed import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +122,7 @@ def _pushed_before(api: Any, repository: str) -> set[str]:
     there: set[str] = {*api.list_repo_files(repository)}
     listing: Any = None
     if DIGESTS in there:
-        listing = json.loads(Path(api.hf_hub_download(repository, DIGESTS)).read_text())
+        listing = read_json(Path(api.hf_hub_download(repository, DIGESTS)).read_bytes(), Any)
     if _is_listing(listing):
         return there & {*listing, *(f"{PICTURES}/{name}.png" for name in SAYS)}
     if others := sorted(there - MADE_BY_THE_HUB):
@@ -219,7 +220,7 @@ def download_run(name: str) -> Path:
     api = _hub().HfApi()
     try:
         listed = Path(api.hf_hub_download(repository, DIGESTS, revision=revision or None))
-        digests = json.loads(listed.read_text())
+        digests = read_json(listed.read_bytes(), Any)
         if not _is_listing(digests):
             raise ValueError(f"its {DIGESTS} names other files than those of a run")
         # Of the commit that the listing is from, even if another push came between.
@@ -246,7 +247,7 @@ def pull_run(name: str, folder: Path) -> None:
     cached = download_run(name)
     aside = unused_name(folder)
     try:
-        for file in json.loads((cached / DIGESTS).read_text()):
+        for file in read_json((cached / DIGESTS).read_bytes()):
             (aside / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(cached / file, aside / file)
         aside.replace(folder)

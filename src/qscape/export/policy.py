@@ -37,7 +37,8 @@ from qscape.run.programs import act_evaluating, evaluation_key
 from qscape.tracking import track
 
 CHECKED = 1_000  # observations on which file and library are compared
-TOLERANCE = 1e-5  # largest accepted difference of an action, in the environment's units
+TOLERANCE = 1e-5  # largest accepted difference of an action, as a share of half its range
+ROUNDINGS = 4  # of float32, when an action in [-1, 1] is put into the environment's units
 FORMAT = "qscape-policy"
 VERSION = 2  # 1 had other names of arrays
 
@@ -243,7 +244,8 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
     """Compare an ONNX model with the library, in one batch and one observation at a time.
 
     Raises:
-        RunError: they differ by more than `tolerance`, in the environment's units.
+        RunError: an action differs by more than `tolerance` times half of its range, and by more than float32
+            rounds a number at its bounds.
     """
     import onnxruntime as ort
 
@@ -268,14 +270,32 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
         single[k] = np.asarray(answer)[0]
     rounding = float(np.abs(alone - wanted).max())
     difference = max(float(np.abs(actions - wanted).max()) for actions in (batched, single))
-    if not difference <= tolerance:  # also where it is NaN
+    half, rounded = _action_scale(source.loaded.adapter)
+    *models, itself = (np.abs(x - wanted).reshape(len(obs), -1) for x in (single, batched, alone))
+    off = np.maximum(*models)
+    if not (off <= tolerance * half + rounded).all():  # also where it is NaN
         raise Inexact(
-            f"{source.folder}: the ONNX model differs from the library by {difference:.2g} on {len(obs):,} "
-            f"observations, more than --tolerance {tolerance:.2g} (the library differs from itself, single "
-            f"against batched, by {rounding:.2g}); no file was written."
+            f"{source.folder}: the ONNX model differs from the library by {np.max(off / half):.2g} of half "
+            f"an action's range on {len(obs):,} observations, more than --tolerance {tolerance:.2g} (the "
+            f"library differs from itself, single against batched, by {np.max(itself / half):.2g}); no file "
+            "was written."
         )
     p50, p99 = np.percentile(seconds * 1e3, [50, 99])
     return OnnxCheck(difference, rounding, float(p50), float(p99))
+
+
+def _action_scale(adapter: EnvAdapter) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:
+    """Return half the range of each entry of an action, and what float32 rounds at its bounds.
+
+    1 and 0 for actions without bounds; an entry of zero width has half a range of 1.
+    """
+    space = action_space(adapter)
+    box = space.box if isinstance(space, LevelSpace) else space
+    if not isinstance(box, gym.spaces.Box):
+        return np.ones(1), np.zeros(1)
+    low, high = (np.asarray(bound, np.float64).ravel() for bound in (box.low, box.high))
+    rounded = ROUNDINGS * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+    return np.where(high > low, (high - low) / 2, 1.0), rounded
 
 
 def refuse_foreign(file: Path, mark: str) -> None:

@@ -11,6 +11,7 @@ contains the normalisation, squashing and scaling.
 
 import argparse
 import json
+import re
 import time
 from typing import Any
 
@@ -83,6 +84,8 @@ def make_env(about: dict, env_id: str) -> Any:
         ValueError: gymnasium is missing or cannot make it, or it has other observations or actions.
     """
     kwargs = about.get("make_args", about["env_args"]) if env_id == about["env"] else {}
+    if re.search(r'{"\$\w+":', json.dumps(kwargs)):  # such as tuples and paths
+        raise ValueError(f"{env_id} needs {kwargs}, which JSON cannot hold: make it yourself, and call `act`")
     try:
         import gymnasium as gym
 

@@ -5,11 +5,10 @@ Only numbers and text are read from the file. Nothing is unpickled, so loading r
 
 import importlib
 import io
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import gymnasium as gym
 import jax
@@ -27,6 +26,7 @@ from qscape.run.engines.base import copy_buffers
 from qscape.run.plan import Plan, label
 from qscape.run.programs import act_evaluating
 from qscape.run.training import make_session
+from qscape.sealed import read_json
 
 ACTIVATIONS = {"ReLU": "relu", "ELU": "elu", "SiLU": "silu", "Tanh": "tanh"}
 CHECKED = 1_000
@@ -46,6 +46,14 @@ SHARED = {  # fields of the base -> names in Stable-Baselines3
     },
 }
 Arrays = Mapping[str, np.ndarray]
+
+
+class _Data(TypedDict, total=False):
+    """What is read of a file's JSON, beside numbers that are hyperparameters."""
+
+    num_timesteps: int | None
+    policy_kwargs: dict[str, Any] | None
+    action_space: dict[str, Any] | None
 
 
 def convert_file(
@@ -132,7 +140,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays = tensors(archive, "policy.pth")
             if "pytorch_variables.pth" in archive.namelist():
                 arrays |= tensors(archive, "pytorch_variables.pth")
-            return arrays, json.loads(archive.read("data"))
+            return arrays, read_json(archive.read("data"), _Data)
     except FileNotFoundError as problem:
         raise NotFound(f"{file} does not exist.") from problem
     except Exception as problem:  # a damaged archive makes zipfile and torch raise nearly anything

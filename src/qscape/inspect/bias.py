@@ -23,6 +23,7 @@ from qscape.run import saves
 from qscape.run.evaluation import Rollout
 from qscape.run.folder import newest_save
 from qscape.run.probes import PolicyEvaluation
+from qscape.values import decode_args
 
 CHUNK = 512  # pairs in one call of the compiled program
 
@@ -128,7 +129,7 @@ def measure_bias(trained: TrainedAgent, rollouts: Sequence[Rollout]) -> dict[str
     """
     trained.require_q("the bias of Q")
     if trained.record:
-        refuse_other_rewards(trained.record["env"], trained.record["env_args"])
+        refuse_other_rewards(trained.record["env"], decode_args(trained.record["env_args"]))
     return BiasProbe(trained.agent).measure(trained.acting, rollouts, _read_reward_divisor(trained))
 
 

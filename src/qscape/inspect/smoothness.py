@@ -92,13 +92,16 @@ def measure_smoothness(trained: TrainedAgent, episodes: int = 10, seed: int = SE
 def measure_observation_scale(
     trained: TrainedAgent, episodes: int = NOISE_EPISODES, seed: int = SEED
 ) -> Float[np.ndarray, " S"]:
-    """Compute the standard deviation of each observation dimension over noise-free episodes, at least 1e-6.
+    """Compute the standard deviation of each observation dimension over noise-free episodes.
 
-    The paper takes the scale from the first run of the unregularised base and uses it for every method.
+    A dimension that does not change has 1e-6. The paper takes the scale from the first run of the
+    unregularised base and uses it for every method.
     """
     size = trained.agent.task.observation_size
     seen = np.concatenate([r.observation[:, :size] for r in trained.rollouts(episodes, seed)])
-    return np.maximum(seen.std(axis=0, dtype=np.float64), LEAST_SCALE)
+    spread = seen.std(axis=0, dtype=np.float64)
+    rounded = np.finfo(np.float32).eps * np.abs(seen).max(axis=0)  # of an entry that does not change
+    return np.where(spread > rounded, spread, LEAST_SCALE)
 
 
 def measure_robustness(

@@ -24,6 +24,7 @@ from qscape.run.policy import load_policy, make_programs, read_acting
 from qscape.run.programs import Acts, evaluation_key
 from qscape.run.training import set_up_jax
 from qscape.types import QFn
+from qscape.values import decode_args
 
 SIDE_BY_SIDE = 10  # episodes run at a time, as in evaluations
 
@@ -173,8 +174,10 @@ def load_trained_agent(folder: Path | str, current: bool = False) -> TrainedAgen
     agent = loaded.programs.agent
 
     def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
-        args = {**record["env_args"], **more}
-        return make_adapter(record["env"], envs, args, seed=seed, index_actions=agent.index_actions)
+        args = {**decode_args(record["env_args"]), **more}
+        adapter = make_adapter(record["env"], envs, args, seed=seed, index_actions=agent.index_actions)
+        adapter.arrange(loaded.adapter.spaces)
+        return adapter
 
     return TrainedAgent(str(folder), agent, loaded.acting, make, loaded.step, loaded.policy, record)
 

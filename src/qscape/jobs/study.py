@@ -31,6 +31,7 @@ from qscape.run import probes
 from qscape.run.adapters import adapt_to_images
 from qscape.run.files import write_whole
 from qscape.run.plan import Plan, anywhere, folder_name, prepare
+from qscape.values import encode_args
 
 BUDGETS = ("quick", "short", "full", "paper")
 # Files of the package, which `find_study` finds by name: demonstrations and the main tables of five papers.
@@ -312,7 +313,7 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 
 def _folder_of_environment(plan: Plan) -> str:
     """Return the name of an environment's folder: its id, its arguments, and the dataset's name."""
-    return folder_name(task_label(vars(plan)))
+    return folder_name(task_label(vars(plan) | {"env_args": encode_args(plan.env_args)}))
 
 
 def _duplicate(

@@ -17,6 +17,7 @@ from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import folder as folders
 from qscape.run.plan import Plan, prepare
+from qscape.values import encode_args
 
 State: TypeAlias = Literal["running", "done", "pruned", "failed"]
 Metric: TypeAlias = Literal["final", "best"]
@@ -47,7 +48,8 @@ class Search:
         plan = self.plan
         fields: dict[str, Any] = {"recipe": plan.recipe, "seeds": self.seeds, "metric": self.metric}
         fields["seed"] = self.seed
-        fields |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
+        fields |= {k: getattr(plan, k) for k in ("env", "steps", "eval_every", "eval_episodes")}
+        fields["env_args"] = encode_args(plan.env_args)
         fields |= {"preset": plan.preset} if plan.preset else {}
         fields |= flatten(plan.settings)
         fields |= {f"range of {r.field}": r.to_json() for r in self.ranges}

@@ -163,7 +163,7 @@ class Tuner:
             trial.losses[seed] = 0
         elif isinstance(event, ev.Progressed):
             trial.made[seed] = event.step
-        elif isinstance(event, ev.Logged):
+        elif isinstance(event, ev.Logged | ev.Started):
             for warning in event.warnings:
                 self.warn(trial, seed, warning)
         elif isinstance(event, ev.Evaluated):

@@ -18,6 +18,7 @@ from typing import Any
 
 from qscape import system, trusted
 from qscape.agents import plugins, register
+from qscape.envs import kept_spaces
 from qscape.errors import BrokenEnv, QscapeError, describe, memory_error
 from qscape.run import events as ev
 from qscape.run.folder import command
@@ -25,6 +26,7 @@ from qscape.run.plan import Plan, Prepared, from_json
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
 from qscape.run.training import resume, resume_together, train, train_together
+from qscape.values import encode_args
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,15 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON, with the parts `module:Class` and the code that this process allows."""
-        allowed = {"parts": plugins.places(), "trusted": trusted.trusted_places()}
-        return dataclasses.asdict(self) | {"folder": str(self.folder)} | allowed
+        allowed = {
+            "parts": plugins.places(),
+            "trusted": trusted.trusted_places(),
+            "other_spaces": kept_spaces.accepts_others(),
+        }
+        data: dict[str, Any] = dataclasses.asdict(self) | {"folder": str(self.folder)} | allowed
+        if self.plan is not None:
+            data["plan"]["env_args"] = encode_args(self.plan.env_args)
+        return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Job":
@@ -68,6 +77,8 @@ class Job:
         """
         data = dict(data)
         trusted.trust(*data.pop("trusted"))
+        if data.pop("other_spaces"):
+            kept_spaces.accept_others()
         for place in data.pop("parts"):
             register(place)
         plan = data["plan"] and from_json(data["plan"])
@@ -87,7 +98,7 @@ def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]
     Raises:
         RunError: the environment called `sys.exit`, or the run failed otherwise.
     """
-    with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
+    with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
         if job.kind == "train":
             assert job.plan is not None
             yield from train(
@@ -122,7 +133,7 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
     """
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
+    with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
         if first.kind == "resume":
             yield from resume_together(
                 places,

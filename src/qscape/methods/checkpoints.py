@@ -49,7 +49,7 @@ class Checkpoints(Schedule):
             "steps": 0,  # of all environments since the last burst
             "age": 0,  # of the policy, in steps of each environment
             "returns": [],
-            "best": -1e8,
+            "best": None,  # no assessment was passed yet
             "episodes": self.early_episodes,
         }
 
@@ -65,13 +65,15 @@ class Checkpoints(Schedule):
         if event.length > state["age"]:
             return state, 0, False
         returns = [*state["returns"], event.ret]
-        worst = min(returns)
-        if self.criterion == "min" and worst < state["best"]:  # the policy has failed: end its assessment
+        worst, best = min(returns), _best(state)
+        if (
+            self.criterion == "min" and best is not None and worst < best
+        ):  # the policy has failed: end its assessment
             return (*self._start_burst(state, event, base), False)
         if len(returns) < state["episodes"]:
             return state | {"returns": returns}, 0, False
         score = worst if self.criterion == "min" else sum(returns) / len(returns)
-        passed = score >= state["best"]
+        passed = best is None or score >= best
         return (*self._start_burst(state | {"best": score} if passed else state, event, base), passed)
 
     def _start_burst(
@@ -84,10 +86,13 @@ class Checkpoints(Schedule):
         updates = int(state["steps"] * base.updates_per_step + 1e-9)
         steps = max(state["steps"] - updates / base.updates_per_step, 0.0)  # which rounding may pass
         if event.update <= self.switch < event.update + updates:
-            best = state["best"]
-            lowered = best - (1.0 - self.bar_factor) * abs(best)
-            state = state | {
-                "best": lowered if self.lower_negative_bars else best * self.bar_factor,
-                "episodes": self.late_episodes,
-            }
+            if (best := _best(state)) is not None:
+                lowered = best - (1.0 - self.bar_factor) * abs(best)
+                state = state | {"best": lowered if self.lower_negative_bars else best * self.bar_factor}
+            state = state | {"episodes": self.late_episodes}
         return state | {"steps": steps, "age": 0, "returns": []}, updates
+
+
+def _best(state: Mapping[str, Any]) -> float | None:
+    """Return the best score so far; None if there is none, which saves of version 0.2 write as -1e8."""
+    return None if state["best"] == -1e8 else state["best"]

@@ -16,7 +16,7 @@ class Bounds(NamedTuple):
     """The range of all targets y, and the bounds of the value, which become that range at each sync.
 
     Attributes:
-        run_min, run_max: the least and greatest target so far.
+        run_min, run_max: the least and greatest target so far; ∞ and −∞ before the first.
         low, high: the bounds in force.
     """
 
@@ -34,7 +34,7 @@ class ValueClip(MinTarget):
     takes_minimum: ClassVar[bool] = False
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        return PartState(extra=Bounds(*(jnp.array(x, float) for x in (1e8, -1e8, 0.0, 0.0))))
+        return PartState(extra=Bounds(*(jnp.array(x, float) for x in (jnp.inf, -jnp.inf, 0.0, 0.0))))
 
     def bound(self, state: PartState, value: Array) -> Array:
         return jnp.clip(value, state.extra.low, state.extra.high)

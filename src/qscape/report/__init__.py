@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.errors import MissingPackage
+from qscape.values import show_args
 from qscape.versions import find_wrong_versions
 
 
@@ -27,8 +28,11 @@ def require_extra(what: str) -> Iterator[None]:
 
 
 def environment_label(record: Mapping[str, Any]) -> str:
-    """Format the environment's id with its arguments; other arguments define another environment."""
-    args = record.get("env_args") or {}
+    """Format the environment's id with its arguments; other arguments define another environment.
+
+    `record`: run.json, or a mapping with its `env` and `env_args`.
+    """
+    args = show_args(record.get("env_args"))
     values = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
     return f"{record['env']}({values})" if values else record["env"]
 

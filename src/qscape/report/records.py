@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.report.runs import RunRecord
+from qscape.sealed import read_json
 
 FINDINGS = ("smoothness", "landscape", "embedding", "collapse")  # RUN/inspect/NAME.json
 # Fields of run.json that are not settings of an agent, or that recipe and seed imply.
@@ -48,8 +49,8 @@ def read_findings(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[str]
             if not file.exists():
                 continue
             try:
-                findings[name] = dict(json.loads(file.read_text()))
-            except (OSError, ValueError, TypeError):
+                findings[name] = read_json(file.read_bytes())
+            except (OSError, ValueError):
                 skipped.append(f"skipped {file}: it is broken.")
         read.append(run._replace(findings=findings))
     return read, skipped

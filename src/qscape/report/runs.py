@@ -2,16 +2,15 @@
 
 import glob
 import io
-import json
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from qscape.errors import NotFound, one_line
 from qscape.report import require_extra, task_label
-from qscape.sealed import unseal
+from qscape.sealed import read_json, unseal
 from qscape.tracking import track
 
 with require_extra("Tables of runs"):
@@ -27,6 +26,24 @@ COUNTS = ("step", "episode", "seconds")  # the other columns of every run; furth
 TYPES: dict[Hashable, Any] = {"step": "int64", **dict.fromkeys(MEANS, "float64")}
 
 Paths = str | Path | Iterable[str | Path]
+
+
+class _Planned(TypedDict):
+    """A run of a study, in study.json."""
+
+    folder: str
+    seed: int
+    label: str
+    env: str
+    steps: int
+
+
+class _Study(TypedDict):
+    """The content of study.json."""
+
+    name: str
+    budget: str
+    runs: list[_Planned]
 
 
 class RunRecord(NamedTuple):
@@ -133,6 +150,31 @@ def find_runs(runs: Paths) -> list[Path]:
     return list(folders.values())
 
 
+def name_runs(runs: Paths, folders: Iterable[Path]) -> tuple[set[Path], str]:
+    """Return tell the runs that a user named from those that lie somewhere below a folder that was named.
+
+    A run is named by its folder, by that of its group of seeds, or by a pattern that matches one of them.
+
+    Args:
+        runs: the paths that the user gave.
+        folders: what `find_runs` found at them.
+
+    Returns:
+        The folders that were named, and a sentence on the others; "" if there are none.
+    """
+    matched = (root for path in _list_paths(runs) for root in _match(path))
+    roots = {(root.parent if root.is_file() else root).resolve() for root in matched}
+    named = {folder for folder in folders if {folder.resolve(), folder.resolve().parent} & roots}
+    below = [folder for folder in folders if folder not in named]
+    if not below:
+        return named, ""
+    where = ", ".join(str(path) for path in _list_paths(runs))
+    return named, (
+        f"{len(below)} run{'s' if len(below) > 1 else ''} found below {where}: nothing is written into a run "
+        f"that was not named; to keep the findings there, name it or its group, e.g. {below[0].parent}."
+    )
+
+
 def _list_paths(runs: Paths) -> list[str | Path]:
     return [runs] if isinstance(runs, str | Path) else [*runs]
 
@@ -159,14 +201,14 @@ def note_missing(runs: Paths, found: Iterable[Path]) -> list[str]:
     there, notes = {folder.resolve() for folder in found}, []
     for file in dict.fromkeys(f for path in paths for f in [*_studies_above(path), *path.glob(f"*/{STUDY}")]):
         try:
-            study = json.loads(file.read_text(encoding="utf-8"))
+            study = read_json(file.read_bytes(), _Study)
             planned = {(file.parent / run["folder"]).resolve(): run for run in study["runs"]}
             missing = [
                 f"{run['label']} on {run['env']} seed {run['seed']}"
                 for folder, run in planned.items()
                 if folder not in there and any(map(folder.is_relative_to, paths))
             ]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             notes.append(f"skipped {file}: it is broken.")
             continue
         if missing:
@@ -271,7 +313,7 @@ def identify_run(folder: Path | str, record: Mapping[str, Any]) -> dict[str, Any
         "recipe": one_line(str(record["recipe"])),
         "label": one_line(str(record.get("label") or record["recipe"])),
         "env": one_line(task_label(record)),
-        "seed": int(record["seed"]),
+        "seed": int(record.get("seed", 0)),
     }
 
 

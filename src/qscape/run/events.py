@@ -15,6 +15,7 @@ class Started(NamedTuple):
         env: environment id.
         seed: the run's seed.
         notes: sentences for the user.
+        warnings: those among them that say what is other than promised, which --quiet shows too.
     """
 
     step: int
@@ -23,6 +24,7 @@ class Started(NamedTuple):
     env: str
     seed: int
     notes: list[str]
+    warnings: Sequence[str] = ()
 
 
 class EpisodeDone(NamedTuple):

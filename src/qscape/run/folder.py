@@ -33,7 +33,10 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape import trusted
 from qscape.agents import Agent, plugins, register
-from qscape.envs import snapshot
+from qscape.data import RECORDED
+from qscape.data.dataset import HDF5
+from qscape.envs import EnvAdapter, snapshot
+from qscape.envs.kept_spaces import refuse_other_spaces
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import (
     CannotRead,
@@ -41,6 +44,7 @@ from qscape.errors import (
     Conflict,
     DamagedSave,
     InUse,
+    Mismatch,
     NoSave,
     NotFinite,
     NotFound,
@@ -53,9 +57,10 @@ from qscape.errors import (
 from qscape.run import saves
 from qscape.run.engines.base import SavedSeed
 from qscape.run.files import delete, refuse_link, sync, write_whole
-from qscape.run.plan import REPLAYS, Plan, from_json, to_json
+from qscape.run.plan import REPLAYS, Plan, fill_defaults, from_json, to_json
 from qscape.run.session import Session
 from qscape.sealed import seal, unseal
+from qscape.values import NoValue
 
 RECORD = "run.json"
 LOGS = ("metrics.jsonl", "evaluations.csv")
@@ -138,6 +143,7 @@ class Meta(TypedDict):
         numbers: the loop's counters.
         environment: the JSON of the environments' snapshot.
         table: fingerprint of the action table.
+        spaces: of an observation and of an action (`qscape.envs.kept_spaces`).
         threads: NPROC; None if it was not set.
     """
 
@@ -146,6 +152,7 @@ class Meta(TypedDict):
     numbers: dict[str, Any]
     environment: _Environment
     table: NotRequired[list[float]]
+    spaces: NotRequired[dict[str, Any]]
     threads: str | None
 
 
@@ -310,12 +317,17 @@ def _finish_replacing(folder: Path) -> None:
 
 
 def origin() -> dict[str, Any]:
-    """Describe where the numbers of a run come from: versions, source, machine, threads, command and date."""
+    """Describe where the numbers of a run come from: versions, source, machine, threads, command and date.
+
+    Switches of JAX that change what is drawn are properties of the machine, unless they are as usual.
+    """
     versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in EXTRAS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
+    usual = {"jax_threefry_partitionable": True, "jax_default_prng_impl": "threefry2x32"}
+    switches = {name: getattr(jax.config, name, value) for name, value in usual.items()}
     return {
         "versions": versions,
         "source": _source(),
@@ -324,6 +336,7 @@ def origin() -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "device": jax.devices()[0].device_kind,
+            **{name: value for name, value in switches.items() if value != usual[name]},
         },
         "threads": os.environ.get("NPROC"),
         "command": command(),
@@ -404,8 +417,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     heal(folder)
     try:
-        record = unseal((folder / RECORD).read_bytes())
-        from_json(record)
+        record = fill_defaults(unseal((folder / RECORD).read_bytes()))
+        record["label"] = from_json(record).label or record["recipe"]
         hints = _Origin.__annotations__
         check_type({name: record[name] for name in hints if name in record}, _Origin)
     except (OSError, ValueError, TypeError, KeyError, TypeCheckError, QscapeError) as problem:
@@ -447,6 +460,11 @@ def refuse_unmakeable(folder: Path, plan: Plan) -> None:
         raise UnmakeableEnv(
             f"{folder} ran in {plan.env}, which no id makes: "
             f"give it in Python, qs.load({str(folder)!r}, env=...)."
+        )
+    if unknown := [name for name, value in plan.env_args.items() if isinstance(value, NoValue)]:
+        raise UnmakeableEnv(
+            f"{folder} ran with {unknown[0]} = {plan.env_args[unknown[0]].text}, which no file holds: "
+            f"give its environment in Python, qs.load({str(folder)!r}, env=...)."
         )
     trusted.refuse_untrusted(trusted.list_code(plan.env, plan.env_args, plan.probe), folder)
 
@@ -536,6 +554,7 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
         "numbers": content.counters,
         "environment": content.environment.meta,
         "table": fingerprint(session.adapter.spec.table),
+        **_keep_spaces(session),
         "threads": os.environ.get("NPROC"),
     }
     for log in LOGS:
@@ -550,6 +569,13 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
     if (folder / RECORD).exists() and not (record := read_record(folder)).get("saved"):
         write_record(folder, record | {"saved": True})
     return path
+
+
+def _keep_spaces(session: Session) -> dict[str, Any]:
+    """Return the entry of a save on the spaces of a run; none on a file that does not say them."""
+    plan = session.plan
+    unknown = plan.env == RECORDED and plan.dataset.endswith(HDF5)
+    return {} if unknown else {"spaces": session.adapter.spaces}
 
 
 def _is_milestone(path: Path) -> bool:
@@ -580,9 +606,13 @@ def read_meta(path: Path) -> Meta:
 def _check_like(value: Any, like: Any, name: str) -> None:
     """Raise a ValueError if a value from JSON has another form than `like`, or is no possible count.
 
-    A list may have any length; its entries are numbers.
+    A list may have any length; its entries are numbers. Where `like` is None, for "none yet", the value may
+    be a number too.
     """
-    if isinstance(like, dict):
+    if like is None:
+        if value is not None:
+            _check_like(value, 0.0, name)
+    elif isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():
             raise ValueError(f"{name} has other entries than {', '.join(like)}")
         for key in like:
@@ -677,7 +707,7 @@ def resumable_save(folder: Path) -> Path | None:
 
 
 def choose_save(
-    folder: Path, step: int | None = None, empty_replay: bool = False
+    folder: Path, step: int | None = None, empty_replay: bool = False, steps: int | None = None
 ) -> tuple[Path | None, list[str]]:
     """Choose the save from which a run goes on: the newest one that is whole and has a replay.
 
@@ -687,6 +717,7 @@ def choose_save(
         folder: the run folder.
         step: take the save of this step instead of the newest; None: the newest.
         empty_replay: also take a save without a replay.
+        steps: the new total of steps that was asked for, which a command in an error repeats; None: none was.
 
     Returns:
         The save, or None if the run has not saved yet. A sentence for each newer save that was passed over.
@@ -697,11 +728,11 @@ def choose_save(
     """
     found, notes = _newest_first(folder), []
     if step is not None:
-        steps = [str(int(path.name)) for path in reversed(found)]
+        there = [str(int(path.name)) for path in reversed(found)]
         found = [path for path in found if int(path.name) == step]
         if not found:
             raise NotFound(
-                f"{folder} has no save of step {step}; it has {', '.join(steps) or 'none'}.", field="save"
+                f"{folder} has no save of step {step}; it has {', '.join(there) or 'none'}.", field="save"
             )
     for path in found:
         try:
@@ -718,8 +749,9 @@ def choose_save(
         return None, []
     why = notes[0] if notes else ""
     if not empty_replay and any(map(_has_networks, found)):
-        flags = "--empty-replay" if step is None else f"--save {step} --empty-replay"
-        remedy = f"To go on with the networks alone: qscape resume {shlex.quote(str(folder))} {flags}."
+        flags = "".join(f" --{name} {n}" for name, n in (("steps", steps), ("save", step)) if n is not None)
+        command = f"qscape resume {shlex.quote(str(folder))}{flags} --empty-replay{trusted.flag()}"
+        remedy = f"To go on with the networks alone: {command}."
         raise DamagedSave(f"{why} Nothing was changed. {remedy}")
     raise _lost(folder, why)
 
@@ -772,25 +804,61 @@ def unfinished(folder: Path, steps: int | None = None, path: Path | None = None)
     return not made["finished"] or made["env_steps"] < (steps or read_record(folder)["steps"])
 
 
-def load_into(session: Session, *paths: Path, empty_replay: bool = False) -> list[str]:
+def fit(adapter: EnvAdapter, path: Path, other_spaces: bool = False) -> None:
+    """Return prepare an adapter, before its first reset, for the networks of a save.
+
+    `other_spaces`: whether the environment may have other spaces than that of the training.
+
+    Raises:
+        UsageError: the environment has other spaces or another action table than that of the training.
+        RunError: the save cannot be read.
+    """
+    meta = read_meta(path)
+    if (kept := meta.get("spaces")) is not None:
+        with _damage(path):
+            adapter.arrange(kept)
+            if not other_spaces:
+                refuse_other_spaces(adapter.env_id, kept, adapter.spaces)
+    refuse_other_table(adapter.env_id, meta.get("table"), adapter.spec.table)
+
+
+def _refuse_other_number(path: Path, meta: Meta, session: Session) -> None:
+    """Raise a UsageError if a run goes on in another number of environments, whose arrays are others."""
+    there, here = len(meta["environment"].get("episodes", [])), session.adapter.envs
+    if there and there != here and session.adapter.jax_env is None:
+        run = shlex.quote(str(path.parents[1]))
+        raise Mismatch(
+            f"{path} is of {there} environments side by side, and here there are {here}: its replay and its "
+            f"episodes fit {there} alone. Give {there}, or begin a run in {here} with its networks: qscape "
+            f"train {session.plan.recipe} --from {run} --env {session.adapter.env_id} --envs {here}."
+        )
+
+
+def load_into(
+    session: Session, *paths: Path, empty_replay: bool = False, other_spaces: bool = False
+) -> list[str]:
     """Restore saves into a session that has made no step.
 
     Args:
         session: the run.
         paths: the save of each seed, all of the same step.
         empty_replay: leave the replay of the saves out.
+        other_spaces: as for `fit`.
 
     Returns:
         Notes for the user, such as why the environment starts a new episode.
 
     Raises:
+        UsageError: the environments have other spaces, or another number than in training.
         RunError: a save is damaged, of another program, or of another agent.
     """
     own, read, notes = session.counters(), [], []
     for path in paths:
         meta = read_meta(path)
         numbers = {name: value for name, value in meta["numbers"].items() if name in own}
-        refuse_other_table(session.adapter.env_id, meta.get("table"), session.adapter.spec.table)
+        for adapter in session.adapters:
+            fit(adapter, path, other_spaces)
+        _refuse_other_number(path, meta, session)
         environment = saves.read_arrays(path, "environment")
         with _damage(path):
             _check_like(numbers, own, "numbers")

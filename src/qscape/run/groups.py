@@ -65,13 +65,16 @@ def common_steps(folders: Sequence[Path], empty_replay: bool = False) -> list[in
 
 
 def choose_saves(
-    folders: Sequence[Path], step: int | None = None, empty_replay: bool = False
+    folders: Sequence[Path],
+    step: int | None = None,
+    empty_replay: bool = False,
+    steps: int | None = None,
 ) -> list[tuple[Path | None, list[str]]]:
     """Choose the saves from which runs in one program go on: the newest step at which all have a whole one.
 
     Args:
         folders: the run folders, one or several.
-        step, empty_replay: as for `choose_save`.
+        step, empty_replay, steps: as for `choose_save`.
 
     Returns:
         What `choose_save` returns, for each run.
@@ -81,11 +84,11 @@ def choose_saves(
             of the same step.
     """
     if len(folders) == 1 or step is not None:
-        return [choose_save(folder, step, empty_replay) for folder in folders]
+        return [choose_save(folder, step, empty_replay, steps) for folder in folders]
     passed_over: list[str] = []
     for common in common_steps(folders, empty_replay):
         try:
-            chosen = [choose_save(folder, common, empty_replay) for folder in folders]
+            chosen = [choose_save(folder, common, empty_replay, steps) for folder in folders]
         except saves.OtherFormatError:
             raise
         except RunError as problem:
@@ -93,7 +96,7 @@ def choose_saves(
             continue
         notes = [f"{why} The runs go back to the save of step {common}." for why in passed_over]
         return [(path, notes) for path, _ in chosen]
-    chosen = [choose_save(folder, empty_replay=empty_replay) for folder in folders]
+    chosen = [choose_save(folder, None, empty_replay, steps) for folder in folders]
     if any(path for path, _ in chosen):
         alone = f"qscape resume {shlex.quote(str(folders[0]))}"
         raise NoSave(

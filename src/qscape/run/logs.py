@@ -2,12 +2,13 @@
 
 import contextlib
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, Generic, TypeVar
+
+from qscape.sealed import read_json
 
 EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
 _COUNTS, _NUMBERS = ("step", "episode", "length"), ("return", "seconds")
@@ -86,14 +87,14 @@ def _parse(
         try:
             text = line.decode().rstrip("\r")
             kept.append((text, read(text)))
-        except (ValueError, RecursionError, csv.Error):
+        except (ValueError, csv.Error):
             damaged.append(number)
     return kept, damaged
 
 
 def _metrics_row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
+    row = read_json(line)
+    if type(row.get("step")) is not int:
         raise ValueError("a line without a step")
     if not all(value is None or type(value) in (int, float) for value in row.values()):
         raise ValueError("a value that is no number")

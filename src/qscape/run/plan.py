@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValu
 from qscape.run import probes
 from qscape.system import file_name
 from qscape.types import LARGEST, setting
+from qscape.values import decode_args, encode_args
 
 REPLAYS = 2  # newest saves that hold the replay
 LONGEST = 250  # bytes of a folder's name; file systems take 255
@@ -85,7 +85,7 @@ class Plan(Pace):
         steps: environment steps, over all sub-environments; updates where `dataset` is given.
         seed: seed of all random numbers of the run.
         envs: sub-environments that are stepped in parallel.
-        env_args: arguments of the environment.
+        env_args: arguments of the environment, of types that run.json gives back (`qscape.values`).
         settings: fields of the base and of parts that the user gave, by part; `prepare` adds others.
         label: the recipe with the fields that the user changed; "" until `prepare` writes it.
         preset: name of a preset, e.g. "paper"; `settings` win over it. None: no preset.
@@ -122,6 +122,7 @@ class Plan(Pace):
                 raise WrongValue(
                     f"{name} is {getattr(self, name)!r}: a name holds no control characters.", field=name
                 )
+        refuse_unkept(self.env_args)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value > LARGEST:
@@ -214,6 +215,19 @@ def anywhere(name: str, dataset: bool = True) -> str:
     """Make a path absolute; of a dataset, a name such as local/pendulum-v0 is returned unchanged."""
     is_path = not dataset or name.startswith(".") or not re.search(r"-v\d+$", name)
     return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
+
+
+def refuse_unkept(env_args: Mapping[str, Any]) -> None:
+    """Raise a UsageError if run.json cannot give back one of an environment's arguments."""
+    try:
+        encode_args(env_args)
+    except TypeError as problem:
+        why = (
+            f"env_args: {problem}, which run.json cannot give back: it holds None, numbers, texts, bytes, "
+            "paths, dates, arrays of NumPy, and lists, tuples, sets, ranges and dicts of these; pass one of "
+            "them, or a function that makes the environment."
+        )
+        raise WrongValue(why, field="env_args") from problem
 
 
 class Prepared(NamedTuple):
@@ -397,28 +411,36 @@ def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
     origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
     record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": describe_overrides(agent)}
     record["parts"] = [*parse(plan.recipe)[1]]
-    # Python may give an environment's function anything; a load is given that function and its arguments.
-    record["env_args"] = json.loads(json.dumps(record["env_args"], default=_write_plainly))
+    record["env_args"] = encode_args(plan.env_args)
     return record | ({"plugins": origins} if origins else {})
 
 
-def _write_plainly(value: Any) -> Any:
-    """Return an array as lists, and anything else that JSON cannot hold as its `repr`."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
+def fill_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the defaults of those fields of a plan that it lacks.
+
+    One without `loop` was written when every run was stepped by the host.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(Plan):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return {**found, "loop": "host", **record}
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
     """Return the plan that `to_json` wrote. Keys that are no field of a plan are ignored.
 
-    A record without `loop` was written when every run was stepped by the host.
-
     Raises:
         UsageError: a value is of another type than its field, or out of its range. TypeError: one is missing.
+        ValueError: an argument of the environment is none that `to_json` writes.
     """
     hints = get_type_hints(Plan)
-    fields: dict[str, Any] = {"loop": "host"}
-    for name, value in data.items():
+    fields: dict[str, Any] = {}
+    for name, value in fill_defaults(data).items():
         if name in hints:
+            value = decode_args(value) if name == "env_args" else value
             fields[name] = _as_field(name, hints[name], value)
     return Plan(**fields)
 

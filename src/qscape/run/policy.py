@@ -10,13 +10,12 @@ import jax
 from qscape.agents import build
 from qscape.envs import EnvAdapter, Episode
 from qscape.envs import make as make_adapter
-from qscape.envs.spaces import refuse_other_table
 from qscape.errors import OutOfRange, UnfitAgent
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.engines.rollout import RolloutPrograms
 from qscape.run.evaluation import SEED, evaluate
-from qscape.run.folder import newest_save, no_save, read_meta, read_plan, refuse_unmakeable
+from qscape.run.folder import fit, newest_save, no_save, read_meta, read_plan, refuse_unmakeable
 from qscape.run.programs import Acts, Programs
 from qscape.run.training import close_all
 
@@ -76,7 +75,7 @@ def load_policy(
     adapter = make_adapter(plan.env, envs, args, seed=seed, index_actions=index_actions)
     with contextlib.ExitStack() as stack:
         stack.callback(close_all, adapter)
-        refuse_other_table(plan.env, read_meta(path).get("table"), adapter.spec.table)
+        fit(adapter, path)
         agent = agent.on(adapter.spec)
         acting, step, policy = read_acting(path, agent, current)
         stack.pop_all()  # the caller closes it

@@ -76,6 +76,7 @@ class Session:
         finished: whether these steps and their updates were made.
         seconds: seconds of training so far, with those in earlier processes.
         fresh: whether the environments were never reset: a model may be saved before it learns.
+        over: whether the last call of `events` has made its steps, or has saved after a request to stop.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Session:
         if eval_adapter is not None:
             table = fingerprint(self.adapter.spec.table)
             refuse_other_table(self.adapter.env_id, table, eval_adapter.spec.table)
+            eval_adapter.arrange(self.adapter.spaces)
         writers = savers or [None] * len(plans)
         self.seeds = [OneSeed(*of) for of in zip(plans, adapters, writers, strict=True)]
         self.probes = Probes(plan.probe, self.agent) if plan.probe else None
@@ -118,8 +120,14 @@ class Session:
         self.finished = False
         self.seconds = 0.0
         self.fresh = True
+        self.over = False
         self._stop = False
         self._played: list[list[Episode]] = []  # the evaluation episodes of all seeds
+
+    @property
+    def adapters(self) -> list[EnvAdapter]:
+        """All environments of the run: those of each seed, and those of evaluations."""
+        return [one.adapter for one in self.seeds] + ([self.eval_adapter] if self.eval_adapter else [])
 
     @property
     def env_steps(self) -> int:
@@ -167,7 +175,7 @@ class Session:
 
     def seed_events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
         """Train like `events`; yield events with the index of their seed, one of all once for each."""
-        self.finished, self.until = False, until
+        self.finished, self.over, self.until = False, False, until
         told = time.perf_counter()
         begun = told - self.seconds
         for one in self.seeds:
@@ -175,11 +183,12 @@ class Session:
         if self.fresh:
             self.engine.start()
             self.fresh = False
-        notes = self._moot_notes() + self.engine.notes(self.saves)
+        moot = self._moot_notes()
+        notes = moot + self.engine.notes(self.saves)
         for k, one in enumerate(self.seeds):
             plan = one.plan
             started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
-            yield k, ev.Started(*started)
+            yield k, ev.Started(*started, moot)
         limit = Limit(0, until, lambda: self._stop)
         try:
             while not self._stop:
@@ -208,8 +217,10 @@ class Session:
         if self.saves:
             self._refuse_divergence()
             paths = self._save_all(self.finished)
+            self.over = True
             for k, path in enumerate(paths):
                 yield k, ev.Saved(self.env_steps, path)
+        self.over = True
         yield from self._each(ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished))
         self._stop = False  # reset here, since `stop` may be called before `events`
 
@@ -236,9 +247,7 @@ class Session:
 
     def _save_if_environment_exits(self) -> None:
         """Save if an environment raised SystemExit or KeyboardInterrupt; a second Ctrl-C ends without."""
-        adapters = [one.adapter for one in self.seeds]
-        adapters += [] if self.eval_adapter is None else [self.eval_adapter]
-        if not self._stop and any(adapter.interrupted for adapter in adapters):
+        if not self._stop and any(adapter.interrupted for adapter in self.adapters):
             self._save_all(False)
 
     def _boundary(self, last: bool) -> Iterator[tuple[int, ev.RunEvent]]:

@@ -1,5 +1,6 @@
 """Start a run from the networks of another run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from qscape.run.engines.dataset import (
     refuse_privileged,
 )
 from qscape.run.engines.replay import ReplayLearner
-from qscape.run.folder import newest_save, no_save, one_run, read_meta, read_plan
+from qscape.run.folder import fit, newest_save, no_save, one_run, read_meta, read_plan
 from qscape.run.plan import Plan
 from qscape.run.session import Session
 
@@ -43,7 +44,7 @@ def take_over(session: Session, plan: Plan) -> list[str]:
 
     Raises:
         UsageError: the agent is on-policy, the folder holds no run, the run has no dataset to keep, or its
-            networks have other sizes.
+            networks have other sizes or learned in other spaces.
         RunError: the run has no readable save, or its networks have other activation functions.
     """
     learner = session.learner
@@ -53,6 +54,8 @@ def take_over(session: Session, plan: Plan) -> list[str]:
     source, save = read_plan(run), newest_save(run, "state")
     if save is None:
         raise no_save(run)
+    for adapter in session.adapters:
+        fit(adapter, save)
     found, taken, fresh = saves.read_arrays(save, "state"), set(), set()
     scales = (item for item in saves.read_arrays(save, "loop").items() if item[0].startswith("scaling/"))
     found |= dict(scales)
@@ -100,7 +103,7 @@ def take_over(session: Session, plan: Plan) -> list[str]:
     afresh = learner.agent.normalises and learner.agent.normaliser.name in fresh - taken
     if afresh and isinstance(session.engine, DatasetEngine):
         learner.state = learner.programs.see(learner.state, session.engine.data.observation)
-    return notes + (_keep(learner, source, run, afresh) if plan.keep_data else [])
+    return notes + (_keep(learner, source, run, afresh, session.adapter.spaces) if plan.keep_data else [])
 
 
 def _restart_schedules(optimisers: PyTree) -> PyTree:
@@ -156,12 +159,15 @@ def _what(name: str) -> str:
     return rest[0] if first in ("part_states", "optimisers") and rest else first
 
 
-def _keep(learner: ReplayLearner, source: Plan, run: Path, unseen: bool) -> list[str]:
+def _keep(
+    learner: ReplayLearner, source: Plan, run: Path, unseen: bool, spaces: Mapping[str, Any]
+) -> list[str]:
     """Insert the dataset of the other run into replay.
 
     Args:
         source: the plan of the other run, in the folder `run`.
         unseen: whether the normaliser has no statistics yet; then they are computed from the dataset.
+        spaces: of the run's environments, in whose order the entries of a Dict become a row.
 
     Returns:
         A sentence for the user.
@@ -173,7 +179,8 @@ def _keep(learner: ReplayLearner, source: Plan, run: Path, unseen: bool) -> list
     refuse_columns(learner.layout, learner.agent.recipe)
     refuse_privileged(learner.agent)
     known = source.env != RECORDED
-    data = read(source.dataset, source.env if known else None, source.env_args if known else None)
+    env, args = (source.env, source.env_args) if known else (None, None)
+    data = read(source.dataset, env, args, spaces)
     fill_replay(learner, data)
     if unseen:
         learner.state = learner.programs.see(learner.state, data.observation)

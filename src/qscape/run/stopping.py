@@ -43,24 +43,28 @@ def _leave(terminals: Iterable[int]) -> None:
 
 
 class StopOnSignal:
-    """Context manager: signals ask the trainer to stop; a second SIGINT has its old effect.
+    """Context manager: signals ask the trainer to stop; a second SIGINT before its save has its old effect.
 
-    A further SIGTERM or SIGHUP only asks again: a worker gets one from a pool that stops, and sends itself
+    After the save there is nothing left to end, and a SIGINT would only disturb how the run is closed. A
+    further SIGTERM or SIGHUP only asks again: a worker gets one from a pool that stops, and sends itself
     one when the pool's process is gone, which must not end it in its save. `take_signals` says where signals
     change nothing.
 
     Args:
         numbers: the signals, such as SIGINT.
+        last: whether the process ends soon after the block; then a SIGINT after the first one has no effect
+            there either.
 
     Attributes:
         asked: whether a signal arrived.
+        interrupted: whether a SIGINT did.
     """
 
-    def __init__(self, *numbers: signal.Signals) -> None:
-        self.signals = numbers
+    def __init__(self, *numbers: signal.Signals, last: bool = False) -> None:
+        self.signals, self.last = numbers, last
         self.trainer: Session | None = None
         self.before: dict[int, Any] = {}
-        self.asked = False
+        self.asked = self.interrupted = False
 
     def attach(self, trainer: Session) -> None:
         """Set the trainer that a signal stops. Before this call, a signal raises KeyboardInterrupt.
@@ -77,13 +81,21 @@ class StopOnSignal:
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        again = self.interrupted and number == signal.SIGINT
+        self.asked, self.interrupted = True, self.interrupted or number == signal.SIGINT
         if self.trainer is None:
             raise KeyboardInterrupt
-        self.trainer.stop()
-        if number == signal.SIGINT:
+        if not again:
+            self.trainer.stop()
+        elif not self.trainer.over:
             signal.signal(number, self.before[number])
+            signal.raise_signal(signal.Signals(number))
 
     def __exit__(self, *problem: object) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            quiet = self.last and self.interrupted and number == signal.SIGINT
+            signal.signal(number, _ignore if quiet else handler)
+
+
+def _ignore(number: int, frame: Any) -> None:
+    """Do nothing at a signal. Processes that are started here do not inherit it, as they would SIG_IGN."""

@@ -15,22 +15,39 @@ import jax
 
 from qscape.agents import Agent, build
 from qscape.envs import EnvAdapter
-from qscape.errors import NothingToDo, NoUpdate, WrongVersion
+from qscape.errors import Conflict, NothingToDo, NoUpdate, WrongVersion
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import probes
 from qscape.run.adapters import adapt_to_images, open_adapter, open_adapters
 from qscape.run.engines import make_engine, name_loop
+from qscape.run.engines.dataset import DatasetEngine
 from qscape.run.files import refuse_links, remove_leftovers
 from qscape.run.groups import choose_saves, sharing
-from qscape.run.plan import Plan, Prepared, prepare, to_json
+from qscape.run.plan import Plan, Prepared, moot_notes, prepare, to_json
 from qscape.run.session import Saver, Session
 from qscape.run.sinks import FolderSink, Sink
 from qscape.run.start import take_over
 from qscape.run.trackers import Tracker, Tracking, begin_trackers, refuse_missing
 
 OnTrainer = Callable[[Session], Any]
+
+# Switches of JAX for the whole process with which no run works: the values that work, and why.
+SWITCHES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "jax_enable_x64": ((False,), "networks, replay and saves are of float32 and int32"),
+    "jax_debug_nans": (
+        (False,),
+        "metrics are NaN before their first value; a run that diverges says so itself",
+    ),
+    "jax_disable_jit": ((False,), "a run is made of compiled programs"),
+    "jax_numpy_dtype_promotion": (("standard",), "counters and numbers of the host meet float32"),
+    "jax_numpy_rank_promotion": (("allow", "warn"), "biases and bounds are broadcast over batches"),
+    "jax_transfer_guard": (
+        (None, "allow", "log"),
+        "the host hands observations to the device and reads actions",
+    ),
+}
 
 
 def set_up_jax() -> None:
@@ -41,8 +58,10 @@ def set_up_jax() -> None:
     0.6%, and SAVGO's cosines by as much as they differ from each other.
 
     Raises:
-        UsageError: `JAX_PLATFORMS` names devices that this machine does not have.
+        UsageError: `JAX_PLATFORMS` names devices that this machine does not have, or a switch of JAX for the
+            whole process is set with which no run works.
     """
+    refuse_switches()
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -56,6 +75,16 @@ def set_up_jax() -> None:
         ) from problem
     if jax.config.values["jax_default_matmul_precision"] is None and backend != "cpu":
         jax.config.update("jax_default_matmul_precision", "float32")
+
+
+def refuse_switches() -> None:
+    """Raise a UsageError if a switch of JAX for the whole process is set with which no run works."""
+    for name, (works, why) in SWITCHES.items():
+        if (value := getattr(jax.config, name, works[0])) not in works:
+            raise Conflict(
+                f"{name.upper()} is {value} for all of this process, and qscape does not run with it: {why}. "
+                f"Unset the variable, or call jax.config.update({name!r}, {works[0]!r}) before."
+            )
 
 
 def make_session(
@@ -152,6 +181,7 @@ def train_together(
     refuse_missing(trackers)
     first, seeds = plans[0], [plan.seed for plan in plans]
     plan, agent, notes = prepared or prepare(first)
+    warned = moot_notes(agent.moot_fields(), plan.typed or {})
     for place in places:
         folders.refuse_taken(place, overwrite)  # before a lock file is written into it
     with contextlib.ExitStack() as stack:
@@ -173,7 +203,7 @@ def train_together(
             plan = dataclasses.replace(plan, loop=session.plan.loop)
             folders.create(place, plan, session.agent, overwrite, together | _name_in_trackers(tracking))
         on_trainer(session)
-        yield from _recorded_events(session, places, plans, notes, trackers)
+        yield from _recorded_events(session, places, plans, notes, warned, trackers)
 
 
 def resume(
@@ -244,11 +274,12 @@ def resume_together(
             stack.enter_context(folders.locked(place))
             refuse_links(place)
             remove_leftovers(place)
-        chosen = choose_saves(places, save, empty_replay)
+        chosen = choose_saves(places, save, empty_replay, steps)
         newest = [path for path, _ in chosen]
         begun = [_continue(place, steps, path) for place, path in zip(places, newest, strict=True)]
         records, plans = [record for record, _ in begun], [plan for _, plan in begun]
         notes = [*dict.fromkeys(note for _, why in chosen for note in why)]
+        fitted: list[str] = []
         seeds = [plan.seed for plan in plans]
         if others := [str(seed) for seed in sharing(records[0]) if seed not in seeds]:
             those = f"seed{'s' if len(others) > 1 else ''} {', '.join(others)}"
@@ -259,11 +290,14 @@ def resume_together(
             # Saved untrained by `Model.save`: what the user did not give follows from the run's length.
             fits = [prepare(dataclasses.replace(plan, settings=plan.typed or {})) for plan in plans]
             plans, (_, agent, more) = [fit[0] for fit in fits], fits[0]
-            notes = notes + more
+            fitted = more
             records = [record | to_json(p, agent) for record, p in zip(records, plans, strict=True)]
         adapter, eval_adapter = _open(stack, plans[0], agent)
         adapters = [adapter, *(_open_further(stack, plan, agent) for plan in plans[1:])]
         savers = [partial(folders.save, place) for place in places]
+        for made_for, path in zip(adapters, newest, strict=True):
+            if path is not None:
+                folders.fit(made_for, path)  # before a dataset is read in the order of its keys
         session = make_shared_session(plans, agent, adapters, eval_adapter, savers)
         if any(newest):
             notes += folders.load_into(session, *filter(None, newest), empty_replay=empty_replay)
@@ -278,6 +312,7 @@ def resume_together(
             notes.append("there is no save yet: the run starts again")
             if plans[0].start:
                 notes = notes + take_over(session, plans[0])
+        warned, notes = notes, fitted + notes
         for place, plan, record in zip(places, plans, records, strict=True):
             went_on: folders.Resumed = {"at": session.env_steps, "of": record["steps"], "notes": notes}
             if len(seeds) > 1:
@@ -285,7 +320,7 @@ def resume_together(
             resumed = [*record.get("resumed", []), went_on]
             folders.write_record(place, record | {"steps": plan.steps, "resumed": resumed})
         on_trainer(session)
-        yield from _recorded_events(session, places, plans, notes, trackers)
+        yield from _recorded_events(session, places, plans, notes, warned, trackers)
 
 
 def _continue(folder: Path, steps: int | None, newest: Path | None) -> tuple[dict[str, Any], Plan]:
@@ -335,23 +370,29 @@ def _recorded_events(
     places: Sequence[Path],
     plans: Sequence[Plan],
     notes: list[str],
+    warned: list[str],
     trackers: Sequence[str],
 ) -> Iterator[tuple[int, ev.RunEvent]]:
-    """Yield the session's events after every sink of their seed wrote them."""
+    """Yield the session's events after every sink of their seed wrote them.
+
+    `notes`: sentences for the user; `warned`: those among them that are warnings.
+    """
     sinks: list[list[Sink]] = []
     begun = time.process_time()
     try:
         for place, plan in zip(places, plans, strict=True):
             sinks.append(_sinks(session, place, plan, trackers))
         written = [note for of in sinks for sink in of if isinstance(sink, FolderSink) for note in sink.notes]
-        notes = [*notes, *written]
+        notes, warned = [*notes, *written], [*warned, *written]
+        if isinstance(session.engine, DatasetEngine):
+            warned += session.engine.data.notes
         for k, event in session.seed_events(plans[0].steps):
             for sink in sinks[k]:
                 sink(event)
             if isinstance(event, ev.Ended):
                 share = (time.process_time() - begun) / len(places)
                 folders.record_end(places[k], event.seconds, share)
-            yield k, _noted(event, notes, sinks[k])
+            yield k, _noted(event, notes, warned, sinks[k])
     finally:
         close_all(*(sink for of in sinks for sink in of))
     _refuse_no_update(session)
@@ -373,10 +414,10 @@ def _name_in_trackers(tracking: Tracking | None) -> dict[str, Any]:
     return {} if tracking is None else {"tracking": dataclasses.asdict(tracking)}
 
 
-def _noted(event: ev.RunEvent, notes: list[str], sinks: Sequence[Sink]) -> ev.RunEvent:
+def _noted(event: ev.RunEvent, notes: list[str], warned: list[str], sinks: Sequence[Sink]) -> ev.RunEvent:
     """Add notes to a `Started` event, and warnings of trackers to a `Logged` event."""
     if isinstance(event, ev.Started):
-        return event._replace(notes=[*notes, *event.notes])
+        return event._replace(notes=[*notes, *event.notes], warnings=[*warned, *event.warnings])
     if not isinstance(event, ev.Logged):
         return event
     warned = [sentence for sink in sinks if isinstance(sink, Tracker) for sentence in sink.take_warnings()]

@@ -50,7 +50,8 @@ class DatasetEngine:
         (self.plan,), (self.adapter,) = plans, adapters
         self.envs = self.adapter.envs
         plan, known = self.plan, self.plan.env != RECORDED
-        self.data = read(plan.dataset, plan.env if known else None, plan.env_args if known else None)
+        env, args = (plan.env, plan.env_args) if known else (None, None)
+        self.data = read(plan.dataset, env, args, self.adapter.spaces)
         self.seeds = Seeds([plan.seed])
         holding = _holding(agent, self.data, plan)
         self.learner = learner = ReplayLearner(holding, self.adapter.spec, self.envs, self.seeds)
