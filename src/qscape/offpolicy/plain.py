@@ -228,6 +228,7 @@ class DPG(PolicyLoss):
 
 
 LEARNED = {"temperature=None": "with an α that is fixed, by {part.name}.temperature"}
+WITHOUT_TARGET = {"target_entropy=None": "beside {part.name}.target_entropy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +250,14 @@ class Entropic(PolicyLoss):
     entropy_per_action: float = setting(
         -1.0,
         "Entropy that a learned α aims at for each entry of the action, without `target_entropy`.",
-        only_if=LEARNED | {"target_entropy=None": "beside {part.name}.target_entropy"},
+        only_if=LEARNED | WITHOUT_TARGET | {"target_std=None": "beside {part.name}.target_std"},
+    )
+    target_std: float | None = setting(
+        None,
+        "σ, if a learned α aims at the entropy of N(0, σ²) for each entry of the action, before tanh; None: "
+        "at `entropy_per_action`.",
+        within="> 0",
+        only_if=LEARNED | WITHOUT_TARGET,
     )
     temperature_loss: Literal["log_alpha", "alpha"] = setting(
         "log_alpha",
@@ -295,6 +303,15 @@ class Entropic(PolicyLoss):
             else jax.lax.stop_gradient(jnp.exp(actor_params))
         )
 
+    def aim(self, spec: Spec) -> float:
+        """Return the entropy that a learned α aims at."""
+        if self.target_entropy is not None:
+            return self.target_entropy
+        each = self.entropy_per_action
+        if self.target_std is not None:
+            each = 0.5 * math.log(2.0 * math.pi * math.e * self.target_std**2)
+        return each * spec.action_size
+
     def tuning(self, actor_params: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
         """Compute the loss of α, −log α · (log π + target entropy) or with α, and metrics of the entropy.
 
@@ -305,8 +322,7 @@ class Entropic(PolicyLoss):
         metrics: Metrics = {"entropy": -log_prob.mean()}
         if actor_params is None:
             return 0.0, metrics
-        target = self.target_entropy
-        target = self.entropy_per_action * spec.action_size if target is None else target
+        target = self.aim(spec)
         factor = actor_params if self.temperature_loss == "log_alpha" else jnp.exp(actor_params)
         loss = -(factor * jax.lax.stop_gradient(log_prob + target)).mean()
         return loss, metrics | {"temperature": self.alpha(actor_params)}
