@@ -17,7 +17,14 @@ from qscape.nets.initial import normal_linear, xavier_linear
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso, small_linear
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import add_noise, explore, init_noise, sample_uniform_action
+from qscape.offpolicy.exploration import (
+    add_noise,
+    explore,
+    hold_noise,
+    init_held_noise,
+    init_noise,
+    sample_uniform_action,
+)
 from qscape.offpolicy.sockets import (
     ActingStep,
     ActionSelector,
@@ -363,6 +370,7 @@ class Single(ActionSelector):
     """A single actor whose action is executed as is."""
 
     name: ClassVar[str] = "single"
+    repeats_noise: ClassVar[bool] = True
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key)
@@ -391,7 +399,13 @@ class Single(ActionSelector):
         return context.policy
 
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+        if base is not None and self.holds_noise(base):
+            return init_held_noise(base, envs, spec.action_size)
         return init_noise(base, envs, spec.action_size)
+
+    def holds_noise(self, base: Base) -> bool:
+        """Return whether the noise of samples is kept for several steps."""
+        return self.repeats_noise and base.head == "gaussian" and base.noise_repeat > 1
 
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
@@ -401,12 +415,19 @@ class Single(ActionSelector):
             return sample_uniform_action(context.spec, obs, step.key), {}, step.noise_state
         if step.mode == "evaluate":
             return context.policy(obs).mode(), {}, step.noise_state
-        dist = self.behaviour_policy(state.params, context)(obs)
+        dist: Any = self.behaviour_policy(state.params, context)(obs)
         k_sample, k_noise = jax.random.split(step.key)
         # Noise on a row of an action table whose rows lie far apart would be snapped back to this row.
-        drawn = (unsnap(dist) if context.base.exploration_noise else dist).sample(k_sample)[0]
-        action, noise_state = explore(context, obs, drawn, step.noise_state, step.first, k_noise)
-        return action, {}, noise_state
+        dist = unsnap(dist) if context.base.exploration_noise else dist
+        if not self.holds_noise(context.base):
+            drawn = dist.sample(k_sample)[0]
+            action, noise_state = explore(context, obs, drawn, step.noise_state, step.first, k_noise)
+            return action, {}, noise_state
+        held = step.noise_state
+        held = self.init_noise(context.spec, len(obs), context.base) if held is None else held
+        held = hold_noise(context.base, held, k_sample)
+        action, added = explore(context, obs, dist.at(held.noise), held.added, step.first, k_noise)
+        return action, {}, held._replace(added=added)
 
 
 def smooth_action(base: Base, action: Array, key: Key) -> Array:
