@@ -9,7 +9,7 @@ not define have a default that does nothing and adds nothing to the compiled pro
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -49,6 +49,10 @@ class Nets(NamedTuple):
     torso: Callable[[Key, int], Features]
 
 
+# typing.Self, which beartype does not check in functions
+NetworksT = TypeVar("NetworksT", bound="BoundNetworks")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundNetworks:
     """The agent's networks as functions, and its settings: what a policy is made of.
@@ -81,12 +85,12 @@ class BoundNetworks:
     base: Base
     table: ActionTable | None
 
-    def _replace(self, **changes: Any) -> Self:
+    def _replace(self: NetworksT, **changes: Any) -> NetworksT:
         """Return the same with other fields, as a NamedTuple does."""
         return dataclasses.replace(self, **changes)
 
     @property
-    def settled(self) -> Self:
+    def settled(self: NetworksT) -> NetworksT:
         """The same, but actors with batch normalisation use running statistics also while they improve."""
         return self._replace(bind=partial(self.bind, settled=True))
 
