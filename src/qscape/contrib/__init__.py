@@ -16,6 +16,7 @@ from qscape.contrib.dual_policy import DualPolicy
 from qscape.contrib.eas import EAS
 from qscape.contrib.esa import ESA, OnPolicyESA
 from qscape.contrib.fast import Fast
+from qscape.contrib.flashsac import FlashSAC
 from qscape.contrib.hl_gauss import HLGauss
 from qscape.contrib.imitate import Imitate
 from qscape.contrib.implicit import Implicit
@@ -54,6 +55,7 @@ PARTS: tuple[type, ...] = (
     CrossQ,
     CrossQWN,
     XQC,
+    FlashSAC,
     MeanTarget,
     OwnTarget,
     REDQ,

@@ -34,6 +34,10 @@ EXPLORES_BY_EPSILON = {f"{claim} or epsilon_mode=greedy": why for claim, why in 
 OF_ENVIRONMENTS = EXPLORES | {
     "exploration=per_environment": "without noise of each environment, base.exploration = per_environment"
 }
+KEEPS_NOISE = {
+    "head=gaussian": "with a deterministic policy, base.head = deterministic",
+    "selector.repeats_noise": "with {agent.selector.name}, which draws fresh noise at every step",
+}
 HAS_TABLE = {"spec.table": "without an action table"}
 
 
@@ -274,6 +278,19 @@ class Base:
         "Mean-reversion rate θ of the OU noise: x ← (1 − θ) x + σ N(0, 1).",
         within="[0, 1]",
         only_if=EXPLORES | {"exploration=ou": "without Ornstein-Uhlenbeck noise, base.exploration = ou"},
+    )
+    noise_repeat: int = setting(
+        1,
+        "Most steps for which a Gaussian policy keeps the noise of its sample: k in 1, 2, ... with a "
+        "probability that is proportional to k^-`noise_repeat_power`; 1: each step has noise of its own.",
+        within=">= 1",
+        only_if=KEEPS_NOISE,
+    )
+    noise_repeat_power: float = setting(
+        2.0,
+        "How fast longer repetitions of the noise get rarer.",
+        within=">= 0",
+        only_if=KEEPS_NOISE | {"noise_repeat!=1": "without repeated noise, such as base.noise_repeat = 16"},
     )
     epsilon_start: float = setting(
         1.0, "ε when the random phase ends.", within="[0, 1]", only_if=EXPLORES_BY_EPSILON
