@@ -20,6 +20,7 @@ How an environment resets itself:
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +36,7 @@ from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
+from qscape.envs.patience import Call
 from qscape.envs.spaces import (
     box_leaves,
     describe_other_table,
@@ -237,6 +239,7 @@ class EnvAdapter:
         statistics: the state between two steps.
         interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
             "" as long as there was none.
+        called: the call of the environment that has not returned yet; None: there is none.
     """
 
     def __init__(
@@ -258,6 +261,7 @@ class EnvAdapter:
             index_actions: pass discrete actions by index.
         """
         self.env, self.seed, self.interrupted = env, seed, ""
+        self.called: Call | None = None
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -623,6 +627,7 @@ class EnvAdapter:
 
     def _call_env(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call the environment; an error becomes a RunError of one sentence, with the cause attached."""
+        self.called = Call(call.__name__, time.monotonic())
         try:
             return call(*arguments)
         except QscapeError:
@@ -634,6 +639,8 @@ class EnvAdapter:
         except BaseException as problem:
             self.interrupted = describe(problem)
             raise
+        finally:
+            self.called = None
 
     def _check_finite(self, rows: np.ndarray, field: str, given: np.ndarray | None = None) -> None:
         """Raise a RunError if a number is NaN or infinite; `given`: the numbers before they were cast."""
