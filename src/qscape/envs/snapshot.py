@@ -28,7 +28,8 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from qscape.envs.adapter import EnvAdapter, EpisodeStatistics
 from qscape.envs.native import JaxEnv
-from qscape.envs.workers import EnvPoolEnv, Workers
+from qscape.envs.outside import Outside, iterate_spaces
+from qscape.envs.workers import EnvPoolEnv, Reached, Workers
 from qscape.errors import one_line
 
 # Classes of objects without state, which the environment's constructor makes again.
@@ -48,6 +49,7 @@ _CONSTANT |= {"_saved_kwargs": dict | None, "_ezpickle_args": tuple, "_ezpickle_
 # Of Gymnasium's vector environment; skipped there. The last is in saves of 0.2.0.
 _BUFFERS = {"env_fns", "_env_obs", "_observations", "_rewards", "_add_info"}
 
+_OUTSIDE = "(outside)"  # the layer of what an environment keeps outside its instance
 _DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped if an object of these modules
 _DRAWN_BY = ("pygame", "pyglet", "glfw", "mujoco_py", "mujoco.render", "mujoco.viewer")
 _DRAWN_BY += ("gymnasium.envs.mujoco.mujoco_rendering",)
@@ -119,6 +121,9 @@ def take(adapter: EnvAdapter) -> Snapshot:
                     raise _NotCapturable(captured)
                 meta["layers"] |= captured[0]
                 writer.arrays |= captured[1]
+        else:
+            for i, outside in enumerate(adapter.outside):
+                meta["layers"] |= _capture_outside(outside, writer, f"env.{i}.{_OUTSIDE}")
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins there: {problem}"
         return Snapshot({}, meta | {"exact": False, "why": why})
@@ -142,12 +147,17 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
             if meta.get("autoreset", adapter.autoreset) != adapter.autoreset:
                 raise _NotCapturable("it resets itself in another way now")
             layers, arrays, inside = dict(_iterate_layers(adapter)), snapshot.arrays, {}
+            outside = {k: v for k, v in meta["layers"].items() if k.endswith(f".{_OUTSIDE}")}
             if isinstance(adapter.env, Workers):
                 parts = [_part(meta["layers"], arrays, f"env.{i}.") for i in range(adapter.envs)]
                 inside = {name: saved for of, _ in parts for name, saved in of.items()}
                 if why := next(filter(None, adapter.env.apply(_restore_one, parts)), ""):
                     raise _NotCapturable(why)
-            _set_attributes(layers, {k: v for k, v in meta["layers"].items() if k not in inside}, arrays)
+            else:
+                for i, own in enumerate(adapter.outside):
+                    _restore_outside(own, outside, arrays, f"env.{i}.{_OUTSIDE}")
+            there = {k: v for k, v in meta["layers"].items() if k not in inside and k not in outside}
+            _set_attributes(layers, there, arrays)
             return ""
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins: {problem}"
@@ -201,23 +211,45 @@ def _part(
     return tuple({k: v for k, v in of.items() if k.startswith(prefix)} for of in (layers, arrays))  # type: ignore[return-value]
 
 
-def _capture_one(env: gym.Env, index: int, _: None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | str:
+def _capture_one(reached: Reached, _: None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | str:
     """Return the layers and arrays of an environment in its own process, or why there are none."""
-    layers = dict(_iterate_wrappers(env, f"env.{index}"))
+    name = f"env.{reached.index}"
+    layers = dict(_iterate_wrappers(reached.env, name))
     writer = _Writer(layers)
     try:
-        return {name: writer.attributes(layer, name) for name, layer in layers.items()}, writer.arrays
+        captured = {name: writer.attributes(layer, name) for name, layer in layers.items()}
+        captured |= _capture_outside(reached.outside, writer, f"{name}.{_OUTSIDE}")
+        return captured, writer.arrays
     except _NotCapturable as problem:
         return str(problem)
 
 
-def _restore_one(env: gym.Env, index: int, part: tuple[dict[str, Any], dict[str, np.ndarray]]) -> str:
+def _restore_one(reached: Reached, part: tuple[dict[str, Any], dict[str, np.ndarray]]) -> str:
     """Restore an environment in its own process. Returns why it cannot be restored, or ""."""
+    name, (saved, arrays) = f"env.{reached.index}", part
+    outside = f"{name}.{_OUTSIDE}"
     try:
-        _set_attributes(dict(_iterate_wrappers(env, f"env.{index}")), *part)
+        _restore_outside(reached.outside, saved, arrays, outside)
+        there = {k: v for k, v in saved.items() if k != outside}
+        _set_attributes(dict(_iterate_wrappers(reached.env, name)), there, arrays)
     except _NotCapturable as problem:
         return str(problem)
     return ""
+
+
+def _capture_outside(outside: Outside, writer: "_Writer", name: str) -> dict[str, Any]:
+    """Return what an environment keeps outside its instance as a layer; none if that is nothing."""
+    own = outside.read()
+    return {name: {key: writer.value(value, f"{name}.{key}") for key, value in own.items()}} if own else {}
+
+
+def _restore_outside(
+    outside: Outside, saved: dict[str, Any], arrays: dict[str, np.ndarray], name: str
+) -> None:
+    """Restore what `_capture_outside` returned. Raises _NotCapturable if it does not fit."""
+    reader, own = _Reader(arrays), saved.get(name, {})
+    if why := outside.write({key: reader.value(data, None, f"{name}.{key}") for key, data in own.items()}):
+        raise _NotCapturable(why)
 
 
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
@@ -286,17 +318,9 @@ def _type_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _iterate_spaces(space: gym.Space) -> Iterator[gym.Space]:
-    """Yield a space and, recursively, its parts."""
-    yield space
-    parts: Any = getattr(space, "spaces", ())
-    for part in parts.values() if isinstance(parts, dict) else parts:
-        yield from _iterate_spaces(part)
-
-
 def _iterate_generators(space: gym.Space) -> Iterator[np.random.Generator | None]:
     """Yield the random generators of a space and its parts; None for a generator that was never used."""
-    return (part._np_random for part in _iterate_spaces(space))
+    return (part._np_random for part in iterate_spaces(space))
 
 
 class _Writer:
@@ -565,7 +589,7 @@ class _Reader:
 
     def space(self, space: gym.Space, content: list[Any], path: str) -> None:
         """Restore the random generators of a space and its parts."""
-        spaces = [*_iterate_spaces(space)]
+        spaces = [*iterate_spaces(space)]
         if len(spaces) != len(content):
             raise _NotCapturable(f"{path} is another space now")
         for part, state in zip(spaces, content, strict=True):

@@ -365,7 +365,7 @@ class Session:
         }
         told = {name: sentence for name, sentence in found.items() if sentence is not None}
         one.warned |= told.keys()
-        return [*told.values()]
+        return [*told.values(), *one.adapter.take_warnings()]
 
     # --- saving and resuming ------------------------------------------------------------------------
 
