@@ -240,6 +240,7 @@ class EnvAdapter:
         statistics: the state between two steps.
         interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
             "" as long as there was none.
+        constants: what `snapshot.remember` found.
     """
 
     def __init__(
@@ -261,6 +262,7 @@ class EnvAdapter:
             index_actions: pass discrete actions by index.
         """
         self.env, self.seed, self.interrupted = env, seed, ""
+        self.constants: dict[str, Any] | None = None
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]

@@ -132,9 +132,11 @@ class Reached(gym.Wrapper):
     Attributes:
         index: its number.
         outside: what it keeps outside its instance.
+        constants: what `snapshot.remember` found.
     """
 
     given: Any = None  # `Workers.apply` sets it
+    constants: dict[str, Any] | None = None
 
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
