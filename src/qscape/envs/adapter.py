@@ -36,6 +36,7 @@ from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
+from qscape.envs.outside import Outside, own_generators
 from qscape.envs.patience import Call
 from qscape.envs.spaces import (
     box_leaves,
@@ -178,16 +179,17 @@ def make(
             field="env",
         )
 
-    def build() -> gym.Env:
-        return build_env(env_id, args)
+    def build(copy: int = 0) -> gym.Env:
+        with own_generators(seed + copy):
+            return build_env(env_id, args)
 
     spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
 
-    def build_there() -> gym.Env:
+    def build_there(copy: int) -> gym.Env:
         """Make one in another process, which has not run what the user's script registers."""
         if spec is not None:
             gym.registry.setdefault(spec.id, spec)
-        return build()
+        return build(copy)
 
     first = build()
     name = env_id if isinstance(env_id, str) else None
@@ -198,9 +200,10 @@ def make(
         if vectorise == "envpool":
             many: VectorEnv = EnvPoolEnv(env_id, envs, args, first)
         elif vectorise == "async":
-            many = Workers([build_there] * envs, autoreset)
+            many = Workers([functools.partial(build_there, i) for i in range(envs)], autoreset)
         else:
-            many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
+            others = [functools.partial(build, i) for i in range(1, envs)]
+            many = SyncVectorEnv([lambda: first, *others], autoreset_mode=autoreset)
     except QscapeError:
         raise
     except Exception as problem:  # e.g. copies with different spaces
@@ -240,6 +243,7 @@ class EnvAdapter:
         interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
             "" as long as there was none.
         called: the call of the environment that has not returned yet; None: there is none.
+        constants: what `snapshot.remember` found.
     """
 
     def __init__(
@@ -262,6 +266,7 @@ class EnvAdapter:
         """
         self.env, self.seed, self.interrupted = env, seed, ""
         self.called: Call | None = None
+        self.constants: dict[str, Any] | None = None
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -470,6 +475,22 @@ class EnvAdapter:
         if self._source.has_reset_rows:
             statistics.resetting = ended
         return Step(transition, now, finished)
+
+    @property
+    def outside(self) -> list[Outside]:
+        """What environments keep outside their instances: one for each copy that is stepped here."""
+        return self._source.outside
+
+    def take_warnings(self) -> list[str]:
+        """Return sentences that the user has not seen: what falls of what a run promises."""
+        late = {name for outside in self.outside for name in outside.late}
+        for outside in self.outside:
+            outside.late.clear()
+        return [
+            f"{self.env_id} changed {name} late in training, so runs of one seed may differ: what it keeps "
+            "outside its instance is looked for in its first steps; use self.np_random and attributes of self"
+            for name in sorted(late)
+        ]
 
     def render_frame(self) -> np.ndarray:
         """Render the first environment as an image `[H, W, 3]`, uint8.
@@ -745,16 +766,17 @@ class _Copies:
             read: makes rows of what they return.
         """
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
+        self.outside = [Outside(env) for env in envs]
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
         seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
-        return np.concatenate([self._reset(env, one) for env, one in zip(self.envs, seeds, strict=True)])
+        return np.concatenate([self._reset(i, one) for i, one in enumerate(seeds)])
 
-    def _reset(self, env: gym.Env, seed: int | None = None) -> np.ndarray:
-        """Return the row `[1, S]` of the first observation of one environment."""
-        return self.read.one(*env.reset(seed=seed))
+    def _reset(self, i: int, seed: int | None = None) -> np.ndarray:
+        """Return the row `[1, S]` of the first observation of environment i."""
+        return self.read.one(*self.outside[i].reset(self.envs[i], seed))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -767,17 +789,18 @@ class _Copies:
         terminated, truncated = np.zeros(len(valid), bool), np.zeros(len(valid), bool)
         for i, env in enumerate(self.envs):
             if self.has_reset_rows and not valid[i]:
-                after.append(self._reset(env))
+                after.append(self._reset(i))
                 now.append(after[-1])
                 successes.append(None)
                 continue
-            observation, given, *ends, info = env.step(action[i].copy())  # environments keep it
+            given_action = action[i].copy()  # environments keep it
+            observation, given, *ends, info = self.outside[i].call(env.step, given_action)
             terminated[i], truncated[i] = (read_flag(end, self.env_id) for end in ends)
             reward[i] = read_reward(given, self.env_id)
             successes.append(read_success(info, self.env_id))  # before a reset that may fill `info` anew
             after.append(self.read.one(observation, info, terminated[i]))
             if not self.has_reset_rows and (terminated[i] or truncated[i]):
-                now.append(self._reset(env))
+                now.append(self._reset(i))
                 is_reset = True
             else:
                 now.append(after[-1])
@@ -793,6 +816,7 @@ class _Vector:
 
     def __init__(self, env: VectorEnv, env_id: str, read: _Reader):
         self.env, self.env_id, self.read = env, env_id, read
+        self.outside = [Outside(env)]
         self.mode = find_reset_mode(env)
         self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
         if isinstance(env.unwrapped, SyncVectorEnv):
@@ -802,14 +826,15 @@ class _Vector:
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
         envs = self.env.num_envs
-        return self.read.many(*self.env.reset(seed=seed), np.zeros(envs, bool), np.ones(envs, bool))
+        start = self.outside[0].reset(self.env, seed)
+        return self.read.many(*start, np.zeros(envs, bool), np.ones(envs, bool))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
 
         `valid` is False for rows that only reset in this step; their reward and flags do not count.
         """
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.outside[0].call(self.env.step, action)
         reward = np.where(valid, read_rewards(reward, len(valid), self.env_id), 0.0)
         terminated, truncated = np.asarray(terminated) & valid, np.asarray(truncated) & valid
         ended = terminated | truncated
@@ -825,7 +850,8 @@ class _Vector:
                 after[i] = self.read.one(info["final_obs"][i], mask, terminated[i])[0]
             success = np.where(ended, self._success(info.get("final_info", {})), success)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
-            start = self.env.reset(options={"reset_mask": ended})
+            again = functools.partial(self.env.reset, options={"reset_mask": ended})
+            start = self.outside[0].call(again)
             first = self.read.many(*start, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success

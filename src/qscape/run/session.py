@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qscape.envs import EnvAdapter, Episode
+from qscape.envs.snapshot import remember
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import NotFinite, RunError
 from qscape.ops.finite import LOSSES
@@ -183,6 +184,9 @@ class Session:
         if self.fresh:
             self.engine.start()
             self.fresh = False
+            for one in self.seeds:
+                if one.saver is not None and one.adapter.jax_env is None:
+                    remember(one.adapter)
         moot = self._moot_notes()
         notes = moot + self.engine.notes(self.saves)
         for k, one in enumerate(self.seeds):
@@ -365,7 +369,7 @@ class Session:
         }
         told = {name: sentence for name, sentence in found.items() if sentence is not None}
         one.warned |= told.keys()
-        return [*told.values()]
+        return [*told.values(), *one.adapter.take_warnings()]
 
     # --- saving and resuming ------------------------------------------------------------------------
 
