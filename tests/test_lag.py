@@ -1,6 +1,8 @@
 """Sensors and actuators that lag: the wrappers, by hand and against each other, and what policies carry."""
 
+import dataclasses
 import itertools
+import json
 
 import equinox as eqx
 import gymnasium as gym
@@ -9,11 +11,16 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+import qscape as qs
+from qscape.agents.plugins import RESERVED
 from qscape.envs import make, snapshot
 from qscape.envs.lag import JaxLag, Lag, LaggedEnv
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_key
 from qscape.envs.simulators import make_gymnasium
 from qscape.errors import UsageError
+from qscape.run import training
+from qscape.run.plan import Plan
+from qscape.run.policy import evaluate_run
 
 
 class Counter(gym.Env):
@@ -307,3 +314,83 @@ def test_what_cannot_lag_is_refused():
     with pytest.raises(UsageError) as refused:
         make(picture, index_actions=True, lag=Lag(history=2))
     assert refused.value.field == "observe_actions"
+
+
+SMALL = {"actor_hidden": (8,), "critic_hidden": (8,), "batch_size": 8, "warmup": 20}
+DELAYED = {"history": 2, "action_delay": 2, "observation_delay": 1}
+
+
+def returns_of(env, predict, delay, observation_delay, seeds):
+    """Returns of episodes in a bare environment that acts and shows late by itself."""
+    found = []
+    for seed in seeds:
+        observation, _ = env.reset(seed=seed)
+        actions, shown, state, total, over = (
+            [np.zeros(1, np.float32)] * delay,
+            [observation],
+            None,
+            0.0,
+            False,
+        )
+        while not over:
+            action, state = predict(shown[max(0, len(shown) - 1 - observation_delay)], state)
+            actions.append(action)
+            observation, reward, ended, stopped, _ = env.step(actions[len(actions) - 1 - delay])
+            shown.append(observation)
+            total, over = total + float(reward), ended or stopped
+        found.append(total)
+    return found
+
+
+def test_predict_carries_the_past(tmp_path):
+    model = qs.TD3("Pendulum-v1", eval_every=0, eval_episodes=2, **SMALL, **DELAYED).learn(60)
+    wanted = model.evaluate(2)
+    env = gym.make("Pendulum-v1")
+    predict = lambda seen, state: model.predict(seen, state)  # noqa: E731
+    np.testing.assert_allclose(returns_of(env, predict, 2, 1, (1000, 1001)), wanted, rtol=1e-4)
+    loaded = qs.load(model.save(tmp_path / "run"))
+    assert loaded.lag == Lag(**DELAYED)
+    assert loaded.evaluate(2) == wanted
+    done = evaluate_run(tmp_path / "run", 2)[2]
+    assert [episode.ret for episode in done] == wanted
+    batch = np.ones((3, 3), np.float32)
+    action, state = model.predict(batch)
+    assert action.shape == (3, 1)
+    again, _ = model.predict(batch, state, episode_start=[True, False, False])
+    np.testing.assert_array_equal(again[0], action[0])
+    assert (again[1:] != action[1:]).all()
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "qscape.envs.cartpole:CartPole"])
+def test_a_resumed_run_is_equal_to_the_bit(tmp_path, env):
+    recipe, args = ("td3", {}) if env == "Pendulum-v1" else ("ppo", {"time_limit": 30})
+    lag = DELAYED | {"observation_noise": 0.1, "dropout": 0.2}
+    settings = {"base": SMALL} if recipe == "td3" else {"base": {"rollout": 32, "batch_size": 16}}
+    about = {"recipe": recipe, "env": env, "env_args": args, "settings": settings, "eval_every": 0}
+    plan = Plan(steps=96, save_every=48, **about, **lag)
+    for _ in training.train(plan, tmp_path / "whole"):
+        pass
+    for _ in training.train(dataclasses.replace(plan, steps=64, save_every=64), tmp_path / "parts"):
+        pass
+    record = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert {name: record[name] for name in lag} == lag
+    for _ in training.resume(tmp_path / "parts", 96):
+        pass
+    for tree in ("state", "environment") if recipe == "td3" else ("state", "replay"):
+        one, other = (
+            np.load(tmp_path / of / "saves" / "000000096" / f"{tree}.npz") for of in ("whole", "parts")
+        )
+        assert one.files == other.files
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_labels_and_fields():
+    from qscape import report
+
+    usual = {field.name: field.default for field in dataclasses.fields(Lag)}
+    assert usual == report.LAG
+    assert (
+        report.environment_label({"env": "A-v0", "env_args": {}, "action_delay": 2}) == "A-v0(action_delay=2)"
+    )
+    assert set(usual) <= RESERVED

@@ -610,6 +610,10 @@ class RowStack(NamedTuple):
         held = xp.concatenate([memory[:, :older], own, memory[:, older:]], 1)
         return xp.concatenate([held[:, self.index], mask], 1), held
 
+    def begin(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows of first observations of episodes as networks see them."""
+        return self.see(rows, np.zeros((len(rows), self.width), rows.dtype), np.ones(len(rows), bool))[0]
+
     def _repeat(self, neutral: Any, rows: Any, xp: Any) -> Any:
         """Return the past actions of n episodes that begin."""
         return xp.zeros_like(rows[:, :1]) + xp.tile(neutral, (1, self.lag.past))

@@ -51,6 +51,7 @@ class Search:
         fields |= {k: getattr(plan, k) for k in ("env", "steps", "eval_every", "eval_episodes")}
         fields["env_args"] = encode_args(plan.env_args)
         fields |= {"preset": plan.preset} if plan.preset else {}
+        fields |= plan.lag.changes
         fields |= flatten(plan.settings)
         fields |= {f"range of {r.field}": r.to_json() for r in self.ranges}
         return json.loads(json.dumps(fields))

@@ -312,7 +312,8 @@ def _default_fields(search: Search) -> dict[str, Any]:
     base: Any = agent.base
     searched = {r.field for r in search.ranges}
     if "base.discount" in searched and getattr(base, "discount_rule", None) == "time_limit":
-        adapter = make_adapter(plan.env, env_args=dict(plan.env_args), index_actions=agent.index_actions)
+        args, index_actions = dict(plan.env_args), agent.index_actions
+        adapter = make_adapter(plan.env, env_args=args, index_actions=index_actions, lag=plan.lag)
         base = base.with_time_limit(adapter.spec.time_limit)  # a trial that names γ switches the rule off
         adapter.close()
     parts: dict[str, Any] = {"base": base, **agent.parts}

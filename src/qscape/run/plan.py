@@ -27,6 +27,7 @@ from qscape.agents import (
 )
 from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
+from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValue
 from qscape.run import probes
 from qscape.system import file_name
@@ -76,7 +77,7 @@ class Pace:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(Pace):
+class Plan(Pace, Lag):
     """Agent, environment, seed and budget of one run.
 
     Attributes:
@@ -115,6 +116,7 @@ class Plan(Pace):
     typed: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seed < 0:
             raise OutOfRange(f"--seeds {self.seed}: a seed is 0 or more.", field="seed")
         for name in ("recipe", "env", "label", "dataset", "start"):
@@ -173,6 +175,14 @@ class Plan(Pace):
                 "--keep-data keeps the dataset of the run that --from names beside what an environment "
                 "gives; with --dataset a replay holds that one alone: leave one of them out.",
                 field="keep_data",
+            )
+        if self.lag != NO_LAG and (self.dataset or self.keep_data):
+            flag, field = ("--dataset", "dataset") if self.dataset else ("--keep-data", "keep_data")
+            first = next(iter(self.lag.changes))
+            raise Conflict(
+                f"--{first.replace('_', '-')} changes what an agent sees and does in an environment, and a "
+                f"dataset is as it was recorded: leave it or {flag} out.",
+                field=field,
             )
         if self.evals_every < 0:
             raise OutOfRange(
