@@ -256,8 +256,8 @@ def test_a_policy_that_remembers_is_refused():
         def init_noise(self, spec, envs, base=None):
             return np.zeros((envs, spec.action_size), np.float32)
 
-        def act(self, actor, own, context, memory, obs, first, key, mode):
-            action = (context.policy(obs).mode() + memory) / 2
+        def act(self, actor, own, context, step):
+            action = (context.policy(step.observation).mode() + step.noise_state) / 2
             return action, {}, action
 
     made = source(dataclasses.replace(make("td3", {}), selector=Slow()), Boxed)
