@@ -73,6 +73,13 @@ class Pace:
         "How the host steps parallel environments. sync: one after the other. async: a process for each. "
         "envpool: EnvPool's environments of that id, in threads.",
     )
+    stop_at: float | None = setting(
+        None, "End the run when the mean return of an evaluation reaches this. None: after --steps."
+    )
+    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at.")
+    patience: int | None = setting(
+        None, "End the run after so many evaluations in a row without a new best one. None: after --steps."
+    )
     devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
 
 
@@ -135,7 +142,9 @@ class Plan(Pace, Lag):
             raise OutOfRange(
                 f"--steps is {self.steps}: a run needs at least one environment step.", field="steps"
             )
-        for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
+        for name in (
+            "envs", "log_every", "eval_episodes", "keep_saves", "devices", "stop_times", "patience"
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)
@@ -188,6 +197,16 @@ class Plan(Pace, Lag):
             raise OutOfRange(
                 f"--eval-every is {self.eval_every}; it must be 0 (never) or more.", field="eval_every"
             )
+        if self.stop_at is not None and not math.isfinite(self.stop_at):
+            raise OutOfRange(f"--stop-at is {self.stop_at}; it must be a finite number.", field="stop_at")
+        if self.stop_times > 1 and self.stop_at is None:
+            raise Conflict(
+                f"--stop-times {self.stop_times} is how often --stop-at is reached; add --stop-at 200.",
+                field="stop_times",
+            )
+        if self.may_stop_early and not self.evals_every:
+            flag = "--patience" if self.stop_at is None else "--stop-at"
+            raise Conflict(f"{flag} judges evaluations, but --eval-every is 0.", field="eval_every")
         if self.save_every is not None and self.save_every < 1:
             raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")
         if not 0 < self.milestones <= 1:
@@ -199,6 +218,11 @@ class Plan(Pace, Lag):
             raise Conflict(
                 f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.", field="probe"
             )
+
+    @property
+    def may_stop_early(self) -> bool:
+        """May an evaluation end the run before its steps are made?"""
+        return self.stop_at is not None or self.patience is not None
 
     @property
     def evals_every(self) -> int:
