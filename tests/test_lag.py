@@ -394,3 +394,47 @@ def test_labels_and_fields():
         report.environment_label({"env": "A-v0", "env_args": {}, "action_delay": 2}) == "A-v0(action_delay=2)"
     )
     assert set(usual) <= RESERVED
+
+
+def test_an_exported_policy_carries_the_past(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from qscape.export import policy, run_policy
+
+    model = qs.TD3("Pendulum-v1", eval_every=0, eval_episodes=2, **SMALL, **DELAYED).learn(60)
+    source = policy.load_source(model.save(tmp_path / "run"), 2)
+    checked = policy.write_onnx(source, tmp_path / "policy.onnx")
+    assert checked.difference < 1e-4
+    session, about = run_policy.load(str(tmp_path / "policy.onnx"))
+    assert about["lag"] == DELAYED
+    assert about["observation"]["size"] == 3
+    memory = {}
+
+    def predict(seen, state):
+        if state is None:
+            memory.clear()  # an episode starts
+        return run_policy.act(session, seen, memory=memory), True
+
+    found = returns_of(gym.make("Pendulum-v1"), predict, 2, 1, (1000, 1001))
+    np.testing.assert_allclose(found, model.evaluate(2), rtol=1e-3)
+    with pytest.raises(ValueError, match="memory"):
+        run_policy.act(session, np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="action_delay 2"):
+        run_policy.make_env(about, "Pendulum-v1")
+
+
+def test_an_exported_policy_of_discrete_actions_carries_them(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from qscape.export import policy, run_policy
+
+    settings = {"rollout": 32, "batch_size": 16, "actor_hidden": (8,), "critic_hidden": (8,)}
+    model = qs.PPO("CartPole-v1", eval_every=0, history=3, **settings).learn(64)
+    source = policy.load_source(model.save(tmp_path / "run"), 2)
+    policy.write_onnx(source, tmp_path / "policy.onnx")
+    session, about = run_policy.load(str(tmp_path / "policy.onnx"))
+    env = run_policy.make_env(about, "CartPole-v1")
+    observation, _ = env.reset(seed=0)
+    memory, state = {}, None
+    for _ in range(8):
+        action, state = model.predict(observation, state)
+        assert run_policy.act(session, observation, memory=memory) == action
+        observation, *_ = env.step(action)

@@ -401,7 +401,8 @@ class EnvAdapter:
             self._raw = self._read_space(lag.env.observation_space)
             index = lag.find_sources(self._leaves_of(self._raw.space), self.leaves)
             code = lag.code
-        self.stack = RowStack(lag.lag, self._raw.size, code, index)
+        stack = RowStack(lag.lag, self._raw.size, code, index)
+        self.stack = stack if stack.width else None
 
     @property
     def is_host_only(self) -> bool:

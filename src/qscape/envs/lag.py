@@ -602,21 +602,20 @@ class RowStack(NamedTuple):
             first: [n], where an episode starts; the memory is not read there.
             xp: numpy or jax.numpy.
         """
-        own, mask = rows[:, : self.size], rows[:, self.size :]
-        older = (self.lag.history - 1) * self.size
-        neutral = self.code.encode(self.code.neutral[None], xp).astype(rows.dtype)
-        begun = xp.concatenate([xp.tile(own, (1, self.lag.history - 1)), self._repeat(neutral, rows, xp)], 1)
-        memory = xp.where(first[:, None], begun, memory)
-        held = xp.concatenate([memory[:, :older], own, memory[:, older:]], 1)
-        return xp.concatenate([held[:, self.index], mask], 1), held
+        own, older = _columns(rows, 0, self.size, xp), (self.lag.history - 1) * self.size
+        begun = [own] * (self.lag.history - 1)
+        if self.lag.past:
+            neutral = self.code.encode(self.code.neutral[None], np).astype(rows.dtype)
+            begun.append(xp.zeros_like(own[:, :1]) + np.tile(neutral, (1, self.lag.past)))
+        memory = xp.where(first[:, None], xp.concatenate(begun, 1), memory)
+        past = _columns(memory, 0, older, xp), own, _columns(memory, older, self.width, xp)
+        held = _join(past, xp)
+        seen = xp.take(held, self.index, 1)
+        return _join((seen, _columns(rows, self.size, rows.shape[1], xp)), xp), held
 
     def begin(self, rows: np.ndarray) -> np.ndarray:
         """Return rows of first observations of episodes as networks see them."""
         return self.see(rows, np.zeros((len(rows), self.width), rows.dtype), np.ones(len(rows), bool))[0]
-
-    def _repeat(self, neutral: Any, rows: Any, xp: Any) -> Any:
-        """Return the past actions of n episodes that begin."""
-        return xp.zeros_like(rows[:, :1]) + xp.tile(neutral, (1, self.lag.past))
 
     def remember(self, held: Any, action: Any, xp: Any = np) -> Any:
         """Return the memory of the next step.
@@ -626,11 +625,12 @@ class RowStack(NamedTuple):
             action: [n, ...] in the environment's units, as it was chosen.
             xp: numpy or jax.numpy.
         """
-        stacked = self.lag.history * self.size
+        stacked, size = self.lag.history * self.size, self.size + self.width
+        kept = _columns(held, self.size, stacked, xp)
         if not self.lag.past:
-            return held[:, self.size : stacked]
-        new = self.code.encode(action, xp)
-        return xp.concatenate([held[:, self.size : stacked], held[:, stacked + self.code.size :], new], 1)
+            return kept
+        past = _columns(held, stacked + self.code.size, size, xp)
+        return _join((kept, past, self.code.encode(action, xp)), xp)
 
     def split(self, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return rows [n, S + M] and memory [n, W] with which networks see `seen`.
@@ -643,6 +643,17 @@ class RowStack(NamedTuple):
         older = (self.lag.history - 1) * self.size
         rows = np.concatenate([held[:, older : older + self.size], mask], 1)
         return rows, np.delete(held, np.s_[older : older + self.size], 1)
+
+
+def _columns(rows: Any, start: int, stop: int, xp: Any) -> Any:
+    """Return columns of rows; in JAX by an operation that an ONNX file has for any number of rows."""
+    return rows[:, start:stop] if xp is np else jax.lax.slice_in_dim(rows, start, stop, axis=1)
+
+
+def _join(parts: Sequence[Any], xp: Any) -> Any:
+    """Return arrays [n, ...] side by side, without the empty ones."""
+    parts = [part for part in parts if part.shape[1]]
+    return xp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def find_lag(env: Any) -> LaggedEnv | JaxLag | None:
