@@ -43,6 +43,9 @@ class TuneOptions(Lag):
     metric: Metric = setting("final", "What a trial is worth: its last evaluation or its best.")
     seed: int = setting(0, "Of the sampler.")
     workers: int | None = setting(None, "Runs side by side; None: one to a core.")
+    storage: str | None = setting(
+        None, "Journal file of the search, e.g. journal.log, which several processes and machines share."
+    )
     out: str | None = setting(None, "Folder of the search; None: runs/tune/ENV/RECIPE.")
     eval_every: int | None = setting(None, "Environment steps between evaluations; None: a tenth of the run.")
     eval_episodes: int = setting(10, "Episodes of one evaluation.")
@@ -89,7 +92,8 @@ def main(argv: list[str]) -> int:
     adapter = make_adapter(plan.env, env_args=args, index_actions=index_actions, lag=plan.lag)
     adapter.close()  # made so that an unfit environment is refused before a folder is created
     folder = Path(given.out) if given.out else Path("runs", "tune", file_name(plan.env), folder_name(recipe))
-    search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
+    journal = Path(given.storage) if given.storage else None
+    search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed, journal)
     return run(search, given.trials, given.workers or count_cores(), shlex.join(["qscape", "tune", *argv]))
 
 
