@@ -254,7 +254,7 @@ def test_a_policy_carries_what_the_wrapper_shows(env, lag):
     # The bare world lags by itself: the wrapper without what is seen of the past.
     world = make(env, index_actions=index, env_args=args)
     stack = adapter.stack
-    assert adapter.spec.observation_size == len(stack.index)
+    assert adapter.spec.observation_size == len(stack.sources)
     seen, raw = adapter.reset(), world.reset()
     memory, first = np.zeros((1, stack.width), np.float32), np.ones(1, bool)
     delay, queue = lag["action_delay"], []

@@ -42,7 +42,7 @@ ACTIONS = "past_actions"  # the key of past actions in a Dict of observations
 IMAGE = "image"  # that of an image that the environment shows alone
 GOALS = frozenset(("achieved_goal", "desired_goal"))  # beside "observation", those of a task with goals
 
-Path = tuple[str, ...]
+Keys = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class LaggedEnv(gym.Wrapper):
         self.code = make_code(env.action_space, env.unwrapped, env_id)
         space = env.observation_space
         self.measured = [*_list_measured(space, _find_exempt(env))]
-        made: dict[Path, gym.Space] = {path: _stack_box(box, lag) for path, box in self.measured}
+        made: dict[Keys, gym.Space] = {path: _stack_box(box, lag) for path, box in self.measured}
         self._alone = isinstance(space, spaces.Box)
         self._pictures = self._alone and is_image(space) and lag.past > 0
         past = spaces.Box(self.code.low, 1.0, (lag.past * self.code.size,), np.float32)
@@ -327,8 +327,8 @@ class LaggedEnv(gym.Wrapper):
             return np.concatenate([made[()].reshape(-1), past])
         return {**_replace_entries(observation, (), made), ACTIONS: past}
 
-    def find_sources(self, raw: Sequence[tuple[Path, spaces.Box]], seen: Sequence[tuple[Path, spaces.Box]]):
-        """Return the `index` of a `RowStack`.
+    def find_sources(self, raw: Sequence[tuple[Keys, spaces.Box]], seen: Sequence[tuple[Keys, spaces.Box]]):
+        """Return the `sources` of a `RowStack`.
 
         Args:
             raw: the Boxes of the environment's observation, in the order of a row.
@@ -366,7 +366,7 @@ def _find_exempt(env: gym.Env) -> set[str]:
     return exempt | (GOALS if {"observation", *GOALS} <= keys else set())
 
 
-def _list_measured(space: gym.Space, exempt: set[str], path: Path = ()) -> Iterator[tuple[Path, spaces.Box]]:
+def _list_measured(space: gym.Space, exempt: set[str], path: Keys = ()) -> Iterator[tuple[Keys, spaces.Box]]:
     """Yield the Boxes of a space that are measured, with the keys that lead to them."""
     if isinstance(space, spaces.Box):
         yield path, space
@@ -391,7 +391,7 @@ def _join_boxes(*boxes: Any) -> spaces.Box:
 
 
 def _replace_boxes(
-    space: gym.Space, path: Path, made: Mapping[Path, gym.Space], past: gym.Space | None
+    space: gym.Space, path: Keys, made: Mapping[Keys, gym.Space], past: gym.Space | None
 ) -> gym.Space:
     """Return a space with other Boxes at some paths, and with that of past actions, if there are any."""
     if path in made:
@@ -402,7 +402,7 @@ def _replace_boxes(
     return spaces.Dict(parts + ([] if past is None else [(ACTIONS, past)]))
 
 
-def _replace_entries(part: Any, path: Path, made: Mapping[Path, np.ndarray]) -> Any:
+def _replace_entries(part: Any, path: Keys, made: Mapping[Keys, np.ndarray]) -> Any:
     """Return an observation with other arrays at some paths."""
     if path in made:
         return made[path]
@@ -489,7 +489,7 @@ class JaxLag(JaxWrapper):
         return None if start is None else self._begin(*start, jax.random.key(0))
 
     def find_sources(self) -> np.ndarray:
-        """Return the `index` of a `RowStack`."""
+        """Return the `sources` of a `RowStack`."""
         total, size, lag = self.inner.observation_space.shape[0], self.measured, self.lag
         frames = [k * total + np.arange(size) for k in range(lag.history)]
         past = lag.history * total + np.arange(lag.past * self.code.size)
@@ -580,13 +580,13 @@ class RowStack(NamedTuple):
         lag: how the world lagged in training.
         size: S, of a row of the environment's own observation. A mask may stand behind it.
         code: how past actions are shown.
-        index: of each entry of what networks see, its place in (memory's observations, S, past actions).
+        sources: of each entry of what networks see, its place in (memory's observations, S, past actions).
     """
 
     lag: Lag
     size: int
     code: ActionCode
-    index: np.ndarray
+    sources: np.ndarray
 
     @property
     def width(self) -> int:
@@ -610,7 +610,7 @@ class RowStack(NamedTuple):
         memory = xp.where(first[:, None], xp.concatenate(begun, 1), memory)
         past = _columns(memory, 0, older, xp), own, _columns(memory, older, self.width, xp)
         held = _join(past, xp)
-        seen = xp.take(held, self.index, 1)
+        seen = xp.take(held, self.sources, 1)
         return _join((seen, _columns(rows, self.size, rows.shape[1], xp)), xp), held
 
     def begin(self, rows: np.ndarray) -> np.ndarray:
@@ -637,9 +637,9 @@ class RowStack(NamedTuple):
 
         What they do not see, such as earlier entries that critics alone see, is 0.
         """
-        own, mask = seen[:, : len(self.index)], seen[:, len(self.index) :]
+        own, mask = seen[:, : len(self.sources)], seen[:, len(self.sources) :]
         held = np.zeros((len(seen), self.size + self.width), seen.dtype)
-        held[:, self.index] = own
+        held[:, self.sources] = own
         older = (self.lag.history - 1) * self.size
         rows = np.concatenate([held[:, older : older + self.size], mask], 1)
         return rows, np.delete(held, np.s_[older : older + self.size], 1)

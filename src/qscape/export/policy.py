@@ -132,7 +132,7 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
 # --- the function ------------------------------------------------------------------------------------
 
 
-def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Array]:
+def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Any]:
     """Return the policy as a function from raw observations [B, S] to actions in the environment's units.
 
     Normalisation and action scaling are inside. Of a task whose critics see more than its actor, the function

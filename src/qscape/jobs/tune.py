@@ -44,6 +44,7 @@ try:
 except ImportError as problem:
     raise MissingPackage('qscape tune needs the extra: pip install "qscape[tune]".') from problem
 
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 STATES: dict[TrialState, State] = {
@@ -423,7 +424,7 @@ def _open_journal(search: Search) -> "Iterator[optuna.Study]":
         _refuse_no_journal(journal)
         with warnings.catch_warnings(), filelock.FileLock(f"{journal}.begin"):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            backend = optuna.storages.journal.JournalFileBackend(str(journal))
+            backend = JournalFileBackend(str(journal))
             study = _open_study(search, optuna.storages.JournalStorage(backend), journal)
         yield study
     except OSError as problem:
