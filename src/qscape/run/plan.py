@@ -74,11 +74,11 @@ class Pace:
         "envpool: EnvPool's environments of that id, in threads.",
     )
     stop_at: float | None = setting(
-        None, "End the run when the mean return of an evaluation reaches this. None: after --steps."
+        None, "End the run when the mean return of an evaluation reaches this. None: not so."
     )
-    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at.")
+    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at for that.")
     patience: int | None = setting(
-        None, "End the run after so many evaluations in a row without a new best one. None: after --steps."
+        None, "End the run after so many evaluations in a row without a new best one. None: not so."
     )
     devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
 
