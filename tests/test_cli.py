@@ -489,7 +489,7 @@ def test_a_missing_logger_leaves_the_run_that_is_to_be_replaced(refused, done, t
 def test_names_of_loggers_are_checked(refused):
     assert "--log-tags 'a\\x07': give 1 to 64" in refused("train", "td3", *SHORT, "--log-tags", "a\a")
     assert (
-        "nowhere'); Python looks in the current folder only with PYTHONPATH=. before the command.\n"
+        "nowhere'); Python looked in the current folder and where PYTHONPATH says.\n"
         in refused("train", "td3", *SHORT, "--log", "nowhere:Sink")
     )
     assert "--log tiny:Clock is no sink" in refused("train", "td3", *SHORT, "--log", "tiny:Clock")

@@ -31,6 +31,7 @@ from qscape.errors import (
     describe,
     describe_import,
 )
+from qscape.trusted import import_named
 
 # package: (extra of qscape that installs it, ids that need it, does importing it register them?)
 _PACKAGES = {
@@ -71,6 +72,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
+        if isinstance(env_id, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[^:]+", env_id):
+            import_named(env_id.partition(":")[0])
         env = _env_creator(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
     except QscapeError:
         raise
