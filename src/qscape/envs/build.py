@@ -44,6 +44,22 @@ _PACKAGES = {
     "ale_py": ("atari", r"ale_py:|ALE/", True),
 }
 
+# module: (what pip installs, ids without the module in front); docs/how-to/environments.md has more of them
+_OTHERS = {
+    "flappy_bird_gymnasium": ("flappy-bird-gymnasium", r"FlappyBird"),
+    "gym_aloha": ("gym-aloha", r"gym_aloha/"),
+    "gym_anytrading": ("gym-anytrading", r"(stocks|forex)-v"),
+    "gym_pusht": ("gym-pusht", r"gym_pusht/"),
+    "highway_env": ("highway-env", r"(highway|racetrack|parking|merge|roundabout|intersection)(-\w+)*-v"),
+    "metaworld": ("metaworld", r"Meta-World/"),
+    "minigrid": ("minigrid", r"(MiniGrid|BabyAI)-"),
+    "miniworld": ("miniworld", r"MiniWorld-"),
+    "mo_gymnasium": ("mo-gymnasium", r"mo-"),
+    "myosuite": ("myosuite", r"myo[A-Z]"),
+    "panda_gym": ("panda-gym", r"Panda"),
+    "shimmy": ("shimmy[dm-control]", r"dm_control/"),
+}
+
 CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
 LEVELS = "action_levels"  # the argument that divides a Box of actions into levels
 
@@ -227,6 +243,14 @@ def _explain_failure(env_id: str, problem: Exception) -> UsageError:
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
             why = f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
             return MissingPackage(why, field="env")
+    for module, (package, ids) in _OTHERS.items():
+        bare = re.match(ids, env_id) and isinstance(problem, gym.error.UnregisteredEnv)
+        if (bare or env_id.startswith(f"{module}:")) and importlib.util.find_spec(module) is None:
+            write = f" and write {module}:{env_id}" if bare else ""
+            why = f'{env_id} needs a package that is not installed: pip install "{package}"{write}'
+            return MissingPackage(why, field="env")
+        if bare:
+            return UnknownName(f"{env_id} is of another package: write {module}:{env_id}", field="env")
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
         missing = isinstance(problem, ModuleNotFoundError)
         why = f" {describe_import(problem, env_id)}" if missing else f": {problem}"
