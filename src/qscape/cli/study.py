@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import MEASURED, LiveBoard, clock, plain_console, require_positive, table
+from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
 from qscape.errors import Conflict, MissingArgument, RunsFailed, UnknownName
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
@@ -161,8 +160,7 @@ class StudyBoard(LiveBoard):
             self.say(f"{run.row.plan.env} {run.row.plan.label} seed {run.row.plan.seed}: {warning}")
         if run.state != before or isinstance(event, ev.Started):
             self.changed(run)
-        learnt = time.monotonic() - run.learns_since[0] if run.learns_since and run.speed else 0.0
-        if learnt >= MEASURED and not self.estimated:
+        if run.pace.speed and not self.estimated:
             self.estimated = True
             self.say(self.cost())
 
@@ -178,8 +176,8 @@ class StudyBoard(LiveBoard):
         """
         taken: dict[Path, list[float]] = {}
         for run in self.progress.runs:
-            if run.speed:
-                taken.setdefault(run.row.folder.parent, []).append(1 / run.speed)
+            if run.pace.speed:
+                taken.setdefault(run.row.folder.parent, []).append(1 / run.pace.speed)
         if not taken:
             return None
         step = {group: mean(of) for group, of in taken.items()}
@@ -243,7 +241,7 @@ def runs_table(runs: list[RunProgress]) -> Table:
 def cells(run: RunProgress) -> list[str]:
     """Return the cells of a run's row in the table."""
     plan = run.row.plan
-    speed = run.speed if run.state == "running" else None
+    speed = run.pace.speed if run.state == "running" else None
     return [
         run.row.folder.parents[1].name,
         plan.label,
