@@ -252,8 +252,9 @@ def test_files_that_are_none(place, capsys):
     Path("tiny.toml").write_text(TEXT.replace("[budgets.full]", "[budgets.quick.x]"))
     assert main(["study", "run", "tiny.toml"]) == 2
     Path("tiny.toml").write_text(TEXT[: TEXT.index("[budgets.full]")] + TEXT[TEXT.index("[[agents]]") :])
-    capsys.readouterr()
-    assert main(["study", "run", "tiny.toml"]) == 2
+    assert main(["study", "status", "tiny.toml"]) == 0
+    assert "tiny (quick): 4 waiting of 4 runs" in capsys.readouterr().out, "the only budget needs no flag"
+    assert main(["study", "run", "tiny.toml", "--budget", "full"]) == 2
     assert (
         "no budget 'full', only quick; take another --budget, or add [budgets.full]"
         in capsys.readouterr().err

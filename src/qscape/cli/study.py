@@ -31,7 +31,9 @@ from qscape.types import setting
 class StatusOptions:
     """Flags of `qscape study status`."""
 
-    budget: str = setting("full", "Budget of the file to take: quick, short, full or paper.")
+    budget: str | None = setting(
+        None, "Budget of the file to take: quick, short, full or paper. None: the only one, or else full."
+    )
     runs: str = setting("runs", "Folder that holds the studies' folders.")
 
 
