@@ -29,6 +29,7 @@ from qscape.errors import OutOfRange, RunError, UsageError, one_line
 from qscape.jobs.pace import PERIOD, Pace
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
+from qscape.report.labels import shorten_labels
 from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.run.folder import resumable_save
@@ -175,7 +176,8 @@ class Screen:
             self.progress.update(self.tasks[k], completed=event.step)
 
     def _add_run(self, k: int, event: ev.Started) -> None:
-        self.names[k] = f"{event.label} {event.env} seed {event.seed}"
+        rest = f"{event.env} seed {event.seed}"
+        self.names[k] = f"{shorten_labels([event.label])[0][event.label]} {rest}"
         self.tasks[k] = self.progress.add_task(
             self.names[k],
             total=event.steps,
@@ -185,7 +187,7 @@ class Screen:
             left=None,
         )
         if k == 0 or event.step:
-            self.say(f"{self.names[k]}  {event.steps:,} steps", style="bold")
+            self.say(f"{event.label} {rest}  {event.steps:,} steps", style="bold")
             for note in event.notes:
                 self.say(f"  {one_line(note)}", style="dim")
         if self.quiet:
