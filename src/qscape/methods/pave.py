@@ -91,11 +91,12 @@ class PAVE(Regulariser):
         returned = abs(metrics.get("return", 0.0)) / metrics.get("reward_divisor", 1.0)
         if not returned or not self.curvature or self.delta / 2 < SMALL * returned:
             return None
+        divided = " (divided)" if "reward_divisor" in metrics else ""
         return (
-            f"pave: returns of {returned:.3g}{' (divided)' if 'reward_divisor' in metrics else ''} are small "
-            f"beside pave.delta = {self.delta:g}, the curvature that it demands of Q, so critics may learn "
-            "that and little of the rewards; if nothing is learned, make pave.delta and pave.curvature smaller "
-            "in the same proportion, or leave reward_scale out."
+            f"pave: returns of {returned:.3g}{divided} are small beside pave.delta = {self.delta:g}, the "
+            "curvature that it demands of Q, so critics may learn that and little of the rewards; if nothing is "
+            "learned, make pave.delta and pave.curvature smaller in the same proportion, or leave reward_scale "
+            "out."
         )
 
     def fits(self, spec: Spec, base: Base) -> str | None:
