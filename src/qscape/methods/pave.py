@@ -94,9 +94,9 @@ class PAVE(Regulariser):
         divided = " (divided)" if "reward_divisor" in metrics else ""
         return (
             f"pave: returns of {returned:.3g}{divided} are small beside pave.delta = {self.delta:g}, the "
-            "curvature that it demands of Q, so critics may learn that and little of the rewards; if nothing is "
-            "learned, make pave.delta and pave.curvature smaller in the same proportion, or leave reward_scale "
-            "out."
+            "curvature that it demands of Q, so critics may learn that and little of the rewards; if nothing "
+            "is learned, make pave.delta and pave.curvature smaller in the same proportion, or leave "
+            "reward_scale out."
         )
 
     def fits(self, spec: Spec, base: Base) -> str | None:
