@@ -61,10 +61,14 @@ class Tuner:
     Attributes:
         trials: all trials by number, with those of earlier processes.
         handles: Optuna's handles of the running trials, by number.
+        changes: a phrase on each package whose version is another one than when the search began.
     """
 
     def __init__(self, search: Search, study: "optuna.Study", show: Show, warn: Warn) -> None:
         self.search, self.study, self.show, self.warn = search, study, show, warn
+        now = folders.origin()["versions"]
+        began = study.user_attrs.get("versions", now)  # an earlier version did not keep them
+        self.changes = folders.list_changes({"versions": began}, {"versions": now})
         records = [r for r in study.get_trials() if r.state != TrialState.WAITING]
         self.handles: dict[int, optuna.Trial] = {}
         self.trials = {r.number: self._reopen(r) for r in records}
@@ -296,6 +300,7 @@ def _open_study(search: Search) -> "optuna.Study":
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(_default_fields(search))
         study.set_user_attr("search", wanted)
+        study.set_user_attr("versions", folders.origin()["versions"])
     elif there != wanted:
         differ = [
             f"{name} is {there.get(name)} there and {wanted.get(name)} here"
