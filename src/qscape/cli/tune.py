@@ -132,6 +132,11 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
     with open_search(search, board.changed, board.warned) as tuner:
         board.tuner = tuner
         board.say(board.counts())
+        if tuner.changes:
+            board.say(
+                f"trials from before and from now are not of one program: {'; '.join(tuner.changes)}; "
+                "another --out begins anew"
+            )
         with board.live():
             whole = tuner.run(trials, workers)
         board.ending()

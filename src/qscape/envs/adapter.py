@@ -189,22 +189,17 @@ def make(
             field="env",
         )
 
-<<<<<<< HEAD
-    def build(copy: int = 0) -> gym.Env:
-        with own_generators(seed + copy):
-            return build_env(env_id, args)
-=======
     if vectorise == "envpool" and lag != NO_LAG:
         raise Conflict(
             f"{_name_flags(lag)}: EnvPool steps environments that do not lag; leave --vectorise envpool out",
             field="vectorise",
         )
->>>>>>> delay
 
     name = env_id if isinstance(env_id, str) else None
 
-    def build() -> gym.Env:
-        return _lagged(build_env(env_id, args), lag, index_actions, name)
+    def build(copy: int = 0) -> gym.Env:
+        with own_generators(seed + copy):
+            return _lagged(build_env(env_id, args), lag, index_actions, name)
 
     spec = gym.registry.get(name.rpartition(":")[2]) if name else None
 

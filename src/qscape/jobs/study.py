@@ -112,18 +112,18 @@ def find_study(name: str) -> Path:
     return BUNDLED / f"{name}.toml"
 
 
-def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
+def read_study(file: Path, budget: str | None = None, runs: Path = Path("runs")) -> Study:
     """Read the runs of a study file. Code that it names must be trusted (see `qscape.trusted`).
 
     Args:
         file: the study file, in TOML.
-        budget: one of the file's budgets: quick, short, full or paper.
+        budget: one of the file's budgets: quick, short, full or paper. None: the only one, or else full.
         runs: the folder that holds the folders of studies.
 
     Raises:
         UsageError: the file cannot be read, or has an unknown name or value; the error names the line.
     """
-    if budget not in BUDGETS:
+    if budget not in (None, *BUDGETS):
         raise UnknownName(f"--budget is '{budget}'; it is one of {', '.join(BUDGETS)}.", field="budget")
     source = Source.read(file)
     source.check_keys((), ("name", "budgets", "agents", "environments"))
@@ -131,6 +131,8 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     if not name or "/" in name or name.startswith("."):
         raise source.error(("name",), f"name is {name!r}; it names a folder: no / and no . in front")
     budgets = {b: _budget(source, ("budgets", b)) for b in source.table(("budgets",), BUDGETS)}
+    if budget is None:
+        budget = next(iter(budgets)) if len(budgets) == 1 else "full"
     if budget not in budgets:
         known = f"only {', '.join(budgets)}" if budgets else "none at all"
         raise UnknownName(

@@ -78,10 +78,14 @@ class Tuner:
     Attributes:
         trials: all trials by number, with those of other processes.
         handles: Optuna's handles of this process's running trials, by number.
+        changes: a phrase on each package whose version is another one than when the search began.
     """
 
     def __init__(self, search: Search, study: "optuna.Study", show: Show, warn: Warn) -> None:
         self.search, self.study, self.show, self.warn = search, study, show, warn
+        now = folders.origin()["versions"]
+        began = study.user_attrs.get("versions", now)  # an earlier version did not keep them
+        self.changes = folders.list_changes({"versions": began}, {"versions": now})
         self.handles: dict[int, optuna.Trial] = {}
         self.trials: dict[int, Trial] = {}
         self.name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -477,6 +481,7 @@ def _open_study(search: Search, storage: Any, file: Path) -> "optuna.Study":
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(_default_fields(search))
         study.set_user_attr("search", wanted)
+        study.set_user_attr("versions", folders.origin()["versions"])
     elif there != wanted:
         differ = [
             f"{name} is {there.get(name)} there and {wanted.get(name)} here"

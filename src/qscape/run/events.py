@@ -16,6 +16,7 @@ class Started(NamedTuple):
         seed: the run's seed.
         notes: sentences for the user.
         warnings: those among them that say what is other than promised, which --quiet shows too.
+        evals_every: steps between evaluations; 0: there are none.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Started(NamedTuple):
     seed: int
     notes: list[str]
     warnings: Sequence[str] = ()
+    evals_every: int = 0
 
 
 class EpisodeDone(NamedTuple):

@@ -226,10 +226,11 @@ class Session:
                     remember(one.adapter)
         moot = self._moot_notes()
         notes = moot + self.engine.notes(self.saves)
+        evals_every = self.plan.evals_every if self.eval_adapter is not None else 0
         for k, one in enumerate(self.seeds):
             plan = one.plan
             started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
-            yield k, ev.Started(*started, moot)
+            yield k, ev.Started(*started, moot, evals_every)
         limit = Limit(0, until, lambda: self._stop)
         try:
             while not self._stop:
