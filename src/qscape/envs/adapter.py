@@ -897,8 +897,8 @@ class _Vector:
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
         envs = self.env.num_envs
-        start = self.outside[0].reset(self.env, seed)
-        return self.read.many(*start, np.zeros(envs, bool), np.ones(envs, bool))
+        observation, info = self.outside[0].reset(self.env, seed)
+        return self.read.many(observation, info, np.zeros(envs, bool), np.ones(envs, bool))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -922,8 +922,8 @@ class _Vector:
             success = np.where(ended, self._success(info.get("final_info", {})), success)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
             again = functools.partial(self.env.reset, options={"reset_mask": ended})
-            start = self.outside[0].call(again)
-            first = self.read.many(*start, np.zeros(len(ended), bool), ended)
+            observation, info = self.outside[0].call(again)
+            first = self.read.many(observation, info, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
 
