@@ -322,7 +322,11 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "sac+caps+grad+asap+normalise",
         {part: {"across_resets": True} for part in ("grad", "asap")} | {"base": {"n_step": 2}},
     ),
-    "quantiles, summed": ("sac+quantile", {"quantile": {"quantiles": 5, "loss_sum": "sum"}}),
+    "quantiles, summed": (
+        "sac+quantile",
+        {"quantile": {"quantiles": 5, "loss_sum": "sum"}}
+        | {"base": {"schedule": "delayed", "schedule_updates": 20, "warmup": 5}},
+    ),
     "savgo, densities as released": ("sac+savgo", {"savgo": {"density": "released"}}),
     "dqn: dueling": ("dqn+polyak+lap", {"per_action": {"dueling": True}, "base": {"n_step": 3}}),
 }

@@ -135,6 +135,17 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rip of a gaussian, sale": ("sac+sale+rip", {}),
     "lsflow": ("lsflow", {}),
+    "q3c": ("q3c+lap", {"base": {"schedule_updates": 20}}),
+    "q3c: nearest pairs, a smoothing that stays": (
+        "q3c+redq+simba",
+        {"base": {"schedule": "constant", "critics": 3}, "separate": {"kind": "near_pairs"}}
+        | {"control_points": {"decay": "constant", "normalise": False}},
+    ),
+    "q3c: maximin, linear": (
+        "q3c+bronet+normalise",
+        {"base": {"schedule": "constant", "n_step": 2}, "separate": {"kind": "maximin"}}
+        | {"control_points": {"decay": "linear", "smoothing_steps": 100, "smoothing": 0.1}},
+    ),
     "lsflow on sale, more dimensions": ("td3+sale+lsflow+pave", {"lsflow": {"extra_dimensions": 2}}),
     "dpo: samples": ("td3+sale+dpo", {"dpo": {"evaluation": "sample"}}),
     "images through dropout": ("sac+conv+droq+c51+redq", {"c51": {"atoms": 11}, "base": {"n_step": 3}}),
@@ -166,6 +177,7 @@ QUICK_ROWS = (
     "redq with four",
     "rip",
     "lsflow",
+    "q3c",
     "implicit: without noise, on bins",
     "plain options, scaled rewards",
     "bro",
@@ -192,6 +204,7 @@ contract.SMALL |= {
         "reward_updates": 1,
     },
     "dpo": {"hidden": (WIDTH,)},
+    "control_points": {"points": 5, "nearest": 3},
 }
 
 
@@ -222,7 +235,14 @@ def dpo_moves(was: Any, now: Any, new: State, syncs: bool) -> None:
     assert_follows(was, now, new.part_states["dpo"].params.normaliser)
 
 
+def control_points_moves(was: Any, now: Any, new: State, syncs: bool) -> None:
+    # No environment step is made here, so that C is what it is at the start.
+    assert (float(now.now), now.steps) == (float(was.now), was.steps)
+    assert now.now > 0
+
+
 contract.RULES |= {
+    "control_points": control_points_moves,
     "esa": esa_moves,
     "rip": rip_moves,
     "lsflow": lsflow_moves,

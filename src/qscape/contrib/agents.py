@@ -131,6 +131,17 @@ AGENTS: dict[str, tuple[str, str, Mapping[str, Mapping[str, Any]]]] = {
             "polyak": {"rate": 0.1, "when": "always"},
         },
     ),
+    "q3c": (
+        "td3+control_points+best_point+separate",
+        "Q-learning without an actor: the best of N points of a critic is its maximum (NeurIPS 2025, arXiv "
+        "2510.18828).",
+        {
+            "base": {"critic_hidden": (400, 300), "critic_learning_rate": 1e-3, "schedule": "delayed"}
+            | {"gradient_clip": 10.0, "critic_clip": "each", "critic_loss_scale": 0.5, "policy_delay": 1}
+            | {"warmup": 30_000, "replay_capacity": 100_000, "updates_per_step": 0.25},
+            "polyak": {"when": "always"},
+        },
+    ),
     "fast_sac": (
         "sac+fast+c51+own_target+normalise",
         "SAC with large batches and distributional critics, for many environments (Seo et al. 2025, arXiv "

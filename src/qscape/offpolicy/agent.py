@@ -39,6 +39,7 @@ from qscape.offpolicy.sockets import (
     Version,
     bind_critics,
     bind_network,
+    bind_points,
 )
 from qscape.offpolicy.state import ActingState, State
 from qscape.ops.devices import replicate
@@ -396,11 +397,14 @@ class Agent(Bound):
         if self.network.keeps_target_critics:
             encoder = rep.encoder_params(state.part(rep), "target")
             q_target = hide_mask(bind_critics(rep, encoder, state.critics_target), self.task)
-            networks = networks._replace(q_target=q_target)
+            points = hide_mask(bind_points(rep, state.critics_target), self.task)
+            networks = networks._replace(q_target=q_target, points_target=points)
         context = self._with_policies(networks, online)
         if not self.base.target_actor:
             return context
-        slow = networks._replace(bind=partial(networks.bind, which="target"), q=networks.q_target)
+        slow = networks._replace(
+            bind=partial(networks.bind, which="target"), q=networks.q_target, points=networks.points_target
+        )
         policy_target = self.selector.policy(state.actor_target, state.part(self.selector), slow)
         return context._replace(policy_target=policy_target)
 
@@ -425,7 +429,9 @@ class Agent(Bound):
             hide_mask(bind_critics(rep, encoder, acting.critics, read=read), self.task)
             for read in (None, self.value.levels)
         )
-        return BoundNetworks(q, q, levels, bind, self.nets, event, self.task, self.base, table)
+        points = hide_mask(bind_points(rep, acting.critics), self.task)
+        bound = q, q, levels, points, points, bind
+        return BoundNetworks(*bound, self.nets, event, self.task, self.base, table)
 
     def _with_policies(self, networks: BoundNetworks, acting: ActingState) -> Context:
         """Return networks with the policies that the selector makes of them."""
