@@ -1,0 +1,193 @@
+"""A policy as a header in C acts like the library's, and is refused where it cannot."""
+
+import re
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refused import refused
+from test_contract import TABLE, make
+from test_export import Boxed, Chosen, Shown, source
+
+from qscape import agents
+from qscape.envs.levels import discretise
+from qscape.export import c_header, card, policy
+
+c_code = pytest.importorskip("qscape.export.c_code")
+GCC, GXX = shutil.which("gcc"), shutil.which("g++")
+compiled = pytest.mark.skipif(GCC is None, reason="needs gcc")
+ABOUT = {"label": "td3", "env": "E", "step": 7}
+SMALL = {"base": {"actor_hidden": (8,), "critic_hidden": (8,)}}
+
+
+def header_of(made: policy.PolicySource, prefix: str = "policy") -> c_header.Header:
+    return c_header.make_header(policy.make_onnx(made), prefix, policy.describe(made))
+
+
+def act(header: c_header.Header, obs: np.ndarray, **more: np.ndarray) -> np.ndarray:
+    """The actions of a header."""
+    return c_header.run_header(header.text, "policy", ["gcc"], {"observation": obs} | more)
+
+
+POLICIES = {
+    "td3": lambda: source(make("td3", {}), lambda: Boxed((-0.4, -3.0), (0.4, 1.0))),
+    "sac": lambda: source(make("sac", {}), Boxed),
+    "td7+normalise": lambda: source(make("td7+normalise", {"normalise": {"clip": 2.0}}), Boxed),
+    "savo": lambda: source(make("td3+savo", {"savo": {"list_length": 2}}), Boxed),
+    "savo as released": lambda: source(make(*TABLE["savo: as released"]), Boxed),
+    "savo on a table": lambda: source(make("td3+savo", {}), Chosen),
+    "td3 on a table": lambda: source(make("td3", {}), Chosen),
+    "clusters of a table": lambda: source(make("td3", {"base": {"nearest": "clustered"}}), Chosen),
+    "dqn": lambda: source(make("dqn", {}), Chosen),
+    "ppo": lambda: source(agents.build("ppo+normalise", SMALL), "Pendulum-v1"),
+    "ppo of an index": lambda: source(agents.build("ppo", SMALL), "CartPole-v1"),
+    "ppo+etf": lambda: source(agents.build("ppo+etf", SMALL), "CartPole-v1"),
+    "simbav2": lambda: source(make("sac+simbav2", {}), Boxed),
+    "whole numbers": lambda: source(make("td3", {}), lambda: Boxed((0, -7), (5, 90), "int64")),
+    "levels": lambda: source(make("td3", {}), lambda: discretise(Boxed((-1, 10), (3, 20)), 5, "Boxed")),
+}
+
+
+@compiled
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_header_acts_like_the_library(name):
+    """On observations alone, and where one number or all of them are NaN."""
+    made = POLICIES[name]()
+    obs, header = policy.sample_observations(made, 200), header_of(made)
+    wanted = policy.act_as_library(made.loaded, obs)
+    found = act(header, obs).reshape(wanted.shape)
+    assert wanted.std() > 1e-3, "it always does the same"
+    assert np.abs(found - wanted).max() <= 1e-5
+    obs = obs[:3]
+    obs[0, 0] = obs[1] = obs[2, -1] = np.nan
+    with np.errstate(invalid="ignore"):
+        wanted = policy.act_as_library(made.loaded, obs)
+    found = act(header, obs).reshape(wanted.shape)
+    if name == "levels":  # the library has the lowest level, because levels are whole numbers in between
+        assert np.isnan(found).all()
+    elif name == "whole numbers":  # the least number, of another type
+        assert (wanted == np.iinfo(np.int64).min).all()
+        assert (found == np.iinfo(np.int32).min).all()
+    else:
+        np.testing.assert_array_equal(found, wanted)
+
+
+@compiled
+def test_what_is_picked_ranked_and_looped_is_what_jax_does():
+    from qscape.export.convert import to_onnx
+
+    rng = np.random.default_rng(2)
+    weights = jnp.asarray(rng.normal(size=(4, 6, 6)), jnp.float32)
+
+    def f(x):
+        def step(carry, w):
+            carry = jnp.tanh(carry @ w)
+            return carry, carry.max(1)
+
+        last, greatest = jax.lax.scan(step, x, weights)
+        values, places = jax.lax.top_k(x, 3)
+        by_key, along = jax.lax.sort((x, 2 * x), dimension=1, num_keys=1)
+        apart = jax.lax.cond(x.sum() > 0, lambda x: x + 1, lambda x: x * 2, x)
+        product = jnp.einsum("bij,bj->bi", x[:, :, None] * weights[0], x)
+        start = (jnp.abs(x[:, 0]) < 0.5).astype(jnp.int32) + 1
+        one = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, 1))(x, start)
+        pairs = x.reshape(-1, 2, 3) + 0.0
+        best = jnp.argmin(jnp.square(pairs).sum(-1), -1)
+        pair = jnp.take_along_axis(pairs, best[:, None, None], axis=1)[:, 0]
+        turned = jnp.swapaxes(pairs, 1, 2).reshape(-1, 6) / (1.0 + jnp.exp(-x))
+        rows = [greatest.T, last, values, places.astype(jnp.float32), by_key, along, apart, product, one]
+        return jnp.concatenate([*rows, pair, turned, jnp.sign(x) * jnp.any(x > 1, 1, keepdims=True)], 1)
+
+    x = rng.normal(size=(50, 6)).astype(np.float32)
+    x[40:, 2] = np.nan
+    header = c_header.make_header(to_onnx(f, 6, {}), "policy", ABOUT)
+    alone = np.concatenate([f(row[None]) for row in x])
+    np.testing.assert_allclose(act(header, x), alone, rtol=1e-5, atol=2e-6)
+
+
+@compiled
+def test_a_mask_is_a_second_argument():
+    from test_masks import Forbidden, observe
+
+    made = source(make("td3", {}), Forbidden)
+    obs, valid = observe(np.random.default_rng(1), 100)
+    header = header_of(made)
+    assert "#define POLICY_MASK_SIZE 40\n" in header.text
+    found = act(header, np.asarray(obs[:, :3]), action_mask=valid)[:, 0]
+    assert valid[np.arange(100), found].all()
+    np.testing.assert_array_equal(found, policy.act_as_library(made.loaded, np.asarray(obs)))
+
+
+@pytest.mark.skipif(GCC is None or GXX is None, reason="needs gcc and g++")
+def test_two_policies_live_in_one_program_of_c_or_c_plus_plus(tmp_path):
+    td3, dqn = POLICIES["td3"](), POLICIES["dqn"]()
+    (tmp_path / "left.h").write_text(header_of(td3, "left").text)
+    (tmp_path / "right.h").write_text(header_of(dqn, "right").text)
+    (tmp_path / "main.c").write_text("""
+#include <stdio.h>
+#include "left.h"
+#include "right.h"
+int main(void) {
+    const float observation[LEFT_OBSERVATION_SIZE] = {0.5f, -1.0f, 2.0f, 0.25f, -0.75f};
+    float action[LEFT_ACTION_SIZE];
+    int index[RIGHT_ACTION_SIZE];
+    left_act(observation, action);
+    right_act(observation, index);
+    printf("%.7g %.7g %d", action[0], action[1], index[0]);
+    return LEFT_CHECKSUM == RIGHT_CHECKSUM || LEFT_VERSION[0] != '0';
+}
+""")
+    obs = np.array([[0.5, -1.0, 2.0, 0.25, -0.75]], np.float32)
+    wanted = [*policy.act_as_library(td3.loaded, obs)[0], *policy.act_as_library(dqn.loaded, obs)]
+    warn = ["-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    for compiler in ([GCC, "-std=c99"], [GXX, "-x", "c++", "-std=c++11"]):
+        subprocess.run([*compiler, *warn, "main.c", "-o", "main", "-lm"], cwd=tmp_path, check=True)
+        done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True)
+        np.testing.assert_allclose([float(x) for x in done.stdout.split()], wanted, atol=1e-5)
+    fast = [GCC, "-std=c99", "-ffast-math", "main.c", "-o", "main", "-lm"]
+    refused_by_gcc = subprocess.run(fast, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "without -ffast-math" in refused_by_gcc.stderr
+
+
+def test_the_macros_say_what_the_header_holds():
+    made = POLICIES["td3"]()
+    text = header_of(made).text
+    macros = dict(re.findall(r"#define POLICY_([A-Z_]+) (\S+)", text))
+    assert (macros["OBSERVATION_SIZE"], macros["ACTION_SIZE"]) == ("5", "2")
+    weights = sum(x.size for x in jax.tree.leaves(made.loaded.acting.actor))
+    assert 4 * weights <= int(macros["CONSTANT_BYTES"]) < 4 * weights + 100  # and the bounds of the action
+    assert int(macros["STACK_BYTES"]) == 2 * 4 * 8  # two layers
+    assert "malloc" not in text
+    assert re.findall(r"#include (.*)", text) == ["<math.h>"]
+    other = source(make("td3", {}), lambda: Boxed((-0.4, -3.0), (0.4, 1.0)), seed=2)
+    assert header_of(other).text.count(macros["CHECKSUM"]) == 0
+
+
+def test_a_name_of_somebody_else_ends_no_comment():
+    made = POLICIES["td3"]()
+    text = c_header.make_header(
+        policy.make_onnx(made), "p", {"label": "a*/\nint x;/*", "env": "??/\\é", "step": 1}
+    ).text
+    first = text.splitlines()[0]
+    assert first.count("*/") == 0
+    assert first.count("/*") == 1
+    assert text.isascii()
+
+
+def test_what_no_header_can_do_is_refused(tmp_path):
+    with refused("unexportable", "images", "--onnx", field="c"):
+        c_header.write_header(source(make("td3+conv", {}), Shown), tmp_path / "p.h", "p")
+    with refused("unexportable", "samples"):
+        c_header.write_header(source(make("td3+cem", {}), Boxed), tmp_path / "p.h", "p")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_card_says_whether_it_was_checked():
+    assert card.describe_header(c_header.HeaderCheck(1e-6, 4000, 64)).startswith(
+        "largest difference 1.0e-06 on"
+    )
+    said = card.describe_header(c_header.HeaderCheck(None, 4000, 64))
+    assert said.endswith("4,000 bytes of constants, 64 bytes of stack")
