@@ -152,6 +152,55 @@ int main(void) {
     assert "without -ffast-math" in refused_by_gcc.stderr
 
 
+@compiled
+def test_a_policy_that_sees_its_past_keeps_it_in_a_state(tmp_path):
+    """It adds the observation before, which at a start is that observation itself."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Where", ["start", "observation", "memory"], ["seen"]),
+        helper.make_node("Add", ["seen", "observation"], ["sum"]),
+        helper.make_node("Identity", ["sum"], ["action"]),
+        helper.make_node("Identity", ["observation"], ["next_memory"]),
+    ]
+    kinds = {"observation": TensorProto.FLOAT, "memory": TensorProto.FLOAT, "start": TensorProto.BOOL}
+    inputs = [
+        helper.make_tensor_value_info(name, kind, ["batch", 1 if name == "start" else 2])
+        for name, kind in kinds.items()
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2])
+        for name in ("action", "next_memory")
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "policy", inputs, outputs), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    header = c_header.make_header(model, "policy", ABOUT)
+    obs = np.array([[1, 2], [3, 4]], np.float32)
+    memory, start = 10 * obs, np.array([[True], [False]])
+    np.testing.assert_array_equal(act(header, obs, memory=memory, start=start), [[2, 4], [33, 44]])
+    (tmp_path / "policy.h").write_text(header.text)
+    (tmp_path / "main.c").write_text("""
+#include <stdio.h>
+#include "policy.h"
+int main(void) {
+    policy_state state;
+    for (int episode = 0; episode < 2; ++episode) {
+        policy_reset(&state);
+        for (int k = 1; k < 4; ++k) {
+            float observation[2] = {(float)k, 0.0f}, action[2];
+            policy_act(&state, observation, action);
+            printf("%g ", action[0]);
+        }
+    }
+    return 0;
+}
+""")
+    subprocess.run([GCC, *c_header.FLAGS, "main.c", "-o", "main", "-lm"], cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "3", "5"] * 2
+
+
 def test_the_macros_say_what_the_header_holds():
     made = POLICIES["td3"]()
     text = header_of(made).text

@@ -106,6 +106,7 @@ class Code(NamedTuple):
         constant_bytes, stack_bytes: memory of the arrays.
         kind: of the action, "f" or "i".
         size: entries of the action.
+        memory_size: entries of the memory from call to call; 0: there is none.
     """
 
     constants: list[str]
@@ -114,10 +115,14 @@ class Code(NamedTuple):
     stack_bytes: int
     kind: str
     size: int
+    memory_size: int
 
 
 def write_code(model: onnx.ModelProto, prefix: str) -> Code:
-    """Return the code of a model whose output is "action".
+    """Return the code of a model, which writes its output "action" to the array `action`.
+
+    With a memory, the model has inputs "memory" and "start" and an output "next_memory", and the code reads
+    and writes `state->memory` and `state->started`.
 
     Args:
         model: as `convert.to_onnx` makes it.
@@ -134,6 +139,9 @@ def rows_of(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(0 if d == 1 else prod(shape[k + 1 :]) for k, d in enumerate(shape))
 
 
+IN_C = {"memory": "state->memory", "start": "start"}  # inputs that have another name in C
+
+
 class _Writer:
     """Walks the nodes of a graph, and collects constants, buffers and statements."""
 
@@ -141,12 +149,13 @@ class _Writer:
         graph = model.graph
         self.prefix = prefix
         self.inputs = [given.name for given in graph.input]
+        self.outputs = [made.name for made in graph.output]
         self.values = _evaluate(model)
         self.fixed = {x.name for x in graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             is_fixed = node.op_type == "Shape" or self.fixed.issuperset(node.input)
-            if is_fixed and "action" not in node.output:
+            if is_fixed and node.output[0] not in self.outputs:
                 self.fixed.update(node.output)
             else:
                 self.nodes.append(node)
@@ -169,13 +178,19 @@ class _Writer:
     def write(self) -> Code:
         for name in self.inputs:
             shape = self.values[name].shape
-            self.operands[name] = Operand(self._kind(name), name, shape, rows_of(shape))
+            self.operands[name] = Operand(self._kind(name), IN_C.get(name, name), shape, rows_of(shape))
         for node in self.nodes:
             self._add(node)
-        action = self.values["action"]
+        memory_size = 0
+        if "next_memory" in self.outputs:  # when nothing reads the last one any more
+            kept = self.operands["next_memory"]
+            memory_size, held = prod(kept.shape), kept._replace(name="state->memory")
+            self.state(nest([held, kept], lambda to, given: [f"{to} = {given};"]))
         lines, stack = self._place_buffers()
-        kind = "f" if self._kind("action") == "f" else "i"
-        return Code(self.declared, lines, self.constant_bytes, stack, kind, action.size)
+        if memory_size:
+            lines = ["const unsigned char start[1] = {!state->started};", *lines, "state->started = 1;"]
+        kind, size = "f" if self._kind("action") == "f" else "i", self.values["action"].size
+        return Code(self.declared, lines, self.constant_bytes, stack, kind, size, memory_size)
 
     def _add(self, node: onnx.NodeProto) -> None:
         op = node.op_type

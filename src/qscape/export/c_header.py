@@ -29,6 +29,7 @@ COMPILERS = ("cc", "gcc", "clang")  # $CC goes before them
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
 MARK = "Written by qscape export"  # in the first line of a header
 INPUTS = {"observation": ("float", "OBSERVATION_SIZE"), "action_mask": ("unsigned char", "MASK_SIZE")}
+STATE = ("memory", "start")  # inputs that the header keeps from call to call
 
 
 class Header(NamedTuple):
@@ -120,13 +121,20 @@ def make_header(model: "onnx.ModelProto", prefix: str, about: Mapping[str, Any])
 
     code, upper = write_code(model, prefix), prefix.upper()
     inputs = [(given.name, given.type.tensor_type.shape.dim[1].dim_value) for given in model.graph.input]
+    inputs = [(name, size) for name, size in inputs if name not in STATE]
+    state = _state(prefix, code.memory_size) if code.memory_size else []
     arguments = ", ".join(
-        [*(f"const {INPUTS[name][0]} *{name}" for name, _ in inputs), f"{TYPES[code.kind]} *action"]
+        [
+            *([f"{prefix}_state *state"] if state else []),
+            *(f"const {INPUTS[name][0]} *{name}" for name, _ in inputs),
+            f"{TYPES[code.kind]} *action",
+        ]
     )
     body = "\n".join(
         [
             *code.constants,
             *_helpers(code.lines, prefix),
+            *state,
             "",
             f"static inline void {prefix}_act({arguments}) {{",
             *(f"    (void){name};" for name, _ in inputs),
@@ -147,7 +155,7 @@ def make_header(model: "onnx.ModelProto", prefix: str, about: Mapping[str, Any])
  * {prefix}_act({arguments})
  *
  * Reads {_read(inputs)} as the environment gives them, and writes the
- * {code.size} numbers of an action in its units. It allocates nothing and keeps nothing from call to call.
+ * {code.size} numbers of an action in its units. It allocates nothing, and {_keeps(prefix, bool(state))}.
  * NaN in an observation gives {NAN_GIVES[code.kind]}.
  * CHECKSUM is the CRC-32 of the lines between the next two comments.
  */
@@ -179,6 +187,25 @@ NAN_GIVES = {"f": "NaN in its action", "i": "the action that predict gives"}
 def _read(inputs: list[tuple[str, int]]) -> str:
     of = {"observation": "numbers", "action_mask": "truths (which actions are valid)"}
     return " and ".join(f"{size} {of[name]}" for name, size in inputs)
+
+
+def _keeps(prefix: str, has_state: bool) -> str:
+    if has_state:
+        return f"sees its past in a state: call\n * {prefix}_reset(&state) where an episode begins"
+    return "keeps nothing from call to call"
+
+
+def _state(prefix: str, size: int) -> list[str]:
+    """Return the struct of a policy that sees its past, and the function that empties it."""
+    return [
+        "",
+        f"typedef struct {{\n    float memory[{size}];\n    int started;\n}} {prefix}_state;",
+        "",
+        f"static inline void {prefix}_reset({prefix}_state *state) {{",
+        f"    for (int k = 0; k < {size}; ++k) state->memory[k] = 0.0f;",
+        "    state->started = 0;",
+        "}",
+    ]
 
 
 def _comment(text: str) -> str:
@@ -256,9 +283,13 @@ def _first_error(said: str) -> str:
 
 def make_driver(prefix: str, inputs: list[str], whole: bool) -> str:
     """Return a program that reads rows of inputs from the file `in` and writes actions to `out`."""
-    upper = prefix.upper()
-    arrays = [f"    static {INPUTS[x][0]} {x}[{upper}_{INPUTS[x][1]}];" for x in inputs]
-    reads = " && ".join(f"fread({x}, sizeof {x}, 1, in) == 1" for x in inputs)
+    upper, has_state = prefix.upper(), "memory" in inputs
+    arrays = [f"    static {INPUTS[x][0]} {x}[{upper}_{INPUTS[x][1]}];" for x in inputs if x not in STATE]
+    places = {"memory": "state.memory", "start": "start"}
+    reads = " && ".join(f"fread({x}, sizeof {x}, 1, in) == 1" for x in (places.get(x, x) for x in inputs))
+    given = [*(["&state"] if has_state else []), *(x for x in inputs if x not in STATE)]
+    if has_state:
+        arrays += [f"    static {prefix}_state state;", "    unsigned char start[1];"]
     return "\n".join(
         [
             "#include <stdio.h>",
@@ -269,7 +300,8 @@ def make_driver(prefix: str, inputs: list[str], whole: bool) -> str:
             '    FILE *in = fopen("in", "rb"), *out = fopen("out", "wb");',
             "    if (!in || !out) return 1;",
             f"    while ({reads}) {{",
-            f"        {prefix}_act({', '.join(inputs)}, action);",
+            *(["        state.started = !start[0];"] if has_state else []),
+            f"        {prefix}_act({', '.join(given)}, action);",
             "        if (fwrite(action, sizeof action, 1, out) != 1) return 1;",
             "    }",
             "    return fclose(out) != 0;",

@@ -287,7 +287,7 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
         single = np.empty_like(batched)
         for k in range(len(batched)):
             begun = time.perf_counter()
-            (answer,) = session.run(None, {name: rows[k : k + 1] for name, rows in inputs.items()})
+            answer, *_ = session.run(None, {name: rows[k : k + 1] for name, rows in inputs.items()})
             seconds[k] = time.perf_counter() - begun
             single[k] = np.asarray(answer)[0]
         return [batched, single]
