@@ -3,16 +3,19 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from refused import refused
 from test_contract import TABLE, make
 from test_export import Boxed, Chosen, Shown, source
 
 from qscape import agents
+from qscape.cli import main
 from qscape.envs.levels import discretise
 from qscape.export import c_header, card, policy
 
@@ -224,6 +227,77 @@ def test_a_name_of_somebody_else_ends_no_comment():
     assert first.count("*/") == 0
     assert first.count("/*") == 1
     assert text.isascii()
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "a"
+    flags = [*tiny.flags("td3", warmup=20), "--eval-every", 0, "--out", out]
+    assert main([*map(str, ["train", "td3", "--env", "Rooms-v0", "--steps", 40, *flags])]) == 0
+    return out / "0"
+
+
+def export(run: Path, *argv: object) -> int:
+    return main([*map(str, ["export", run, "--episodes", 2, *argv])])
+
+
+@compiled
+def test_the_command_prints_the_difference_and_the_memory(run, tmp_path, capsys):
+    assert export(run, "--c", tmp_path / "left_arm", "--npz", tmp_path / "a.npz") == 0
+    said = capsys.readouterr().out
+    found = re.search(r"left_arm.h: largest difference (\S+) on 1,000 observations; ([\d,]+) bytes of", said)
+    assert float(found[1]) <= 1e-5
+    text = (tmp_path / "left_arm.h").read_text()
+    assert "static inline void left_arm_act(const float *observation, float *action)" in text
+    assert f"#define LEFT_ARM_CONSTANT_BYTES {found[2].replace(',', '')}\n" in text
+    assert "- `left_arm.h`" in (tmp_path / "left_arm.md").read_text()
+    assert export(run, "--c", tmp_path / "left_arm.h", "--prefix", "other") == 0  # an export's own file
+    assert "other_act(" in (tmp_path / "left_arm.h").read_text()
+
+
+def test_without_a_compiler_the_file_is_written_and_the_check_is_said_not_to_have_run(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert export(run, "--c", tmp_path / "p.h") == 0
+    assert "p.h: not compared with the library" in capsys.readouterr().out
+    assert "p_act(" in (tmp_path / "p.h").read_text()
+    assert "not compared with the library" in (tmp_path / "p.md").read_text()
+
+
+@compiled
+def test_a_header_that_differs_leaves_no_file(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(c_code.FORMULAS, "Tanh", "sinf({0})")
+    assert export(run, "--c", tmp_path / "p.h") == 1
+    assert "the C header differs from the library by" in capsys.readouterr().err
+    monkeypatch.setitem(c_code.FORMULAS, "Tanh", "nosuch({0})")
+    assert export(run, "--c", tmp_path / "p.h") == 1
+    assert "error" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--c", "a.hpp"], "must end in .h, like a.h"),
+        (["--c", "my-policy.h"], "--prefix"),
+        (["--c", "a.h", "--prefix", "1a"], "begin with a letter"),
+        (["--c", "a.h", "--prefix", "a__b"], "single underscores"),
+        (["--c", "a.h", "--prefix", "é"], "letters, digits"),
+        (["--onnx", "a", "--prefix", "a"], "add --c FILE"),
+        (["--c", "other.h"], "was not written by an export"),
+    ],
+)
+def test_bad_flags_are_usage_errors(run, argv, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("other.h").write_text("int x;")
+    assert export(run, *argv) == 2
+    assert says in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == [tmp_path / "other.h"]
 
 
 def test_what_no_header_can_do_is_refused(tmp_path):

@@ -154,8 +154,8 @@ def make_header(model: "onnx.ModelProto", prefix: str, about: Mapping[str, Any])
  *
  * {prefix}_act({arguments})
  *
- * Reads {_read(inputs)} as the environment gives them, and writes the
- * {code.size} numbers of an action in its units. It allocates nothing, and {_keeps(prefix, bool(state))}.
+ * Reads {_read(inputs)} as the environment gives them, and writes an
+ * action of {code.size} entries in its units. It allocates nothing, and {_keeps(prefix, bool(state))}.
  * NaN in an observation gives {NAN_GIVES[code.kind]}.
  * CHECKSUM is the CRC-32 of the lines between the next two comments.
  */
