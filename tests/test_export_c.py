@@ -16,10 +16,12 @@ from test_export import Boxed, Chosen, Shown, source
 
 from qscape import agents
 from qscape.cli import main
+from qscape.envs.lag import Lag
 from qscape.envs.levels import discretise
-from qscape.export import c_header, card, policy
+from qscape.export import c_header, card, policy, run_policy
 
 c_code = pytest.importorskip("qscape.export.c_code")
+onnxruntime = pytest.importorskip("onnxruntime")
 GCC, GXX = shutil.which("gcc"), shutil.which("g++")
 compiled = pytest.mark.skipif(GCC is None, reason="needs gcc")
 ABOUT = {"label": "td3", "env": "E", "step": 7}
@@ -156,7 +158,45 @@ int main(void) {
 
 
 @compiled
-def test_a_policy_that_sees_its_past_keeps_it_in_a_state(tmp_path):
+@pytest.mark.parametrize(("recipe", "env"), [("td3", "Pendulum-v1"), ("dqn", "CartPole-v1")])
+def test_a_policy_with_a_history_and_a_delay_acts_like_its_onnx_file(recipe, env, tmp_path):
+    """In two episodes of ten steps, from the state of the header alone."""
+    made = source(make(recipe, {}), env, lag=Lag(history=3, action_delay=2))
+    assert c_header.write_header(made, tmp_path / "policy.h", "policy").difference <= 1e-5
+    text = (tmp_path / "policy.h").read_text()
+    kind = "int" if "int *action" in text else "float"
+    (tmp_path / "main.c").write_text(f"""
+#include <stdio.h>
+#include "policy.h"
+int main(void) {{
+    policy_state state;
+    float observation[POLICY_OBSERVATION_SIZE];
+    {kind} action[POLICY_ACTION_SIZE];
+    FILE *in = fopen("in", "rb"), *out = fopen("out", "wb");
+    for (int k = 0; fread(observation, sizeof observation, 1, in) == 1; ++k) {{
+        if (k % 10 == 0) policy_reset(&state);
+        policy_act(&state, observation, action);
+        fwrite(action, sizeof action, 1, out);
+    }}
+    return fclose(out);
+}}
+""")
+    rows = np.random.default_rng(0).normal(size=(20, made.loaded.adapter.raw_sizes[1])).astype(np.float32)
+    rows.tofile(tmp_path / "in")
+    subprocess.run([GCC, *c_header.FLAGS, "main.c", "-o", "main", "-lm"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "main"], cwd=tmp_path, check=True)
+    session = onnxruntime.InferenceSession(policy.make_onnx(made).SerializeToString())
+    memory, wanted = {}, []
+    for k, row in enumerate(rows):
+        if k % 10 == 0:
+            memory.clear()
+        wanted.append(run_policy.act(session, row, memory=memory).ravel())
+    found = np.fromfile(tmp_path / "out", np.int32 if kind == "int" else np.float32)
+    np.testing.assert_allclose(found, np.ravel(wanted), atol=1e-5)
+
+
+@compiled
+def test_the_past_is_kept_in_a_state_that_a_reset_empties(tmp_path):
     """It adds the observation before, which at a start is that observation itself."""
     from onnx import TensorProto, helper
 
