@@ -39,7 +39,7 @@ COMMANDS = {
     "record": ("record episodes of a policy as a dataset", "RUN --episodes N --dataset NAME"),
     "dataset": ("show what a dataset holds", "NAME"),
     "collapse": ("measure action collapse of on-policy agents", "RUN... [--states N] [--json|--png FILE]"),
-    "export": ("write a policy as a file for other programs", "RUN --onnx FILE [--npz FILE]"),
+    "export": ("write a policy as a file for other programs", "RUN --onnx FILE [--c FILE]"),
     "push": ("upload a run to the Hugging Face hub", "RUN --repo OWNER/NAME"),
     "pull": ("fetch a run from the Hugging Face hub", "OWNER/NAME [--out RUN]"),
     "import": ("make a run of a Stable-Baselines3 file", "FILE --env ID [--out RUN]"),
