@@ -16,6 +16,7 @@ AGENTS = {
     "td7-checkpoints": "TD7, episodes of 100 steps",
     "crossq": "CrossQ",
     "simba": "SAC with SimBa's networks",
+    "flash_sac": "FlashSAC",
 }
 LIBRARIES = {
     "sb3": "Stable-Baselines3",

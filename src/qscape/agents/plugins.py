@@ -54,6 +54,8 @@ RESERVED = frozenset(
      "eval_env", "eval_every", "eval_episodes", "log_every", "save_every", "keep_saves",
      "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out",
      "overwrite", "log", "log_project", "log_group", "log_tags", "log_videos", "loop", "vectorise",
+     "history", "action_delay", "observation_delay", "observation_noise", "dropout", "observe_actions",
+     "stop_at", "stop_times", "patience",
      "devices", "quiet", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
 )  # fmt: skip
 LOSSES = {  # by socket, the methods that return a loss and metrics (`learn` returns extra state as well)

@@ -249,6 +249,8 @@ class Screen:
                 f"{end.seconds:,.0f} s ({rate:,.0f} steps/s)",
                 soft_wrap=True,
             )
+            if end.why:
+                self.console.print(f"  ended by {end.why}", soft_wrap=True)
             if end.interrupted and not together:
                 self.console.print(f"  to continue: {_resume_command(jobs[k])}", soft_wrap=True)
         if together and any(end.interrupted for end in self.ended.values()):

@@ -29,6 +29,7 @@ from qscape.envs.spaces import ActionBox, FactoredActions
 from qscape.errors import Inexact, MissingPackage, OutOfRange, Taken, Unexportable
 from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
+from qscape.report import changed_lag
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, rollouts
 from qscape.run.folder import read_record
@@ -131,30 +132,52 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
 # --- the function ------------------------------------------------------------------------------------
 
 
-def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Array]:
+def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Any]:
     """Return the policy as a function from raw observations [B, S] to actions in the environment's units.
 
     Normalisation and action scaling are inside. Of a task whose critics see more than its actor, the function
-    takes the actor's part. Of a task with masks it takes a second array [B, n], the masks as the environment
+    takes the actor's part. Of a task with masks it takes a further array [B, n], the masks as the environment
     gives them: an entry for each action, or for each value of each factor of a product.
+
+    Of an agent that sees more of the past it takes, behind the observations, a memory [B, W] and where
+    episodes start [B, 1], and returns (actions, the next memory): see `qscape.envs.lag.RowStack`.
     """
     agent, convert = loaded.programs.agent, make_action_map(loaded.adapter)
     spec, masks = loaded.adapter.spec, loaded.adapter.masks
     if spec.mask is not None:  # a file takes the mask as it is, not packed
         agent = dataclasses.replace(agent, spec=dataclasses.replace(spec, mask=spec.mask.unpacked))
 
-    def policy(obs: Float[Array, "B S"], valid: Bool[Array, "B n"] | None = None) -> Array:
-        if spec.actor_size is not None:  # the normaliser knows whole observations
-            rest = jnp.zeros((obs.shape[0], spec.observation_size - spec.actor_size))
-            obs = jnp.concatenate([obs, rest], axis=1)
+    (whole, seen), stack = loaded.adapter.raw_sizes, loaded.adapter.stack
+
+    def fill(obs: Float[Array, "B S"], valid: Bool[Array, "B n"] | None) -> Array:
+        """Return rows with zeros for what critics alone see, and masks."""
+        if whole > seen:  # the normaliser knows whole observations
+            obs = jnp.concatenate([obs, jnp.zeros((obs.shape[0], whole - seen))], axis=1)
         if masks is not None:
             assert valid is not None
             obs = jnp.concatenate([obs, masks.to_rows(valid).astype(jnp.float32)], axis=1)
-        first = jnp.ones(obs.shape[0], bool)
-        action, _, _ = agent.act(loaded.acting, None, obs, first, 0, evaluation_key(), "evaluate")
-        return convert(action)
+        return obs
 
-    return policy
+    def act(rows: Array) -> Array:
+        first = jnp.ones(rows.shape[0], bool)
+        return agent.act(loaded.acting, None, rows, first, 0, evaluation_key(), "evaluate")[0]
+
+    def policy(obs: Float[Array, "B S"], valid: Bool[Array, "B n"] | None = None) -> Array:
+        return convert(act(fill(obs, valid)))
+
+    def remembering(
+        obs: Float[Array, "B S"],
+        memory: Float[Array, "B W"],
+        start: Bool[Array, "B 1"],
+        valid: Bool[Array, "B n"] | None = None,
+    ) -> tuple[Array, Array]:
+        assert stack is not None
+        rows, held = stack.see(fill(obs, valid), memory, start[:, 0], jnp)
+        action = act(rows)
+        chosen = make_action_map(loaded.adapter, units=False)(action)
+        return convert(action), stack.remember(held, chosen, jnp)
+
+    return policy if stack is None else remembering
 
 
 def action_space(adapter: EnvAdapter) -> gym.Space:
@@ -162,15 +185,16 @@ def action_space(adapter: EnvAdapter) -> gym.Space:
     return getattr(adapter.env, "single_action_space", None) or adapter.env.action_space  # type: ignore[union-attr]
 
 
-def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
+def make_action_map(adapter: EnvAdapter, units: bool = True) -> Callable[[Array], Array]:
     """Return the map from [-1, 1]^A to the environment's actions as a jax function; float32 or int32.
 
-    Levels of a Box (`action_levels`) become numbers in its units, which the environment without them takes.
+    `units`: levels of a Box (`action_levels`) become numbers in its units, which the environment without them
+    takes.
     """
     space, table = action_space(adapter), adapter.spec.table
     if (factored := FactoredActions.from_space(space)) is not None:
         convert = factored.from_unit if adapter.spec.factors is None else factored.from_indices
-        if isinstance(space, LevelSpace):
+        if isinstance(space, LevelSpace) and units:
             return lambda action: space.to_units(convert(action), np.float32)
         return lambda action: convert(action).astype(jnp.int32)
     start = int(getattr(space, "start", 0))
@@ -215,7 +239,8 @@ def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
     Input "observation" float32 [batch, S], and of a task with masks "action_mask" bool [batch, n]; output
-    "action" [batch, ...] in the environment's units.
+    "action" [batch, ...] in the environment's units. Of an agent that sees more of the past also "memory"
+    float32 [batch, W] and "start" bool [batch, 1], and "next_memory".
 
     Raises:
         UsageError: a package is missing, or the policy uses an operation without a conversion.
@@ -232,8 +257,10 @@ def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
     masks = source.loaded.adapter.masks
     actions = None if masks is None else masks.entries
-    size = source.loaded.adapter.spec.of_actor.observation_size
-    model = to_onnx(make_policy_function(source.loaded), size, about, actions=actions)
+    size, stack = source.loaded.adapter.raw_sizes[1], source.loaded.adapter.stack
+    memory = None if stack is None else stack.width
+    function = make_policy_function(source.loaded)
+    model = to_onnx(function, size, about, actions=actions, memory=memory)
     data = model.SerializeToString()
     checked = check_onnx(data, source, tolerance)
     write_atomically(file, data)
@@ -256,8 +283,12 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
     wanted = act_as_library(source.loaded, obs).astype(np.float64)
     one_by_one = track(range(len(obs)), "observations to check")
     alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in one_by_one])
-    spec, masks = source.loaded.adapter.spec, source.loaded.adapter.masks
-    given = {"observation": np.ascontiguousarray(obs[:, : spec.of_actor.observation_size])}
+    adapter = source.loaded.adapter
+    spec, masks, stack = adapter.spec, adapter.masks, adapter.stack
+    rows, memory = (obs, None) if stack is None else stack.split(obs)
+    given = {"observation": np.ascontiguousarray(rows[:, : adapter.raw_sizes[1]])}
+    if memory is not None:
+        given |= {"memory": memory, "start": np.zeros((len(obs), 1), bool)}
     if masks is not None:
         valid = np.asarray(masks.mask.unpack(jnp.asarray(obs[:, spec.observation_size :])))
         given["action_mask"] = masks.from_rows(valid)
@@ -265,7 +296,7 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
     single, seconds = np.empty_like(batched), np.empty(len(obs))
     for k in range(len(obs)):
         begun = time.perf_counter()
-        (answer,) = session.run(None, {name: rows[k : k + 1] for name, rows in given.items()})
+        answer, *_ = session.run(None, {name: rows[k : k + 1] for name, rows in given.items()})
         seconds[k] = time.perf_counter() - begun
         single[k] = np.asarray(answer)[0]
     rounding = float(np.abs(alone - wanted).max())
@@ -358,7 +389,8 @@ def describe(source: PolicySource) -> dict[str, Any]:
         "seed": record["seed"],
         "step": loaded.step,
         "policy": loaded.policy,
-        "observation": {"size": adapter.spec.of_actor.observation_size, "order": order},
+        "observation": {"size": adapter.raw_sizes[1], "order": order},
+        "lag": changed_lag(record),
         "action": {
             "shape": list(space.shape or ()),
             "dtype": str(space.dtype),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from qscape.agents import flatten
+from qscape.envs.lag import Lag
 from qscape.errors import NoUpdate, QscapeError, Taken
 from qscape.jobs.pace import Pace
 from qscape.jobs.pool import Failure
@@ -24,6 +25,7 @@ State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
 LOSSES = 3  # a run fails if it loses this many workers in a row without a new save
 # Fields of a plan, beside the settings, in which a run must equal the study's plan to count as its run.
 COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "probe")
+COMPARED += tuple(field.name for field in dataclasses.fields(Lag))
 
 
 def is_final(failure: Failure, losses: int) -> bool:

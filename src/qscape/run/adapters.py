@@ -23,7 +23,9 @@ def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | No
     count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
     with contextlib.ExitStack() as opened:
         opened.callback(adapter.close)  # unless the others open, too
-        others = make_adapter(plan.env, count, args, seed=SEED, index_actions=agent.index_actions)
+        others = make_adapter(
+            plan.env, count, args, seed=SEED, index_actions=agent.index_actions, lag=plan.lag
+        )
         opened.pop_all()
     return adapter, others
 
@@ -42,6 +44,7 @@ def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
         vectorise=plan.vectorise,
         index_actions=agent.index_actions,
         one_if_jax=may_compile(plan),
+        lag=plan.lag,
     )
 
 

@@ -128,12 +128,14 @@ class Ended(NamedTuple):
         updates: gradient updates so far.
         seconds: duration.
         interrupted: the run was stopped; it saved its state and can be resumed.
+        why: what ended it before all steps were made, of --stop-at and --patience; "": nothing.
     """
 
     step: int
     updates: int
     seconds: float
     interrupted: bool
+    why: str = ""
 
 
 RunEvent: TypeAlias = Started | EpisodeDone | Progressed | Logged | Evaluated | Saved | Ended
