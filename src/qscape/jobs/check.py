@@ -132,7 +132,7 @@ def check_env(
         )
     begun = time.monotonic()
     spec = gym.registry.get(env.rpartition(":")[2]) if isinstance(env, str) else None
-    asked = Request(
+    asked: Any = Request(
         env, dict(env_args or {}), envs, vectorise, seconds, patience, spec, trusted.trusted_places()
     )
     try:
@@ -308,7 +308,8 @@ def _as_source(env: Any) -> Any:
     """Return what makes an environment: of one that is made already, a function that copies it."""
     if not isinstance(env, gym.Env | VectorEnv):
         return env
-    sent = pickle.dumps(CloudpickleWrapper(env))
+    made: Any = env
+    sent = pickle.dumps(CloudpickleWrapper(made))
     return lambda: pickle.loads(sent).fn
 
 

@@ -453,7 +453,8 @@ class Base:
             return optax.linear_schedule(start, self.rate_end * start, steps)
         if self.schedule == "delayed":
             before = self.warmup * self.updates_per_step / self.schedule_updates
-            return partial(delayed_rate, start, self.rate_end, before, steps)
+            rate: Any = partial(delayed_rate, start, self.rate_end, before, steps)
+            return rate
         return optax.cosine_decay_schedule(start, steps, self.rate_end)
 
 
