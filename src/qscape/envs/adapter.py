@@ -238,8 +238,8 @@ class EnvAdapter:
         jax_env: the environment as pure functions, if it is written in JAX; else None.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
-        interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
-            "" as long as there was none.
+        interrupted: what ended a step before its end: an error, or `SystemExit` or `KeyboardInterrupt` from
+            within; "" if an episode can go on.
         constants: what `snapshot.remember` found.
     """
 
@@ -502,7 +502,18 @@ class EnvAdapter:
             raise MissingPackage(
                 f'{self.env_id} draws with a missing package: pip install "qscape[video]"'
             ) from problem
-        return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+        picture = np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if picture.ndim != 3 or picture.shape[2] not in (1, 3, 4) or picture.dtype.kind not in "biuf":
+            what = f"{picture.dtype}{list(picture.shape)}" if frame is not None else "None"
+            raise BrokenEnv(
+                f"{self.env_id} renders {what}; a picture is an array [H, W, 3] of bytes, or grey"
+            )
+        if picture.dtype.kind == "f" or picture.dtype == np.bool_:  # shares of white
+            picture = np.clip(picture.astype(np.float64), 0, 1) * 255
+        colours = np.repeat(picture, 3, 2) if picture.shape[2] == 1 else picture[..., :3]
+        return colours.astype(np.uint8)
 
     def observations(
         self, observation: Any, action_mask: Any = None, whole: bool = False
@@ -646,9 +657,11 @@ class EnvAdapter:
         """Call the environment; an error becomes a RunError of one sentence, with the cause attached."""
         try:
             return call(*arguments)
-        except QscapeError:
+        except QscapeError as problem:
+            self.interrupted = describe(problem)
             raise
         except Exception as problem:
+            self.interrupted = describe(problem)
             step = self.statistics.steps - self.statistics.began.max()
             why, hint = _describe(problem), _hint(problem)
             raise BrokenEnv(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
@@ -665,6 +678,7 @@ class EnvAdapter:
         value = float((rows if given is None else given)[(row, *index)])
         episode = int(self.statistics.episodes[row]) + 1
         seen = self.spec.observation_size
+        self.interrupted = f"{field} was not finite"
         raise NotFinite(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
 
 
@@ -931,7 +945,7 @@ def _describe(problem: BaseException) -> str:
 
 def _hint(problem: BaseException) -> str:
     """Return what an environment has to return, if an error tells that it returned something else."""
-    text = str(problem) if isinstance(problem, ValueError) else ""
+    text = describe(problem) if isinstance(problem, ValueError) else ""
     if "cannot reshape array" in text:
         shape = "observations must have the shape of observation_space"
         return f"; {shape}, and reset must return (observation, info)"
@@ -948,9 +962,14 @@ def _spec_of(about: Any) -> EnvSpec | None:
 
 def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
     """Return a space of an environment, or a UsageError if it has none."""
-    space = getattr(env, name, None)
+    which = env_id or type(env.unwrapped).__name__
+    try:
+        space = getattr(env, name)
+    except Exception as problem:
+        if not (isinstance(problem, AttributeError) and f"no attribute '{name}'" in describe(problem)):
+            raise WrongEnv(f"{which}: its {name} cannot be read ({describe(problem)})") from problem
+        space = None
     if not isinstance(space, gym.Space):
-        which = env_id or type(env.unwrapped).__name__
         raise WrongEnv(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
     return space
 
