@@ -17,6 +17,7 @@ How an environment resets itself:
     is always the true successor, and `Step.observation` is what the agent acts on next.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -56,6 +57,7 @@ from qscape.errors import (
     NotFinite,
     OutOfRange,
     QscapeError,
+    UnmakeableEnv,
     WrongEnv,
     WrongValue,
     describe,
@@ -140,6 +142,7 @@ def make(
     vectorise: Literal["sync", "async", "envpool"] = "sync",
     index_actions: bool = False,
     one_if_jax: bool = False,
+    alone: str = "envs=1",
 ) -> "EnvAdapter":
     """Make an environment, or E of them, and the adapter around it.
 
@@ -155,6 +158,8 @@ def make(
             mode is next step.
         index_actions: pass discrete actions by index, as on-policy agents do.
         one_if_jax: make only one of an environment in JAX, whose copies a compiled program holds.
+        alone: what the user may say so that one copy suffices, for errors of environments of which only one
+            may exist.
 
     Raises:
         UsageError: an unknown id, a missing package, wrong `env_args`, or spaces that do not fit.
@@ -177,9 +182,12 @@ def make(
             field="env",
         )
 
+    opened: list[gym.Env] = []
+
     def build(copy: int = 0) -> gym.Env:
         with own_generators(seed + copy):
-            return build_env(env_id, args)
+            opened.append(build_env(env_id, args))
+        return opened[-1]
 
     spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
 
@@ -191,10 +199,11 @@ def make(
 
     first = build()
     name = env_id if isinstance(env_id, str) else None
-    alone = envs == 1 and vectorise != "envpool"
-    if alone or (one_if_jax and find_jax_env(first) is not None):
+    if (envs == 1 and vectorise != "envpool") or (one_if_jax and find_jax_env(first) is not None):
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     try:
+        if vectorise != "sync":
+            first.close()  # of some environments only as many may exist as are asked for
         if vectorise == "envpool":
             many: VectorEnv = EnvPoolEnv(env_id, envs, args, first)
         elif vectorise == "async":
@@ -202,16 +211,20 @@ def make(
         else:
             others = [functools.partial(build, i) for i in range(1, envs)]
             many = SyncVectorEnv([lambda: first, *others], autoreset_mode=autoreset)
+    except UnmakeableEnv as problem:  # the first one could be made
+        _close_quietly(opened)
+        raise problem.saying(f"{problem}; {_only_one(alone)}", field="envs") from problem
     except QscapeError:
+        _close_quietly(opened)
         raise
     except Exception as problem:  # e.g. copies with different spaces
+        _close_quietly(opened)
         raise Conflict(
-            f"{env_id} cannot be made {envs} times ({_describe(problem)})", field="envs"
+            f"{env_id} cannot be made {envs} times ({_describe(problem)}); {_only_one(alone)}", field="envs"
         ) from problem
     adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
-    if vectorise != "sync":
-        first.close()
-    elif len(adapter.environments) < envs:
+    adapter.alone = alone
+    if vectorise == "sync" and len(adapter.environments) < envs:
         raise Conflict(
             f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
             "call: let it make a new one",
@@ -241,6 +254,7 @@ class EnvAdapter:
         interrupted: what ended a step before its end: an error, or `SystemExit` or `KeyboardInterrupt` from
             within; "" if an episode can go on.
         constants: what `snapshot.remember` found.
+        alone: what the user may say so that one copy suffices; "" if there is one copy only.
     """
 
     def __init__(
@@ -263,6 +277,7 @@ class EnvAdapter:
         """
         self.env, self.seed, self.interrupted = env, seed, ""
         self.constants: dict[str, Any] | None = None
+        self.alone = ""
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -664,6 +679,8 @@ class EnvAdapter:
             self.interrupted = describe(problem)
             step = self.statistics.steps - self.statistics.began.max()
             why, hint = _describe(problem), _hint(problem)
+            if self.alone and not self.statistics.episodes.any() and step <= 1 and not hint:
+                hint = f"; {_only_one(self.alone)}"
             raise BrokenEnv(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
         except BaseException as problem:
             self.interrupted = describe(problem)
@@ -936,6 +953,18 @@ def describe_not_finite(
         f"{env_id}: {where} is {value}{large} in environment {row}, step {step} of its episode {episode}: "
         "nothing can be learnt from it"
     )
+
+
+def _close_quietly(envs: Sequence[gym.Env]) -> None:
+    """Close environments, whose further errors do not matter, since there is one already."""
+    for env in envs:
+        with contextlib.suppress(Exception):
+            env.close()
+
+
+def _only_one(alone: str) -> str:
+    """Return the end of an error of an environment of which only one may exist."""
+    return f"if only one may exist at a time, {alone} makes one suffice"
 
 
 def _describe(problem: BaseException) -> str:
