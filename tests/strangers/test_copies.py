@@ -160,10 +160,19 @@ def test_record_closes_one_before_it_opens_the_next(trained, port, tmp_path, mon
     assert not port.exists()
 
 
+def open_and_reset(opened, late):
+    """Open two in processes of their own, and reset them."""
+    opened.append(make(lambda: Licensed(late), 2, vectorise="async"))
+    opened[0].reset()
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_processes_hold_as_many_as_asked(late, port):
+    opened: list = []
     with pytest.raises(UsageError if not late else QscapeError, match="envs=1 makes one suffice"):
-        make(lambda: Licensed(late), 2, vectorise="async").reset()
+        open_and_reset(opened, late)
+    for adapter in opened:
+        adapter.close()
     port.unlink(missing_ok=True)
     opened = []
 
