@@ -249,8 +249,7 @@ def describe_import(problem: BaseException, place: str) -> str:
     if isinstance(missing, ModuleNotFoundError) and missing.name == place.partition(":")[0].partition(".")[0]:
         if missing.name and place.startswith(f"{missing.name}.py:"):
             return f"({describe(missing)}); write {place.replace('.py:', ':', 1)}"
-        looks = "Python looks in the current folder only with PYTHONPATH=. before the command"
-        return f"({describe(missing)}); {looks}"
+        return f"({describe(missing)}); Python looked in the current folder and where PYTHONPATH says"
     return f"({describe(problem)})"
 
 

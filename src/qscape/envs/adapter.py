@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -34,9 +35,11 @@ from jaxtyping import Bool, Float, Int
 from qscape.envs.answers import SUCCESS, pack_infos, read_flag, read_reward, read_rewards, read_success
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import describe_space, order_like
+from qscape.envs.lag import NO_LAG, JaxLag, Lag, RowStack, add_lag, find_lag, refuse_longer
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
 from qscape.envs.outside import Outside, own_generators
+from qscape.envs.patience import Call
 from qscape.envs.spaces import (
     box_leaves,
     describe_other_table,
@@ -126,6 +129,7 @@ HOST_ONLY = (
     *(f"gymnasium.envs.{kind}." for kind in ("classic_control", "box2d", "mujoco", "toy_text")),
     "gymnasium.core",
     "gymnasium.wrappers.common",
+    "qscape.envs.lag",
     "qscape.envs.levels",
     "gymnasium_robotics.",
     "qscape.envs.restricted",
@@ -143,6 +147,7 @@ def make(
     index_actions: bool = False,
     one_if_jax: bool = False,
     alone: str = "envs=1",
+    lag: Lag = NO_LAG,
 ) -> "EnvAdapter":
     """Make an environment, or E of them, and the adapter around it.
 
@@ -160,9 +165,11 @@ def make(
         one_if_jax: make only one of an environment in JAX, whose copies a compiled program holds.
         alone: what the user may say so that one copy suffices, for errors of environments of which only one
             may exist.
+        lag: how sensors and actuators lag.
 
     Raises:
-        UsageError: an unknown id, a missing package, wrong `env_args`, or spaces that do not fit.
+        UsageError: an unknown id, a missing package, wrong `env_args`, spaces that do not fit, or a lag that
+            does not.
     """
     args = dict(env_args or {})
     if envs < 1:
@@ -174,7 +181,12 @@ def make(
                 "give its id or a function that makes it",
                 field="env_args",
             )
-        return EnvAdapter(with_time_limit(env_id), seed=seed, index_actions=index_actions)
+        if lag != NO_LAG and isinstance(env_id, VectorEnv):
+            raise Conflict(f"{_name_flags(lag)}: a vector environment is made already; {_GIVE}", field="env")
+        one = with_time_limit(env_id)
+        name = None if lag == NO_LAG else _id_of(one, one) or _class_name(one)  # before it is wrapped
+        one = _lagged(one, lag, index_actions, name)
+        return EnvAdapter(one, seed=seed, env_id=name, index_actions=index_actions)
     if not isinstance(env_id, str) and not callable(env_id):  # such as one of another library
         raise WrongValue(
             f"{env_id!r} is no environment of Gymnasium: give an id, a function that makes one, a "
@@ -182,14 +194,21 @@ def make(
             field="env",
         )
 
+    if vectorise == "envpool" and lag != NO_LAG:
+        raise Conflict(
+            f"{_name_flags(lag)}: EnvPool steps environments that do not lag; leave --vectorise envpool out",
+            field="vectorise",
+        )
+
+    name = env_id if isinstance(env_id, str) else None
     opened: list[gym.Env] = []
 
     def build(copy: int = 0) -> gym.Env:
         with own_generators(seed + copy):
-            opened.append(build_env(env_id, args))
+            opened.append(_lagged(build_env(env_id, args), lag, index_actions, name))
         return opened[-1]
 
-    spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
+    spec = gym.registry.get(name.rpartition(":")[2]) if name else None
 
     def build_there(copy: int) -> gym.Env:
         """Make one in another process, which has not run what the user's script registers."""
@@ -198,7 +217,6 @@ def make(
         return build(copy)
 
     first = build()
-    name = env_id if isinstance(env_id, str) else None
     if (envs == 1 and vectorise != "envpool") or (one_if_jax and find_jax_env(first) is not None):
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     try:
@@ -233,6 +251,28 @@ def make(
     return adapter
 
 
+_GIVE = "give the id of an environment, or a function that makes one"
+
+
+def _lagged(env: gym.Env, lag: Lag, index_actions: bool, name: str | None) -> gym.Env:
+    """Return an environment whose sensors and actuators lag. Raises UsageError if they cannot."""
+    if lag == NO_LAG:
+        return env
+    name = name or _class_name(env)
+    _find_space(env, "observation_space", name)
+    try:
+        refuse_longer(lag, _time_limit(env), name)
+        return add_lag(env, lag, name, index_actions)
+    except QscapeError:
+        env.close()
+        raise
+
+
+def _name_flags(lag: Lag) -> str:
+    """Return the flags of a lag, for errors."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in lag.changes.items())
+
+
 class EnvAdapter:
     """E Gymnasium environments with one interface: float32 observations [E, S], actions [E, A] in [-1, 1].
 
@@ -249,10 +289,12 @@ class EnvAdapter:
         time_limit: steps after which an episode is truncated; None: no limit is known.
         spaces: the spaces of an observation and of an action as JSON, which saves keep (`kept_spaces`).
         jax_env: the environment as pure functions, if it is written in JAX; else None.
+        stack: what a policy carries where the world lags by itself; None: nothing.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
         interrupted: what ended a step before its end: an error, or `SystemExit` or `KeyboardInterrupt` from
             within; "" if an episode can go on.
+        called: the call of the environment that has not returned yet; None: there is none.
         constants: what `snapshot.remember` found.
         alone: what the user may say so that one copy suffices; "" if there is one copy only.
     """
@@ -276,6 +318,7 @@ class EnvAdapter:
             index_actions: pass discrete actions by index.
         """
         self.env, self.seed, self.interrupted = env, seed, ""
+        self.called: Call | None = None
         self.constants: dict[str, Any] | None = None
         self.alone = ""
         if isinstance(env, VectorEnv):
@@ -295,7 +338,7 @@ class EnvAdapter:
         self.jax_env = find_jax_env(env)
         bare, declared = about.unwrapped, declared_by(about)
 
-        def read_space(space: gym.Space) -> _Observations:
+        def read_space(space: gym.Space, bare: Any = bare) -> _Observations:
             return _read_space(space, actions, self.env_id, bare, declared, index_actions)
 
         self._read_space, seen = read_space, read_space(space)
@@ -321,7 +364,8 @@ class EnvAdapter:
             first, *others = env.unwrapped.get_attr("action_table")
             if not all(np.array_equal(first, other) for other in others):
                 raise Mismatch(describe_other_table(self.env_id))
-        self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
+        self._space = seen.space
+        self._lag = find_lag(about)
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
         actor_size = None
@@ -345,6 +389,7 @@ class EnvAdapter:
             self._source = _Copies(env.envs, find_reset_mode(env), self.env_id, reader)
         else:
             self._source = _Vector(env, self.env_id, reader)
+        self._set_raw(seen)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
         kind = np.uint8 if self._as_bytes else np.float32
@@ -363,8 +408,24 @@ class EnvAdapter:
             return
         seen = self._read_space(space)
         self._observation_space, self.spaces = space, self.spaces | {"observation": describe_space(space)}
-        self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
+        self._space = seen.space
         self._source.read = _Reader(seen.flatten, self.masks)
+        self._set_raw(seen)
+
+    def _set_raw(self, seen: "_Observations") -> None:
+        """Find out how the environment's own observations become those that networks see, as in `seen`."""
+        self._raw, self.stack, lag = seen, None, self._lag
+        if lag is None:
+            return
+        if isinstance(lag, JaxLag):
+            self._raw = self._read_space(lag.inner.observation_space, GymnasiumEnv(lag.inner))
+            index, code = lag.find_sources(), lag.code
+        else:
+            self._raw = self._read_space(lag.env.observation_space)
+            index = lag.find_sources(self._leaves_of(self._raw.space), self.leaves)
+            code = lag.code
+        stack = RowStack(lag.lag, self._raw.size, code, index)
+        self.stack = stack if stack.width else None
 
     @property
     def is_host_only(self) -> bool:
@@ -406,19 +467,31 @@ class EnvAdapter:
     @property
     def leaves(self) -> list[tuple[tuple[str, ...], Box]]:
         """The Boxes of the observation space and the keys that lead to them, in the order of a flat row."""
-        return box_leaves(self._space, (), self.env_id, images=self.spec.frame is not None)
+        return self._leaves_of(self._space)
+
+    def _leaves_of(self, space: gym.Space) -> list[tuple[tuple[str, ...], Box]]:
+        return box_leaves(space, (), self.env_id, images=self.spec.frame is not None)
 
     @property
     def form(self) -> str:
-        """The shapes of an observation as text: `(3,)`, or `goal (2,), robot.joints (7,)` of a Dict."""
-        return ", ".join(f"{'.'.join(path)} {box.shape}".strip() for path, box in self.leaves)
+        """The shapes of the environment's own observation as text: `(3,)`, or `goal (2,), robot.joints (7,)`
+        of a Dict.
+        """
+        leaves = self._leaves_of(self._raw.space)
+        return ", ".join(f"{'.'.join(path)} {box.shape}".strip() for path, box in leaves)
 
     @property
     def actor_leaves(self) -> list[tuple[tuple[str, ...], Box]]:
-        """The `leaves` of what actors see, which are the first ones."""
-        if self._actor_space is None:
-            return self.leaves
-        return box_leaves(self._actor_space, (), self.env_id, images=self.spec.frame is not None)
+        """The Boxes that actors see of the environment's own observation, in the order of a flat row."""
+        return self._leaves_of(self._raw.actor_space or self._raw.space)
+
+    @property
+    def raw_sizes(self) -> tuple[int, int]:
+        """Entries of the environment's own observation, and how many of them, the first ones, actors see."""
+        raw = self._raw
+        if raw.actor_space is None:
+            return raw.size, raw.size
+        return raw.size, sum(int(np.prod(box.shape)) for _, box in self.actor_leaves)
 
     @property
     def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
@@ -533,9 +606,10 @@ class EnvAdapter:
     def observations(
         self, observation: Any, action_mask: Any = None, whole: bool = False
     ) -> tuple[Float[np.ndarray, "n S"], bool]:
-        """Return observations of the environment's space as flat rows, and whether there was a batch axis.
+        """Return observations of the environment's own space as flat rows, and was there a batch axis?
 
-        What critics alone see may be left out; it becomes zeros, on which no action depends.
+        Where networks see more of the past, `stack` makes of them what networks see. What critics alone see
+        may be left out; it becomes zeros, on which no action depends.
 
         Args:
             observation: of the environment's space, one or a batch.
@@ -554,7 +628,7 @@ class EnvAdapter:
                 hint = "; of (observation, info), which reset returns, pass the first"
             what = type(observation).__name__
             raise Mismatch(f"{self.env_id} has observations {self.form}, not this {what}{hint}") from problem
-        if missing := self.spec.observation_size - rows.shape[1]:
+        if missing := self._raw.size - rows.shape[1]:
             if whole:
                 raise Mismatch(
                     f"this observation of {self.env_id} lacks what critics alone see, and Q depends on it; "
@@ -568,10 +642,10 @@ class EnvAdapter:
 
     def _flatten_given(self, observation: Any) -> tuple[np.ndarray, bool]:
         """Return rows of a user's observations, and whether there was a batch axis."""
-        flatten, leaves = self._flatten, self.leaves
-        if self._actor_space is not None and self._is_actor_part(observation):
+        flatten, leaves = self._raw.flatten, self._leaves_of(self._raw.space)
+        if self._raw.actor_space is not None and self._is_actor_part(observation):
             images = self.spec.frame is not None
-            flatten, leaves = make_flatten(self._actor_space, self.env_id, images)[1], self.actor_leaves
+            flatten, leaves = make_flatten(self._raw.actor_space, self.env_id, images)[1], self.actor_leaves
         shapes = [
             np.shape(functools.reduce(lambda part, key: part[key], path, observation)) for path, _ in leaves
         ]
@@ -620,9 +694,9 @@ class EnvAdapter:
 
     def _is_actor_part(self, observation: Any) -> bool:
         """Return whether something is left out that critics alone see."""
-        if isinstance(self._space, gym.spaces.Dict):
-            return not self._space.spaces.keys() <= observation.keys()
-        return np.shape(observation)[-1:] == (self.spec.actor_size,)
+        if isinstance(self._raw.space, gym.spaces.Dict):
+            return not self._raw.space.spaces.keys() <= observation.keys()
+        return np.shape(observation)[-1:] == (self.raw_sizes[1],)
 
     def actions(self, action: Float[np.ndarray, "n A"]) -> np.ndarray:
         """Return actions in the environment's units and shape, one for each row of `action` in [-1, 1]."""
@@ -670,6 +744,7 @@ class EnvAdapter:
 
     def _call_env(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call the environment; an error becomes a RunError of one sentence, with the cause attached."""
+        self.called = Call(call.__name__, time.monotonic())
         try:
             return call(*arguments)
         except QscapeError as problem:
@@ -685,6 +760,8 @@ class EnvAdapter:
         except BaseException as problem:
             self.interrupted = describe(problem)
             raise
+        finally:
+            self.called = None
 
     def _check_finite(self, rows: np.ndarray, field: str, given: np.ndarray | None = None) -> None:
         """Raise a RunError if a number is NaN or infinite; `given`: the numbers before they were cast."""
@@ -850,8 +927,8 @@ class _Vector:
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
         envs = self.env.num_envs
-        start = self.outside[0].reset(self.env, seed)
-        return self.read.many(*start, np.zeros(envs, bool), np.ones(envs, bool))
+        observation, info = self.outside[0].reset(self.env, seed)
+        return self.read.many(observation, info, np.zeros(envs, bool), np.ones(envs, bool))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -875,8 +952,8 @@ class _Vector:
             success = np.where(ended, self._success(info.get("final_info", {})), success)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
             again = functools.partial(self.env.reset, options={"reset_mask": ended})
-            start = self.outside[0].call(again)
-            first = self.read.many(*start, np.zeros(len(ended), bool), ended)
+            observation, info = self.outside[0].call(again)
+            first = self.read.many(observation, info, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
 

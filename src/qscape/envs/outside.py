@@ -289,6 +289,7 @@ def _content(value: Any) -> Any:
 def _fill(value: Any, content: Any) -> None:
     """Give a value the content that `_content` returned."""
     if isinstance(value, gym.Space):
+        part: Any
         for part, state in zip(iterate_spaces(value), content, strict=True):
             if state is None:
                 part._np_random = None

@@ -207,7 +207,7 @@ def make_flatten(
         raise UnfitEnv(f"{env_id} has an empty observation: an agent needs at least one number")
     if isinstance(space, spaces.Box):
         kind = np.uint8 if as_bytes and is_image(space) else np.float32
-        return size, lambda observation, rows: _to_numbers(observation, kind, env_id).reshape(rows, size)
+        return size, lambda observation, rows: to_numbers(observation, kind, env_id).reshape(rows, size)
 
     def flatten(observation: Any, rows: int) -> np.ndarray:
         columns = []
@@ -215,13 +215,13 @@ def make_flatten(
             value = observation
             for key in path:
                 value = value[key]
-            columns.append(_to_numbers(value, np.float32, env_id).reshape(rows, -1))
+            columns.append(to_numbers(value, np.float32, env_id).reshape(rows, -1))
         return np.concatenate(columns, axis=1)
 
     return size, flatten
 
 
-def _to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
+def to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
     """Return an observation as a new array of dtype `kind`; BrokenEnv if that would lose something."""
     array = np.asarray(observation)
     if array.dtype.kind in "cSUVMm" or isinstance(observation, np.ma.MaskedArray):

@@ -11,6 +11,7 @@ from qscape.agents import Agent, recipe_for_images
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
+from qscape.envs.lag import Lag
 from qscape.errors import UnmakeableEnv
 from qscape.run.engines import may_compile
 from qscape.run.evaluation import SEED
@@ -28,25 +29,33 @@ def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | No
     count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
     with contextlib.ExitStack() as opened:
         opened.callback(adapter.close)  # unless the others open, too
-        others = open_evaluation(plan.env, count, args, agent.index_actions, "--eval-every 0")
+        about: Any = {"index_actions": agent.index_actions, "lag": plan.lag}
+        others = open_evaluation(plan.env, count, args, without="--eval-every 0", **about)
         opened.pop_all()
     return adapter, others
 
 
 def open_evaluation(
-    env: str | Callable[..., gym.Env], envs: int, args: Mapping[str, Any], index_actions: bool, without: str
+    env: str | Callable[..., gym.Env],
+    envs: int,
+    args: Mapping[str, Any],
+    *,
+    index_actions: bool,
+    lag: Lag,
+    without: str,
 ) -> EnvAdapter:
     """Open evaluation environments beside those of training.
 
     Args:
-        env, envs, args, index_actions: as for `envs.make`.
+        env, envs, args, index_actions, lag: as for `envs.make`.
         without: what the user may say so that a run does not evaluate.
 
     Raises:
         UsageError: as for `envs.make`; of some environments only one may exist at a time.
     """
     try:
-        others = make_adapter(env, envs, args, seed=SEED, index_actions=index_actions, alone=without)
+        about: Any = {"index_actions": index_actions, "lag": lag, "alone": without}
+        others = make_adapter(env, envs, args, seed=SEED, **about)
     except UnmakeableEnv as problem:  # that of training could be made
         why = f"{problem}; this is the environment of evaluations: if only one may exist at a time, {without}"
         raise problem.saying(f"{why} makes one suffice") from problem
@@ -69,6 +78,7 @@ def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
         index_actions=agent.index_actions,
         one_if_jax=may_compile(plan),
         alone="--envs 1",
+        lag=plan.lag,
     )
 
 

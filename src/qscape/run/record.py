@@ -19,6 +19,7 @@ from qscape.envs import EnvAdapter
 from qscape.envs.answers import read_flag, read_reward
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import order_like
+from qscape.envs.lag import NO_LAG
 from qscape.envs.outside import Outside
 from qscape.envs.spaces import make_flatten
 from qscape.errors import (
@@ -81,7 +82,13 @@ def record_dataset(
     if not 0 <= noise < np.inf:
         raise OutOfRange(f"--noise is {noise}; it must be a number, 0 or more.", field="noise")
     _refuse_taken_name(minari, dataset)
-    plan, loaded = read_plan(folder), load_policy(folder, current=current)
+    plan = read_plan(folder)
+    if plan.lag != NO_LAG:
+        raise UnfitEnv(
+            f"{folder} acts on stacks of measurements, and a dataset holds what an environment shows: record "
+            "a run without --history, delays, noise and dropout."
+        )
+    loaded = load_policy(folder, current=current)
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.index_sizes is not None:
         raise UnfitEnv(f"{plan.env} has discrete actions; only continuous actions are recorded.")
     rng = np.random.default_rng([seed, 1])  # the seed alone would draw the numbers of the first reset again
