@@ -109,7 +109,10 @@ def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: i
     record = read_record(folder)
     if record["env"] == RECORDED:  # trained on a dataset without an environment to act in
         return PolicySource(folder, record, loaded, [], read(record["dataset"]).observation)
-    done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    try:
+        done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    finally:
+        loaded.adapter.close()
     return PolicySource(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
