@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from refused import refused
+from rows import slow_except
 from test_contract import TABLE, make
 from test_export import Boxed, Chosen, Shown, source
 
@@ -54,10 +55,11 @@ POLICIES = {
     "whole numbers": lambda: source(make("td3", {}), lambda: Boxed((0, -7), (5, 90), "int64")),
     "levels": lambda: source(make("td3", {}), lambda: discretise(Boxed((-1, 10), (3, 20)), 5, "Boxed")),
 }
+QUICK = ["td3", "td7+normalise", "savo", "savo on a table", "ppo+etf", "simbav2", "whole numbers"]
 
 
 @compiled
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", slow_except(QUICK, POLICIES))
 def test_a_header_acts_like_the_library(name):
     """On observations alone, and where one number or all of them are NaN."""
     made = POLICIES[name]()
