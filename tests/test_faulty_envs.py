@@ -39,7 +39,7 @@ class Broken(Clock):
 
 
 class Exits(Clock):
-    """Raises `exit` in its step number `at`, counted over all episodes of a copy: each has a `count` of its own."""
+    """Raises `exit` in its step number `at`, counted over all episodes of a copy, as each has a `count`."""
 
     exit: BaseException = SystemExit(7)
     at = 0

@@ -155,6 +155,9 @@ class Beside:
     def reset(self):
         return self.observation
 
+    def take_warnings(self):
+        return []
+
     @property
     def observation(self):
         return np.asarray(self.world.observation)
