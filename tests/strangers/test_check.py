@@ -10,14 +10,14 @@ from strangers import checked
 
 import qscape as qs
 from qscape.cli import main
-from qscape.envs.checks import Subject, open_first, run_checks
+from qscape.envs.checks import CheckedEnv, open_first, run_checks
 from qscape.errors import UsageError
 from qscape.jobs.check import find_recipes
 
 
 def findings(env, **of):
     """What the checks of an environment find, by their names, in this process."""
-    subject = Subject(env, {}, **of)
+    subject = CheckedEnv(env, {}, **of)
     adapter, found = open_first(subject)
     if adapter is not None:
         found += [*run_checks(subject, adapter), *find_recipes(subject, adapter)]
