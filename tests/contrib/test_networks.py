@@ -259,7 +259,7 @@ def test_critics_and_their_targets_are_normalised_by_the_rows_of_both_states(rec
         state = state._replace(critics_target=other)
     now = jnp.asarray(1), jnp.asarray(0), jnp.array(True), jnp.array(False)
     stage = update.Stage(agent, batch, Event(*now), KEY)
-    after, y, td_error = update._step_critics(stage, state, {})
+    after, y, td_error = update._step_critics(stage, state)[:3]
 
     following = agent.functions(state, stage.event).policy(batch.next_observation).mode()
     rows = [jnp.concatenate(x) for x in ((batch.observation, batch.next_observation), (action, following))]
