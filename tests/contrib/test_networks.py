@@ -334,8 +334,8 @@ def test_regularisers_see_running_statistics():
     state = agent.init(KEY)
     settled, training = contexts_of(agent, state)
     agent = dataclasses.replace(agent, regularisers=(Onlooker(),))
-    stage, metrics = update.Stage(agent, batch, settled.event, KEY), {}
-    update._step_critics(stage, state, metrics)
+    stage = update.Stage(agent, batch, settled.event, KEY)
+    metrics = update._step_critics(stage, state)[3]
     metrics |= update._actor_loss(stage, state, state.actor, {})[1]
     obs = batch.observation
     close(metrics["seen_actions"], settled.policy(obs).mode())
