@@ -226,6 +226,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
             "polyak": {"when": "always"},
         },
     ),
+    "noise that is kept, and an entropy by a deviation": (
+        "sac",
+        {"base": {"noise_repeat": 3, "noise_repeat_power": 0.0}, "soft": {"target_std": 0.15}},
+    ),
     "fixed temperature": (
         "sac",
         {"soft": {"temperature": 0.2}, "base": {"log_std_bound": "tanh", "actor_activation": "silu"}},
@@ -254,7 +258,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "savgo: a random geometry on sale": (
         "sac+sale+savgo",
         {
-            "savgo": {"frozen": True, "gap_scale": 1.0, "temperature_loss": "alpha"},
+            "savgo": {"frozen": True, "gap_scale": 1.0, "temperature_loss": "alpha", "target_std": 0.15},
             "base": {"policy_delay": 2},
         },
     ),

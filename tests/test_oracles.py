@@ -13,6 +13,7 @@ from small import AS_USERS, CAPACITY, TRANSITIONS, A, S, build, same, start
 
 import reference.crossq
 import reference.dqn
+import reference.flash_sac
 import reference.pave
 import reference.q3c
 import reference.sac
@@ -36,13 +37,26 @@ ORACLES = {
     "q3c": reference.q3c,
     "sac+crossq": reference.crossq,
     "sac+simbav2+c51": reference.simbav2,
+    "sac+flashsac+c51": reference.flash_sac,
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
 SIMBAV2 = EXPANSIONS["simbav2"].settings["soft"]
+FLASH_SAC = {part: EXPANSIONS["flash_sac"].settings[part] for part in ("soft", "polyak")}
 FALLING = {"schedule": "linear", "rate_end": 0.5, "schedule_updates": reference.simbav2.UPDATES}
 DELAYED = {"schedule_updates": round(reference.q3c.STEPS * reference.q3c.UPDATES_PER_STEP)}
-PARTS = {"sac+crossq": EXPANSIONS["crossq"].settings, "sac+simbav2+c51": {"soft": SIMBAV2}}
+PARTS = {
+    "sac+crossq": EXPANSIONS["crossq"].settings,
+    "sac+simbav2+c51": {"soft": SIMBAV2},
+    "sac+flashsac+c51": FLASH_SAC,
+}
+# Fields of the base that an oracle has as constants.
+BASE = {
+    "dqn": {"n_step": 1},
+    "q3c": DELAYED,
+    "sac+simbav2+c51": FALLING,
+    "sac+flashsac+c51": FALLING | {"schedule": "cosine", "actor_horizon": "updates", "noise_repeat": 16},
+}
 
 
 def by_name(run):
@@ -55,7 +69,8 @@ def by_name(run):
         "actor_target": state.actor_target,
         "critics": split_statistics(state.critics)[0],
         "critics_seen": split_statistics(state.critics)[1],
-        "critics_target": state.critics_target,
+        "critics_target": split_statistics(state.critics_target)[0],
+        "critics_target_seen": split_statistics(state.critics_target)[1],
         "actor_adam": state.optimisers.get("actor"),
         "critics_adam": state.optimisers["critics"],
         "updates": state.updates,
@@ -90,7 +105,7 @@ def by_name(run):
         known["max_priority"] = priorities.max_priority
     named = jax.tree.leaves(known)
     assert len(named) == len(carried) - 1, "all but env_steps is compared"
-    # SAC has no target actor, DQN no actor, and only CrossQ has running statistics.
+    # SAC has no target actor, DQN no actor, and only CrossQ and FlashSAC have running statistics.
     return {name: part for name, part in known.items() if jax.tree.leaves(part)}
 
 
@@ -144,6 +159,7 @@ def oracle(run):
         slow("td7", 32, 520),
         slow("sac+crossq", 32, 100),
         slow("sac+simbav2+c51", 32, 100),
+        slow("sac+flashsac+c51", 32, 100),
         (TD7_UPDATE, 32, 20),
         slow("td3", 256, 20),
         slow("td3+pave", 256, 6),
@@ -155,8 +171,7 @@ def oracle(run):
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
-    more = {"dqn": {"n_step": 1}, "q3c": DELAYED}.get(recipe, FALLING if "simbav2" in recipe else {})
-    run = start(build(recipe, size, PARTS.get(recipe), **more), options=AS_USERS)
+    run = start(build(recipe, size, PARTS.get(recipe), **BASE.get(recipe, {})), options=AS_USERS)
     # In the middle of schedules; CrossQ's statistics are corrected after 20 more steps of a network.
     actor, critics = with_batches((run.state.actor, run.state.critics), 99_980)
     run = run._replace(state=run.state._replace(actor=actor, critics=critics, env_steps=jnp.array(60_000)))
@@ -169,7 +184,7 @@ def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
     assert int(flat_state.updates) == updates
 
 
-NETWORKS = slow("sac+crossq"), slow("sac+simbav2+c51")
+NETWORKS = slow("sac+crossq"), slow("sac+simbav2+c51"), slow("sac+flashsac+c51")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +192,7 @@ NETWORKS = slow("sac+crossq"), slow("sac+simbav2+c51")
 )
 def test_acting_equals_its_oracle(recipe):
     more = {"epsilon_decay": float(reference.dqn.EPSILON_STEPS)} if recipe == "dqn" else {}
-    more |= FALLING if "simbav2" in recipe else DELAYED if recipe == "q3c" else {}
+    more |= BASE.get(recipe, {})
     sync = {"dqn": 128, "td7": 1}.get(recipe, 250)
     run = start(build(recipe, sync_every=sync, **more))
     for _ in range(2):

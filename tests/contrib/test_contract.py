@@ -108,6 +108,14 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         {"crossq": {"target_critics": True, "renorm_after": None}},
     ),
     "xqc, free outputs": ("sac+xqc+c51", {"xqc": {"project_last": False}, "c51": {"atoms": 11}}),
+    "flashsac, its noise and its aim": (
+        "flash_sac",
+        {"base": {"schedule_updates": 20, "noise_repeat": 3}, "c51": {"atoms": 11}},
+    ),
+    "flashsac on sale, several steps": (
+        "td7+flashsac+pave",
+        {"base": {"n_step": 3, "next_observation": "derived"}},
+    ),
     "simbav2 with savo and pave": ("sac+simbav2+c51+savo+pave", {"c51": {"atoms": 11}}),
     "simba on td7": ("td7+simba+pave", {}),
     "bro": ("bro+dual_policy", {"quantile": {"quantiles": 5}, "resets": {"at": (4,)}, "base": {"warmup": 1}}),
@@ -148,7 +156,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Every network, value, rule of targets and `fast` under TD7, PAVE, SAVO and SAVGO.
 MODERN = (
-    *("simba", "simbav2", "bronet", "crossq", "crossq_wn", "xqc", "droq", "redq", "fast"),
+    *("simba", "simbav2", "bronet", "crossq", "crossq_wn", "xqc", "flashsac", "droq", "redq", "fast"),
     *("c51", "hl_gauss", "mean_target", "own_target", "reward_scale"),
 )
 UNDER = {
@@ -161,7 +169,7 @@ TABLE |= UNDER
 # A row of every part, the cheapest where several hold the same code.
 QUICK_ROWS = (
     *("sac+lipsnet", "dqn: dueling, on atoms"),
-    *(f"td3+{part}" for part in ("crossq", "crossq_wn", "xqc", "simba", "simbav2", "dpo", "esa")),
+    *(f"td3+{part}" for part in ("crossq", "crossq_wn", "xqc", "flashsac", "simba", "simbav2", "dpo", "esa")),
     "eas: targets, imitated",
     "smooth actors with l2c2, as released",
     "dropout, own bins",

@@ -18,6 +18,7 @@ from qscape.contrib.dual_policy import DualPolicy
 from qscape.contrib.eas import EAS
 from qscape.contrib.esa import ESA, OnPolicyESA
 from qscape.contrib.fast import Fast
+from qscape.contrib.flashsac import FlashSAC
 from qscape.contrib.hl_gauss import HLGauss
 from qscape.contrib.imitate import Imitate
 from qscape.contrib.implicit import Implicit
@@ -57,6 +58,7 @@ PARTS: tuple[type, ...] = (
     CrossQ,
     CrossQWN,
     XQC,
+    FlashSAC,
     MeanTarget,
     OwnTarget,
     REDQ,

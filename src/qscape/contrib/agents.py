@@ -8,6 +8,19 @@ TWO_UPDATES = {"updates_per_step": 2.0}
 CAUTIOUS = {"initial_temperature": 0.01, "entropy_per_action": -0.5, "temperature_loss": "alpha"}
 # By name: base and parts, what it is and where it comes from, and its settings by part; the fields of
 # `qscape.agents.Expansion`.
+# FlashSAC for one environment, as on MuJoCo, the DeepMind Control Suite, HumanoidBench and MyoSuite.
+FLASH_SAC = {
+    "base": {"batch_size": 512, "warmup": 10_000, "noise_repeat": 16}
+    | {"schedule": "cosine", "rate_end": 0.5, "actor_horizon": "updates"},
+    "soft": {"initial_temperature": 0.01, "target_std": 0.15, "temperature_loss": "alpha"},
+    "polyak": {"rate": 0.01},
+}
+# For 1,024 environments of a simulator on a GPU: learning starts at 100,000 transitions.
+FLASH_SAC_PARALLEL = FLASH_SAC | {
+    "base": FLASH_SAC["base"]
+    | {"counts": "vector_steps", "warmup": 98, "updates_per_step": 2.0, "batch_size": 2048}
+    | {"replay_capacity": 10_000_000},
+}
 AGENTS: dict[str, tuple[str, str, Mapping[str, Mapping[str, Any]]]] = {
     "eas_td3": (
         "td3+eas+imitate",
@@ -84,6 +97,17 @@ AGENTS: dict[str, tuple[str, str, Mapping[str, Mapping[str, Any]]]] = {
             "reward_scale": {"bound": None},
             "soft": CAUTIOUS,
         },
+    ),
+    "flash_sac": (
+        "sac+flashsac+c51+reward_scale",
+        "SAC with residual batch-normalised networks, repeated noise and few updates on large batches "
+        "(FlashSAC 2026, arXiv 2604.04539).",
+        FLASH_SAC,
+    ),
+    "flash_sac_parallel": (
+        "sac+flashsac+c51+reward_scale",
+        "FlashSAC for about 1,024 environments at once (FlashSAC 2026, arXiv 2604.04539).",
+        FLASH_SAC_PARALLEL,
     ),
     "redq": (
         "sac+redq",

@@ -23,6 +23,11 @@ def _ensembles() -> tuple[Rows, Rows]:
 
 
 REDQ, DROQ = _ensembles()
+# Humanoids walking in MuJoCo Playground, with 1,024 environments and what only critics see.
+HUMANOIDS = [
+    f"playground/{robot}Joystick{ground}Terrain" for robot in ("G1", "T1") for ground in ("Flat", "Rough")
+]
+FLASH_SAC: Rows = {("flash_sac_parallel", "", env): {"base": {"discount": 0.97}} for env in HUMANOIDS}
 CROSSQ: Rows = {("crossq", "", f"Swimmer-v{version}"): {"base": {"discount": 0.9999}} for version in (4, 5)}
 
 
@@ -107,6 +112,7 @@ PRESETS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("REDQ, arXiv 2101.05982", REDQ),
         ("DroQ, arXiv 2110.02034", DROQ),
         ("CrossQ, arXiv 1902.05605", CROSSQ),
+        ("FlashSAC, arXiv 2604.04539", FLASH_SAC),
     ),
     "released": (("Q3C, USC-Lira/Q3C at 4a5456b", *_q3c()),),
 }

@@ -166,7 +166,10 @@ class Agent(Bound):
                     advice = (
                         "take a recipe with conv in its place" if part is rep else f"leave {part.name} out"
                     )
-                    return f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}."
+                    return (
+                        f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}, or, if "
+                        "they are boards, take gymnasium.wrappers.FlattenObservation."
+                    )
         if self.base.discount_rule == "time_limit" and spec.time_limit is None:
             return (
                 "base.discount_rule = time_limit, and it has no known time limit: give it one "
@@ -379,7 +382,9 @@ class Agent(Bound):
             return base.optimiser(params, **part.optimiser_options(base))
         return base.optimiser(actor_params, delayed=True, **part.actor_optimiser_options(base))
 
-    def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
+    def functions(
+        self, state: State, event: Event, trains_actors: bool = False, beside: Array | None = None
+    ) -> Context:
         """Return the state's networks as functions of normalised observations and actions.
 
         Parts receive the result as `context`.
@@ -388,9 +393,10 @@ class Agent(Bound):
             event: which update this is.
             trains_actors: actors with batch normalisation normalise by the batch that they are called with.
                 For the policy's own loss only; everybody else sees running statistics.
+            beside: normalised observations [B, S + M] that join that batch; None: none do.
         """
         online = ActingState(state.actor, state.critics, state.part_states)
-        networks, rep = self._networks(online, event, trains_actors), self.representation
+        networks, rep = self._networks(online, event, trains_actors, beside), self.representation
         if self.network.keeps_target_critics:
             encoder = rep.encoder_params(state.part(rep), "target")
             q_target = hide_mask(bind_critics(rep, encoder, state.critics_target), self.task)
@@ -405,13 +411,17 @@ class Agent(Bound):
         policy_target = self.selector.policy(state.actor_target, state.part(self.selector), slow)
         return context._replace(policy_target=policy_target)
 
-    def _networks(self, acting: ActingState, event: Event, trains_actors: bool = False) -> BoundNetworks:
+    def _networks(
+        self, acting: ActingState, event: Event, trains_actors: bool = False, beside: Array | None = None
+    ) -> BoundNetworks:
         """Return the online networks as functions; the online critics are the target critics, too."""
         rep, rep_state = self.representation, acting.part(self.representation)
+        beside = None if beside is None else self.task.actor_part(beside)
         table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
         def bind(module: PyTree, which: Version = "fixed", settled: bool = not trains_actors) -> Callable:
-            function = bind_network(rep, rep.encoder_params(rep_state, which), module, not settled)
+            encoder = rep.encoder_params(rep_state, which)
+            function = bind_network(rep, encoder, module, not settled, beside)
             if not isinstance(module, Actor):
                 return hide_mask(function, self.task)
             function = hide_privileged(function, self.task)

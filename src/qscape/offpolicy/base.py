@@ -36,6 +36,10 @@ EXPLORES_BY_EPSILON = {f"{claim} or epsilon_mode=greedy": why for claim, why in 
 OF_ENVIRONMENTS = EXPLORES | {
     "exploration=per_environment": "without noise of each environment, base.exploration = per_environment"
 }
+KEEPS_NOISE = {
+    "head=gaussian": "with a deterministic policy, base.head = deterministic",
+    "selector.repeats_noise": "with {agent.selector.name}, which draws fresh noise at every step",
+}
 HAS_TABLE = {"spec.table": "without an action table"}
 
 
@@ -279,6 +283,19 @@ class Base:
         within="[0, 1]",
         only_if=EXPLORES | {"exploration=ou": "without Ornstein-Uhlenbeck noise, base.exploration = ou"},
     )
+    noise_repeat: int = setting(
+        1,
+        "Most steps for which a Gaussian policy keeps the noise of its sample: k in 1, 2, ... with a "
+        "probability that is proportional to k^-`noise_repeat_power`; 1: each step has noise of its own.",
+        within=">= 1",
+        only_if=KEEPS_NOISE,
+    )
+    noise_repeat_power: float = setting(
+        2.0,
+        "How fast longer repetitions of the noise get rarer.",
+        within=">= 0",
+        only_if=KEEPS_NOISE | {"noise_repeat!=1": "without repeated noise, such as base.noise_repeat = 16"},
+    )
     epsilon_start: float = setting(
         1.0, "ε when the random phase ends.", within="[0, 1]", only_if=EXPLORES_BY_EPSILON
     )
@@ -436,7 +453,8 @@ class Base:
             return optax.linear_schedule(start, self.rate_end * start, steps)
         if self.schedule == "delayed":
             before = self.warmup * self.updates_per_step / self.schedule_updates
-            return partial(delayed_rate, start, self.rate_end, before, steps)
+            rate: Any = partial(delayed_rate, start, self.rate_end, before, steps)
+            return rate
         return optax.cosine_decay_schedule(start, steps, self.rate_end)
 
 

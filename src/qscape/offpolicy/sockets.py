@@ -9,7 +9,7 @@ not define have a default that does nothing and adds nothing to the compiled pro
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -51,6 +51,10 @@ class Nets(NamedTuple):
     torso: Callable[[Key, int], Features]
 
 
+# typing.Self, which beartype does not check in functions
+NetworksT = TypeVar("NetworksT", bound="BoundNetworks")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundNetworks:
     """The agent's networks as functions, and its settings: what a policy is made of.
@@ -88,12 +92,12 @@ class BoundNetworks:
     base: Base
     table: ActionTable | None
 
-    def _replace(self, **changes: Any) -> Self:
+    def _replace(self: NetworksT, **changes: Any) -> NetworksT:
         """Return the same with other fields, as a NamedTuple does."""
         return dataclasses.replace(self, **changes)
 
     @property
-    def settled(self) -> Self:
+    def settled(self: NetworksT) -> NetworksT:
         """The same, but actors with batch normalisation use running statistics also while they improve."""
         return self._replace(bind=partial(self.bind, settled=True))
 
@@ -228,6 +232,8 @@ class Network(StatefulPart):
             (s, a) and (s', a') as one batch.
         refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
             of the actor, or with every update.
+        actor_rows: which observations an actor with batch normalisation is normalised by while it improves:
+            s, or as the critics by s and s' together.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
         has_plain_layers: the hidden layers are those that the base describes, and nothing else.
         drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
@@ -238,6 +244,7 @@ class Network(StatefulPart):
     socket: ClassVar[str] = "network"
     trains_on_joint_batch: ClassVar[bool] = False
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
+    actor_rows: ClassVar[Literal["now", "both"]] = "now"
     keeps_target_critics: ClassVar[bool] = True
     has_plain_layers: ClassVar[bool] = False
     drops_units: ClassVar[bool] = False
@@ -644,6 +651,7 @@ class ActionSelector(StatefulPart):
         climbs_surrogates: actors climb other value functions than Q, which the policy loss must support.
         indexes_actions: an action is the index of one of N discrete actions, as a float [..., 1].
         values_next_state: the part itself values the next state, by `next_value`.
+        repeats_noise: it can keep the noise of a Gaussian policy for several steps (`base.noise_repeat`).
         acts_by_points: the selector executes a point of the first critic, see `Representation.makes_points`.
     """
 
@@ -653,6 +661,7 @@ class ActionSelector(StatefulPart):
     climbs_surrogates: ClassVar[bool] = False
     indexes_actions: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = False
+    repeats_noise: ClassVar[bool] = False
     acts_by_points: ClassVar[bool] = False
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
@@ -928,12 +937,18 @@ class Scaling(Part):
 
 
 def bind_network(
-    representation: Representation, encoder: PyTree, module: Actor | Critic, trains_actors: bool = False
+    representation: Representation,
+    encoder: PyTree,
+    module: Actor | Critic,
+    trains_actors: bool = False,
+    beside: Array | None = None,
 ) -> Callable:
     """Return an actor or critic module as a function of normalised observations and actions.
 
     Args:
         trains_actors: an actor with batch normalisation normalises by the batch.
+        beside: observations [B, S] that are normalised together with those that the actor is then called
+            with; None: no others.
 
     Returns:
         For an actor `(obs, conditioning=None)` -> distribution, for a critic
@@ -943,10 +958,12 @@ def bind_network(
 
         def policy(obs: Array, conditioning: Conditioning | None = None):
             actor = representation.adapt_network(encoder, module)
-            embeddings = representation.actor_embeddings(encoder, obs)
             if trains_actors and has_statistics(module):
-                return actor.train(obs, embeddings)[0]
-            return actor(obs, embeddings, conditioning)
+                rows, count = obs, None
+                if beside is not None:
+                    rows, count = jnp.concatenate([obs, beside]), len(obs)
+                return actor.train(rows, representation.actor_embeddings(encoder, rows), count)[0]
+            return actor(obs, representation.actor_embeddings(encoder, obs), conditioning)
 
         return policy
 

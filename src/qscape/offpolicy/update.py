@@ -137,7 +137,9 @@ class Stage(NamedTuple):
 
     def context(self, state: State, trains_actors: bool = False) -> Context:
         """Return the networks of a state as functions; see `Agent.functions`."""
-        return self.agent.functions(state, self.event, trains_actors)
+        joins = trains_actors and self.agent.network.actor_rows == "both"
+        beside = self.batch.next_observation if joins else None
+        return self.agent.functions(state, self.event, trains_actors, beside)
 
 
 def _normalise_batch(agent: Agent, state: State, batch: Batch) -> Batch:
@@ -430,7 +432,10 @@ def _step_actors(stage: Stage, state: State, previous: Metrics) -> tuple[State, 
 
 def _refresh_actors(stage: Stage, state: State) -> PyTree:
     """Return the actors with running statistics that took in the observations of the batch."""
-    rep, obs = stage.agent.representation, stage.agent.task.actor_part(stage.batch.observation)
+    rep, obs = stage.agent.representation, stage.batch.observation
+    if stage.agent.network.actor_rows == "both":
+        obs = jnp.concatenate([obs, stage.batch.next_observation])
+    obs = stage.agent.task.actor_part(obs)
     view = rep.encoder_params(state.part(rep), "fixed")
 
     def refresh(node: Any) -> Any:
