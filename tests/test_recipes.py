@@ -205,7 +205,8 @@ def test_every_part_goes_on_some_base():
     """Alone, or as Q3C's three parts together."""
     together = {"control_points", "best_point", "separate"}
     assert {part for _, part in PAIRS} == {*PARTS} - together
-    assert filling(build("q3c")).keys() >= {PARTS[name].socket for name in together - {"separate"}}
+    agent = build(f"td3+{'+'.join(sorted(together))}")
+    assert {agent.representation.name, agent.selector.name, *(r.name for r in agent.regularisers)} == together
 
 
 @pytest.mark.parametrize(("base", "part"), PAIRS)

@@ -1,5 +1,7 @@
 """The tasks of SAVO as its authors released them: their numbers."""
 
+import warnings
+
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
@@ -137,6 +139,17 @@ def test_a_snapshot_holds_the_state(env_id, steps):
     assert restore(other, take(one)) == ""
     for action in actions[steps:]:
         jax.tree.map(np.testing.assert_array_equal, one.step(action)[:2], other.step(action)[:2])
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("task", ["restricted/InvertedPendulum", "mineworld/MineWorld", "recsim/500"])
+def test_no_version_is_called_out_of_date(task, version):
+    """v0 is by the paper's text and v1 as released; neither takes the place of the other."""
+    if f"{task}-v{version}" not in gym.registry:
+        pytest.skip("this size has one version")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        make_env(f"{task}-v{version}").close()
 
 
 @pytest.mark.parametrize(

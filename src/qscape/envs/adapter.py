@@ -978,7 +978,7 @@ class _Vector:
 
 
 def _is_given(info: Mapping[str, Any], key: str, i: int) -> bool:
-    """Return did environment i give this key of a vector environment's infos?"""
+    """Return whether environment i gave this key of a vector environment's infos."""
     given = np.asarray(info.get(f"_{key}", True))
     return bool(given[i] if given.ndim else given)
 

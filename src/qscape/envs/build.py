@@ -160,7 +160,16 @@ def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
         return functools.partial(pixels.car_racing, env_id)
     if re.match("restricted/Any-|pixels/", env_id) and "max_episode_steps" in args:  # not the inner limit
         return functools.partial(gym.make, env_id, limited=False)
+    if re.match("restricted/|mineworld/|recsim/", env_id):
+        return functools.partial(_make_either_version, env_id)
     return functools.partial(gym.make, env_id)
+
+
+def _make_either_version(env_id: str, **args: Any) -> gym.Env:
+    """Make a task of which v0 is by SAVO's text and v1 as released: Gymnasium would call v0 out of date."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+        return gym.make(env_id, **args)
 
 
 def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:

@@ -34,7 +34,7 @@ def true_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_bounded(space: spaces.Space) -> TypeGuard[spaces.Box]:
-    """Return is a space a Box with bounds in every dimension, and not by name only?"""
+    """Return whether a space is a Box with bounds in every dimension, and not by name only."""
     return isinstance(space, spaces.Box) and bool(np.isfinite(true_bounds(space)).all())
 
 

@@ -151,7 +151,7 @@ def find_runs(runs: Paths) -> list[Path]:
 
 
 def name_runs(runs: Paths, folders: Iterable[Path]) -> tuple[set[Path], str]:
-    """Return tell the runs that a user named from those that lie somewhere below a folder that was named.
+    """Tell the runs that a user named from those that lie somewhere below a folder that was named.
 
     A run is named by its folder, by that of its group of seeds, or by a pattern that matches one of them.
 

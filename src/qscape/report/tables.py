@@ -324,9 +324,7 @@ def _leaders(
 def _published_at(
     curves: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return for each of our environments select the published results at or before the last step of our
-    runs.
-    """
+    """Select the published results of our environments at or before the last step of our runs; and notes."""
     lines, notes = [], []
     for env, ours in rows.groupby("env"):
         steps = ours["step"].max()

@@ -815,7 +815,7 @@ def unfinished(folder: Path, steps: int | None = None, path: Path | None = None)
 
 
 def fit(adapter: EnvAdapter, path: Path, other_spaces: bool = False) -> None:
-    """Return prepare an adapter, before its first reset, for the networks of a save.
+    """Prepare an adapter, before its first reset, for the networks of a save.
 
     `other_spaces`: whether the environment may have other spaces than that of the training.
 
