@@ -277,7 +277,7 @@ FLAGS = {
     "record no-run": "--dataset --episodes --policy --noise --seed --current",
     "dataset no.hdf5": "--env --env-args",
     "collapse no-run": "--states --seed --json --png",
-    "export no-run": "--onnx --npz --tolerance --episodes --current --runner",
+    "export no-run": "--onnx --c --prefix --npz --tolerance --episodes --current --runner",
     "push no-run": "--repo --private --episodes",
     "pull nobody": "--out",
     "import no-file": "--env --env-args --out --overwrite",
@@ -511,6 +511,9 @@ qscape export td3
 qscape export td3 --onnx a.xyz
 qscape export td3 --npz a.xyz
 qscape export td3 --runner --npz a
+qscape export td3 --c a.xyz
+qscape export td3 --c a --prefix 1a
+qscape export td3 --onnx a --prefix a
 qscape export td3 --onnx a --tolerance 0
 qscape export td3 --onnx a --episodes 0
 qscape export no-run --onnx a

@@ -258,7 +258,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "savgo: a random geometry on sale": (
         "sac+sale+savgo",
         {
-            "savgo": {"frozen": True, "gap_scale": 1.0, "temperature_loss": "alpha"},
+            "savgo": {"frozen": True, "gap_scale": 1.0, "temperature_loss": "alpha", "target_std": 0.15},
             "base": {"policy_delay": 2},
         },
     ),

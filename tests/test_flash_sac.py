@@ -431,6 +431,16 @@ def test_the_recipes():
 
 
 @pytest.mark.parametrize(
+    ("env", "discount"),
+    [("playground/G1JoystickFlatTerrain", 0.97), ("playground/T1JoystickRoughTerrain", 0.97)],
+)
+def test_the_preset_of_humanoids(env, discount):
+    found, source = agents.preset("paper", "flash_sac_parallel", env)
+    assert found == {"base": {"discount": discount}}
+    assert "2604.04539" in source
+
+
+@pytest.mark.parametrize(
     "recipe",
     [
         *(f"flash_sac+{part}" for part in ("pave", "caps", "lap", "savo", "savgo", "sale", "grad", "asap")),

@@ -47,6 +47,7 @@ from qscape.errors import (
 )
 from qscape.run import events as ev
 from qscape.run import folder as folders
+from qscape.run.adapters import open_evaluation
 from qscape.run.evaluation import SEED
 from qscape.run.plan import Plan, moot_notes, prepare, refuse_unkept
 from qscape.run.programs import evaluation_key
@@ -187,6 +188,7 @@ class Model:
             vectorise=vectorise,
             index_actions=index_actions,
             one_if_jax=loop != "host",
+            alone="envs=1",
             lag=self.lag,
         )
         if self.adapter.spec.frame is not None:
@@ -197,19 +199,17 @@ class Model:
             self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions, lag=self.lag)
             self.eval_adapter.arrange(self.adapter.spaces)
             _refuse_other_spaces(self.adapter, self.eval_adapter)
-        elif not made:
-            n = min(eval_episodes, 10)
-            self.eval_adapter = make_adapter(
-                env, n, env_args, seed=SEED, index_actions=index_actions, lag=self.lag
+        source: Any = env
+        self._open_evaluation = (
+            None
+            if made
+            else functools.partial(
+                open_evaluation, source, args=env_args, index_actions=index_actions, lag=self.lag
             )
-        if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
-            self.eval_adapter.environments
-        ):
-            raise Conflict(
-                "evaluation would reset the training environment in mid-episode, as both are one object: "
-                "give an id, a function that makes a new one at every call, or another one as eval_env.",
-                field="eval_env",
-            )
+        )
+        if self._open_evaluation is not None and eval_env is None and (eval_every or probe):
+            self.eval_adapter = self._open_evaluation(min(eval_episodes, 10), without="eval_every=0")
+        self._refuse_one_object()
         if probe and self.eval_adapter is None:
             raise MissingArgument(
                 f"probe={[*probe]} measures evaluations: pass eval_env beside an environment.",
@@ -239,6 +239,17 @@ class Model:
             prepare(plan)  # refuses a preset without settings for this environment
         self.trainer: Session | None = None
         self._drawn = 0  # number of calls of `predict` that sampled, so that each call draws other numbers
+
+    def _refuse_one_object(self) -> None:
+        """Raise a UsageError if evaluations would step the very environment of training."""
+        if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
+            self.eval_adapter.environments
+        ):
+            raise Conflict(
+                "evaluation would reset the training environment in mid-episode, as both are one object: "
+                "give an id, a function that makes a new one at every call, or another one as eval_env.",
+                field="eval_env",
+            )
 
     @property
     def env_steps(self) -> int:
@@ -434,6 +445,13 @@ class Model:
         from qscape.run.evaluation import evaluate
 
         episodes = _whole_number("episodes", episodes, 1)
+        if self.eval_adapter is None and self._open_evaluation is not None:  # of `eval_every=0`
+            opened = self._open_evaluation(
+                min(episodes, 10), without="to save the model and load it to evaluate"
+            )
+            opened.arrange(self.adapter.spaces)
+            self.eval_adapter = opened
+            self._refuse_one_object()
         if self.eval_adapter is None:
             raise MissingArgument(
                 "this model was given an environment, not its id: pass eval_env to evaluate.",

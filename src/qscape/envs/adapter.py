@@ -17,6 +17,7 @@ How an environment resets itself:
     is always the true successor, and `Step.observation` is what the agent acts on next.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -59,6 +60,7 @@ from qscape.errors import (
     NotFinite,
     OutOfRange,
     QscapeError,
+    UnmakeableEnv,
     WrongEnv,
     WrongValue,
     describe,
@@ -144,6 +146,7 @@ def make(
     vectorise: Literal["sync", "async", "envpool"] = "sync",
     index_actions: bool = False,
     one_if_jax: bool = False,
+    alone: str = "envs=1",
     lag: Lag = NO_LAG,
 ) -> "EnvAdapter":
     """Make an environment, or E of them, and the adapter around it.
@@ -160,6 +163,8 @@ def make(
             mode is next step.
         index_actions: pass discrete actions by index, as on-policy agents do.
         one_if_jax: make only one of an environment in JAX, whose copies a compiled program holds.
+        alone: what the user may say so that one copy suffices, for errors of environments of which only one
+            may exist.
         lag: how sensors and actuators lag.
 
     Raises:
@@ -196,10 +201,12 @@ def make(
         )
 
     name = env_id if isinstance(env_id, str) else None
+    opened: list[gym.Env] = []
 
     def build(copy: int = 0) -> gym.Env:
         with own_generators(seed + copy):
-            return _lagged(build_env(env_id, args), lag, index_actions, name)
+            opened.append(_lagged(build_env(env_id, args), lag, index_actions, name))
+        return opened[-1]
 
     spec = gym.registry.get(name.rpartition(":")[2]) if name else None
 
@@ -210,10 +217,11 @@ def make(
         return build(copy)
 
     first = build()
-    alone = envs == 1 and vectorise != "envpool"
-    if alone or (one_if_jax and find_jax_env(first) is not None):
+    if (envs == 1 and vectorise != "envpool") or (one_if_jax and find_jax_env(first) is not None):
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     try:
+        if vectorise != "sync":
+            first.close()  # of some environments only as many may exist as are asked for
         if vectorise == "envpool":
             many: VectorEnv = EnvPoolEnv(env_id, envs, args, first)
         elif vectorise == "async":
@@ -221,16 +229,22 @@ def make(
         else:
             others = [functools.partial(build, i) for i in range(1, envs)]
             many = SyncVectorEnv([lambda: first, *others], autoreset_mode=autoreset)
+    except UnmakeableEnv as problem:  # the first one could be made
+        _close_quietly(opened)
+        if vectorise == "envpool":  # one pool makes all copies
+            raise
+        raise problem.saying(f"{str(problem).rstrip('.')}; {_only_one(alone)}", field="envs") from problem
     except QscapeError:
+        _close_quietly(opened)
         raise
     except Exception as problem:  # e.g. copies with different spaces
+        _close_quietly(opened)
         raise Conflict(
-            f"{env_id} cannot be made {envs} times ({_describe(problem)})", field="envs"
+            f"{env_id} cannot be made {envs} times ({_describe(problem)}); {_only_one(alone)}", field="envs"
         ) from problem
     adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
-    if vectorise != "sync":
-        first.close()
-    elif len(adapter.environments) < envs:
+    adapter.alone = alone
+    if vectorise == "sync" and len(adapter.environments) < envs:
         raise Conflict(
             f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
             "call: let it make a new one",
@@ -280,10 +294,11 @@ class EnvAdapter:
         stack: what a policy carries where the world lags by itself; None: nothing.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
-        interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
-            "" as long as there was none.
+        interrupted: what ended a step before its end: an error, or `SystemExit` or `KeyboardInterrupt` from
+            within; "" if an episode can go on.
         called: the call of the environment that has not returned yet; None: there is none.
         constants: what `snapshot.remember` found.
+        alone: what the user may say so that one copy suffices; "" if there is one copy only.
     """
 
     def __init__(
@@ -307,6 +322,7 @@ class EnvAdapter:
         self.env, self.seed, self.interrupted = env, seed, ""
         self.called: Call | None = None
         self.constants: dict[str, Any] | None = None
+        self.alone = ""
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -576,7 +592,18 @@ class EnvAdapter:
             raise MissingPackage(
                 f'{self.env_id} draws with a missing package: pip install "qscape[video]"'
             ) from problem
-        return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+        picture = np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if picture.ndim != 3 or picture.shape[2] not in (1, 3, 4) or picture.dtype.kind not in "biuf":
+            what = f"{picture.dtype}{list(picture.shape)}" if frame is not None else "None"
+            raise BrokenEnv(
+                f"{self.env_id} renders {what}; a picture is an array [H, W, 3] of bytes, or grey"
+            )
+        if picture.dtype.kind == "f" or picture.dtype == np.bool_:  # shares of white
+            picture = np.clip(picture.astype(np.float64), 0, 1) * 255
+        colours = np.repeat(picture, 3, 2) if picture.shape[2] == 1 else picture[..., :3]
+        return colours.astype(np.uint8)
 
     def observations(
         self, observation: Any, action_mask: Any = None, whole: bool = False
@@ -722,11 +749,15 @@ class EnvAdapter:
         self.called = Call(call.__name__, time.monotonic())
         try:
             return call(*arguments)
-        except QscapeError:
+        except QscapeError as problem:
+            self.interrupted = describe(problem)
             raise
         except Exception as problem:
+            self.interrupted = describe(problem)
             step = self.statistics.steps - self.statistics.began.max()
             why, hint = _describe(problem), _hint(problem)
+            if self.alone and not self.statistics.episodes.any() and step <= 1 and not hint:
+                hint = f"; {_only_one(self.alone)}"
             raise BrokenEnv(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
         except BaseException as problem:
             self.interrupted = describe(problem)
@@ -743,6 +774,7 @@ class EnvAdapter:
         value = float((rows if given is None else given)[(row, *index)])
         episode = int(self.statistics.episodes[row]) + 1
         seen = self.spec.observation_size
+        self.interrupted = f"{field} was not finite"
         raise NotFinite(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
 
 
@@ -1002,6 +1034,18 @@ def describe_not_finite(
     )
 
 
+def _close_quietly(envs: Sequence[gym.Env]) -> None:
+    """Close environments, whose further errors do not matter, since there is one already."""
+    for env in envs:
+        with contextlib.suppress(Exception):
+            env.close()
+
+
+def _only_one(alone: str) -> str:
+    """Return the end of an error of an environment of which only one may exist."""
+    return f"if only one may exist at a time, {alone} makes one suffice"
+
+
 def _describe(problem: BaseException) -> str:
     """Return `errors.describe` of an environment's error, in this process or in another one."""
     return str(problem) if isinstance(problem, WorkerError) else describe(problem)
@@ -1009,7 +1053,7 @@ def _describe(problem: BaseException) -> str:
 
 def _hint(problem: BaseException) -> str:
     """Return what an environment has to return, if an error tells that it returned something else."""
-    text = str(problem) if isinstance(problem, ValueError) else ""
+    text = describe(problem) if isinstance(problem, ValueError) else ""
     if "cannot reshape array" in text:
         shape = "observations must have the shape of observation_space"
         return f"; {shape}, and reset must return (observation, info)"
@@ -1026,9 +1070,14 @@ def _spec_of(about: Any) -> EnvSpec | None:
 
 def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
     """Return a space of an environment, or a UsageError if it has none."""
-    space = getattr(env, name, None)
+    which = env_id or type(env.unwrapped).__name__
+    try:
+        space = getattr(env, name)
+    except Exception as problem:
+        if not (isinstance(problem, AttributeError) and f"no attribute '{name}'" in describe(problem)):
+            raise WrongEnv(f"{which}: its {name} cannot be read ({describe(problem)})") from problem
+        space = None
     if not isinstance(space, gym.Space):
-        which = env_id or type(env.unwrapped).__name__
         raise WrongEnv(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
     return space
 

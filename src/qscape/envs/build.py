@@ -19,6 +19,7 @@ from qscape.envs.levels import discretise
 from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
 from qscape.errors import (
+    LONGEST_TEXT,
     MissingPackage,
     OutOfRange,
     QscapeError,
@@ -30,6 +31,7 @@ from qscape.errors import (
     WrongVersion,
     describe,
     describe_import,
+    show,
 )
 from qscape.trusted import import_named
 
@@ -106,8 +108,9 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
             ) from problem
         if not args and not isinstance(problem, TypeError):
             raise UnmakeableEnv(f"{name} cannot be made ({describe(problem)})") from problem
+        said = show(problem, str, LONGEST_TEXT)
         raise UnmakeableEnv(
-            f"{name} cannot be made with env_args {args}: {problem}{_list_arguments(env_id)}",
+            f"{name} cannot be made with env_args {args}: {said}{_list_arguments(env_id)}",
             field="env_args",
         ) from problem
     if not isinstance(env, gym.Env):
@@ -253,7 +256,7 @@ def _explain_failure(env_id: str, problem: Exception) -> UsageError:
             return UnknownName(f"{env_id} is of another package: write {module}:{env_id}", field="env")
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
         missing = isinstance(problem, ModuleNotFoundError)
-        why = f" {describe_import(problem, env_id)}" if missing else f": {problem}"
+        why = f" {describe_import(problem, env_id)}" if missing else f": {show(problem, str, LONGEST_TEXT)}"
         return UnmakeableEnv(f"{env_id} cannot be made{why}", field="env")
     newest: dict[str, Any] = {}  # for each name, the id of the highest version
     for spec in gym.registry.values():

@@ -13,6 +13,7 @@ from qscape.envs.native import GymnasiumEnv
 from qscape.errors import BrokenEnv, Mismatch, UnfitEnv, WrongEnv
 
 LARGEST_PRODUCT = 500_000  # actions of a product of discrete sets in a table
+DARKEST = 128  # an image has a bound of at least this
 ENDLESS = 1e30  # a bound from here on, or from half of what its dtype holds, is finite by name only
 
 
@@ -173,8 +174,14 @@ def index_sizes(space: spaces.Space, index_actions: bool) -> dict[str, Any]:
 
 
 def is_image(space: spaces.Space) -> bool:
-    """Return whether an observation is an image, a uint8 Box with at least two axes."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2
+    """Return whether an observation is an image, a uint8 Box with at least two axes and bounds of bytes.
+
+    With smaller bounds it is a board, whose numbers are kinds of pieces: a vector. Divided by 255 they would
+    hardly differ.
+    """
+    if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2):
+        return False
+    return int(space.high.max(initial=0)) >= DARKEST
 
 
 def make_flatten(

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import jax
@@ -36,6 +36,9 @@ from qscape.run.folder import read_record
 from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating, evaluation_key
 from qscape.tracking import track
+
+if TYPE_CHECKING:  # of the extra `export`
+    import onnx
 
 CHECKED = 1_000  # observations on which file and library are compared
 TOLERANCE = 1e-5  # largest accepted difference of an action, as a share of half its range
@@ -64,18 +67,27 @@ class PolicySource:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnnxCheck:
-    """Comparison of an ONNX model with the library.
+class ExportCheck:
+    """Comparison of an exported policy with the library.
 
     Attributes:
         difference: the largest absolute difference of an action, in the environment's units.
         rounding: the library's largest difference from itself, one observation at a time against one batch.
-        p50: median time for one observation on one core, in milliseconds.
-        p99: 99% quantile of that time.
     """
 
     difference: float
     rounding: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxCheck(ExportCheck):
+    """Comparison of an ONNX model with the library, and its speed.
+
+    Attributes:
+        p50: median time for one observation on one core, in milliseconds.
+        p99: 99% quantile of that time.
+    """
+
     p50: float
     p99: float
 
@@ -97,7 +109,10 @@ def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: i
     record = read_record(folder)
     if record["env"] == RECORDED:  # trained on a dataset without an environment to act in
         return PolicySource(folder, record, loaded, [], read(record["dataset"]).observation)
-    done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    try:
+        done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    finally:
+        loaded.adapter.close()
     return PolicySource(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
@@ -200,7 +215,12 @@ def make_action_map(adapter: EnvAdapter, units: bool = True) -> Callable[[Array]
     start = int(getattr(space, "start", 0))
     if table is not None:
         search = ActionTable(table)
-        return lambda action: search.nearest(action)[:, 0] + start
+
+        def to_index(action: Array) -> Array:
+            found = search.nearest(action)[:, 0]
+            return jnp.where(found < len(table), found, 0) + start  # of NaN the first, as in the library
+
+        return to_index
     if not isinstance(space, gym.spaces.Box):  # the action is an index already
         return lambda action: jnp.round(action[:, 0]).astype(jnp.int32) + start
     box = ActionBox.from_space(space, np.float32)
@@ -249,22 +269,32 @@ def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -
     try:
         import onnxruntime  # noqa: F401
 
-        from qscape.export.convert import to_onnx
+        model = make_onnx(source)
     except ImportError as problem:
         raise MissingPackage(
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
-    about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
-    masks = source.loaded.adapter.masks
-    actions = None if masks is None else masks.entries
-    size, stack = source.loaded.adapter.raw_sizes[1], source.loaded.adapter.stack
-    memory = None if stack is None else stack.width
-    function = make_policy_function(source.loaded)
-    model = to_onnx(function, size, about, actions=actions, memory=memory)
     data = model.SerializeToString()
     checked = check_onnx(data, source, tolerance)
     write_atomically(file, data)
     return checked
+
+
+def make_onnx(source: PolicySource) -> "onnx.ModelProto":
+    """Return the policy as an ONNX model; inputs and output as in `write_onnx`.
+
+    Raises:
+        ImportError: a package is missing.
+        UsageError: the policy uses an operation without a conversion.
+    """
+    from qscape.export.convert import to_onnx
+
+    about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
+    masks, stack = source.loaded.adapter.masks, source.loaded.adapter.stack
+    actions = None if masks is None else masks.entries
+    memory = None if stack is None else stack.width
+    function, size = make_policy_function(source.loaded), source.loaded.adapter.raw_sizes[1]
+    return to_onnx(function, size, about, actions=actions, memory=memory)
 
 
 def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) -> OnnxCheck:
@@ -279,6 +309,41 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    seconds = np.empty(CHECKED)
+
+    def act(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        batched = np.asarray(session.run(None, inputs)[0])
+        single = np.empty_like(batched)
+        for k in range(len(batched)):
+            begun = time.perf_counter()
+            answer, *_ = session.run(None, {name: rows[k : k + 1] for name, rows in inputs.items()})
+            seconds[k] = time.perf_counter() - begun
+            single[k] = np.asarray(answer)[0]
+        return [batched, single]
+
+    compared = compare(source, "ONNX model", act, tolerance)
+    p50, p99 = np.percentile(seconds * 1e3, [50, 99])
+    return OnnxCheck(compared.difference, compared.rounding, float(p50), float(p99))
+
+
+def compare(
+    source: PolicySource,
+    what: str,
+    act: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]],
+    tolerance: float = TOLERANCE,
+) -> ExportCheck:
+    """Compare an exported policy with the library, which sees 1,000 observations in one batch and one by one.
+
+    Args:
+        source: the policy.
+        what: the name of its other form, for the error.
+        act: returns the actions of that form [1000, ...], as often as it computes them, for inputs
+            [1000, size] by name, those of `write_onnx`.
+        tolerance: as in `check_onnx`.
+
+    Raises:
+        RunError: as `check_onnx`.
+    """
     obs = sample_observations(source)
     wanted = act_as_library(source.loaded, obs).astype(np.float64)
     one_by_one = track(range(len(obs)), "observations to check")
@@ -286,33 +351,25 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
     adapter = source.loaded.adapter
     spec, masks, stack = adapter.spec, adapter.masks, adapter.stack
     rows, memory = (obs, None) if stack is None else stack.split(obs)
-    given = {"observation": np.ascontiguousarray(rows[:, : adapter.raw_sizes[1]])}
+    inputs = {"observation": np.ascontiguousarray(rows[:, : adapter.raw_sizes[1]])}
     if memory is not None:
-        given |= {"memory": memory, "start": np.zeros((len(obs), 1), bool)}
+        inputs |= {"memory": memory, "start": np.zeros((len(obs), 1), bool)}
     if masks is not None:
         valid = np.asarray(masks.mask.unpack(jnp.asarray(obs[:, spec.observation_size :])))
-        given["action_mask"] = masks.from_rows(valid)
-    batched = np.asarray(session.run(None, given)[0])
-    single, seconds = np.empty_like(batched), np.empty(len(obs))
-    for k in range(len(obs)):
-        begun = time.perf_counter()
-        answer, *_ = session.run(None, {name: rows[k : k + 1] for name, rows in given.items()})
-        seconds[k] = time.perf_counter() - begun
-        single[k] = np.asarray(answer)[0]
-    rounding = float(np.abs(alone - wanted).max())
-    difference = max(float(np.abs(actions - wanted).max()) for actions in (batched, single))
+        inputs["action_mask"] = masks.from_rows(valid)
+    flat = wanted.reshape(len(obs), -1)
+    models = [np.abs(actions.reshape(flat.shape) - flat) for actions in act(inputs)]
+    itself = np.abs(alone.reshape(flat.shape) - flat)
     half, rounded = _action_scale(source.loaded.adapter)
-    *models, itself = (np.abs(x - wanted).reshape(len(obs), -1) for x in (single, batched, alone))
-    off = np.maximum(*models)
+    off = np.maximum.reduce(models)
     if not (off <= tolerance * half + rounded).all():  # also where it is NaN
         raise Inexact(
-            f"{source.folder}: the ONNX model differs from the library by {np.max(off / half):.2g} of half "
+            f"{source.folder}: the {what} differs from the library by {np.max(off / half):.2g} of half "
             f"an action's range on {len(obs):,} observations, more than --tolerance {tolerance:.2g} (the "
             f"library differs from itself, single against batched, by {np.max(itself / half):.2g}); no file "
             "was written."
         )
-    p50, p99 = np.percentile(seconds * 1e3, [50, 99])
-    return OnnxCheck(difference, rounding, float(p50), float(p99))
+    return ExportCheck(float(off.max()), float(itself.max()))
 
 
 def _action_scale(adapter: EnvAdapter) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:

@@ -175,9 +175,8 @@ def load_trained_agent(folder: Path | str, current: bool = False) -> TrainedAgen
 
     def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
         args = {**decode_args(record["env_args"]), **more}
-        adapter = make_adapter(
-            record["env"], envs, args, seed=seed, index_actions=agent.index_actions, lag=lag
-        )
+        about: Any = {"index_actions": agent.index_actions, "lag": lag, "alone": "--episodes 1"}
+        adapter = make_adapter(record["env"], envs, args, seed=seed, **about)
         adapter.arrange(loaded.adapter.spaces)
         return adapter
 

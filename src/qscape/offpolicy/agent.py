@@ -166,7 +166,10 @@ class Agent(Bound):
                     advice = (
                         "take a recipe with conv in its place" if part is rep else f"leave {part.name} out"
                     )
-                    return f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}."
+                    return (
+                        f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}, or, if "
+                        "they are boards, take gymnasium.wrappers.FlattenObservation."
+                    )
         if self.base.discount_rule == "time_limit" and spec.time_limit is None:
             return (
                 "base.discount_rule = time_limit, and it has no known time limit: give it one "

@@ -224,7 +224,12 @@ class Session:
             for one in self.seeds:
                 if one.saver is not None and one.adapter.jax_env is None:
                     remember(one.adapter)
-        moot = self._moot_notes()
+        broken = [one.adapter.interrupted for one in self.seeds if one.adapter.interrupted]
+        if broken:
+            self.engine.begin_again()
+        moot = self._moot_notes() + [
+            f"a step was not finished ({why}): new episodes begin" for why in broken[:1]
+        ]
         notes = moot + self.engine.notes(self.saves)
         evals_every = self.plan.evals_every if self.eval_adapter is not None else 0
         for k, one in enumerate(self.seeds):
