@@ -1,5 +1,6 @@
 """Environments of which `qscape check` has to say what is wrong with each; `Sound` has nothing wrong."""
 
+import ctypes
 import functools
 import os
 import time
@@ -347,3 +348,61 @@ class Own(VectorEnv):
 for _made in (Sound, Dear, Unbounded, Hangs):
     if f"Checked{_made.__name__}-v0" not in gym.registry:
         gym.register(f"Checked{_made.__name__}-v0", functools.partial(_made))
+
+
+class Stored(gym.Env):
+    """Shows the goal that its constructor drew from entropy, unless it is given a seed."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, seed=None):
+        self.goal, self.now = np.random.default_rng(seed).uniform(), 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.now = 0
+        return np.array([self.goal], np.float32), {}
+
+    def step(self, action):
+        self.now += 1
+        return np.array([self.goal], np.float32), 0.0, False, self.now == 20, {}
+
+
+class Late(Sound):
+    """Does something in its 30th step, over all episodes.
+
+    Args:
+        what: "sleep", "loop", "lock" (in C, where no signal reaches it), "abort" or "reset" (sleeps there).
+    """
+
+    def __init__(self, what="sleep"):
+        super().__init__()
+        self.what, self.life = what, 0
+
+    def reset(self, *, seed=None, options=None):
+        if self.what == "reset" and self.life >= 30:
+            time.sleep(1000)
+        return super().reset(seed=seed)
+
+    def reward(self):
+        self.life += 1
+        if self.life == 30 and self.what != "reset":
+            self.go()
+        return 0.0
+
+    def go(self):
+        if self.what == "abort":
+            os.abort()
+        if self.what == "lock":
+            lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(128)
+            lock(mutex)
+            lock(mutex)
+        if self.what == "loop":
+            while True:
+                pass
+        time.sleep(1000)
+
+
+gym.registry.pop("CheckedLate-v0", None)
+gym.register("CheckedLate-v0", Late)

@@ -2,7 +2,7 @@
 
 import functools
 import json
-import sys
+import threading
 
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -154,7 +154,7 @@ def test_what_is_given_may_be_anything_that_training_takes():
 
 def test_what_cannot_be_sent_is_refused():
     env = checked.Sound()
-    env.file = sys.stdin
+    env.file = threading.Lock()
     with pytest.raises(UsageError, match="give its id or a function"):
         qs.check_env(env, **QUICK)
 

@@ -20,9 +20,10 @@ How an environment resets itself:
 import dataclasses
 import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -48,7 +49,7 @@ from qscape.envs.spaces import (
     split_space,
     true_bounds,
 )
-from qscape.envs.workers import EnvPoolEnv, WorkerError, Workers
+from qscape.envs.workers import EnvPoolEnv, WorkerDied, WorkerError, Workers
 from qscape.errors import (
     BrokenEnv,
     Conflict,
@@ -219,6 +220,16 @@ def make(
     return adapter
 
 
+class Witness(Protocol):
+    """Looks at steps of an adapter."""
+
+    def __call__(
+        self, adapter: "EnvAdapter", action: Float[np.ndarray, "E A"]
+    ) -> Callable[[Transition], None] | None:
+        """Look at a step before it is made; return what looks at it afterwards, or None."""
+        ...
+
+
 class EnvAdapter:
     """E Gymnasium environments with one interface: float32 observations [E, S], actions [E, A] in [-1, 1].
 
@@ -237,9 +248,11 @@ class EnvAdapter:
         jax_env: the environment as pure functions, if it is written in JAX; else None.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
-        interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
-            "" as long as there was none.
+        interrupted: what ended a call of the environment in its middle: `SystemExit` or `KeyboardInterrupt`
+            from within, the end of its process, or that it hung; "" as long as there was none.
         called: the call of the environment that has not returned yet; None: there is none.
+        witness: looks at steps (`repeats.SaveWitness`); None: nothing does.
+        unkept: a sentence that says why no snapshot holds the whole state; "": as far as is known, each does.
     """
 
     def __init__(
@@ -262,6 +275,8 @@ class EnvAdapter:
         """
         self.env, self.seed, self.interrupted = env, seed, ""
         self.called: Call | None = None
+        self.witness: Witness | None = None
+        self.unkept = ""
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -329,6 +344,8 @@ class EnvAdapter:
             self._source = _Copies(env.envs, find_reset_mode(env), self.env_id, reader)
         else:
             self._source = _Vector(env, self.env_id, reader)
+        if isinstance(self._source, _Copies):
+            self._source.enter = self._enter
         self._action_shape = (self.envs, action_size)
         self._seeded = False
         kind = np.uint8 if self._as_bytes else np.float32
@@ -371,6 +388,19 @@ class EnvAdapter:
     def longest(self) -> int:
         """Number of steps of the longest unfinished episode."""
         return int(self.statistics.steps - self.statistics.began.min())
+
+    @property
+    def first(self) -> gym.Env | None:
+        """The first environment with its wrappers, if this process steps it by itself; else None."""
+        return self._source.envs[0] if isinstance(self._source, _Copies) else None
+
+    def read_first(self, observation: Any, info: Mapping[str, Any], terminated: bool = False) -> np.ndarray:
+        """Return what the first environment answered as a row `[S + M]`."""
+        return self._source.read.one(observation, info, terminated)[0]
+
+    def to_first(self, action: Float[np.ndarray, "E A"]) -> Any:
+        """Return the action of the first environment, in its units."""
+        return self._to_env(action)[0].copy()
 
     @property
     def has_reset_rows(self) -> bool:
@@ -428,6 +458,31 @@ class EnvAdapter:
         self._check_finite(self.statistics.observation, "reset observation")
         return self.statistics.observation
 
+    def seed_every_reset(self) -> None:
+        """Give every reset from now on a seed of its own, for environments that draw entropy without one.
+
+        It follows from the seed of the first reset and the number of resets since then. Does nothing to
+        environments that reset themselves.
+        """
+        if isinstance(self._source, _Copies):
+            self._source.gives_seeds = True
+
+    @property
+    def given_seeds(self) -> list[int] | None:
+        """The seed from which seeds of resets follow, and the number of those given to each environment.
+
+        None: resets get none.
+        """
+        source = self._source
+        gives = isinstance(source, _Copies) and source.gives_seeds
+        return [source.seed, *source.given] if gives else None  # pyright: ignore[reportAttributeAccessIssue]
+
+    @given_seeds.setter
+    def given_seeds(self, saved: list[int]) -> None:
+        self.seed_every_reset()
+        if isinstance(self._source, _Copies):
+            self._source.seed, *self._source.given = saved
+
     def reseed(self, seed: int) -> None:
         """Make the next `reset` seed the environments again, environment i with `seed + i`."""
         self.seed, self._seeded = seed, False
@@ -449,6 +504,7 @@ class EnvAdapter:
         valid = ~statistics.resetting
         statistics.steps += 1
         self._check_finite(action, "the agent's action")
+        seen = None if self.witness is None else self.witness(self, action)
         after, reward, terminated, truncated, now, success = self._call_env(
             self._source.step, self._to_env(action), valid
         )
@@ -467,6 +523,8 @@ class EnvAdapter:
                 self._check_finite(now, "reset observation")
         transition = Transition(statistics.observation, action, learnt, terminated, truncated, after, valid)
         statistics.observation = now
+        if seen is not None:
+            seen(transition)
         if self._source.has_reset_rows:
             statistics.resetting = ended
         return Step(transition, now, finished)
@@ -625,14 +683,20 @@ class EnvAdapter:
             self.interrupted = ""
         return finished
 
+    def _enter(self, what: str) -> None:
+        """Note that a call of the environment begins."""
+        self.called = Call(what, time.monotonic(), threading.get_ident())
+
     def _call_env(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call the environment; an error becomes a RunError of one sentence, with the cause attached."""
-        self.called = Call(call.__name__, time.monotonic())
+        self._enter(call.__name__)
         try:
             return call(*arguments)
         except QscapeError:
             raise
         except Exception as problem:
+            if isinstance(problem, WorkerDied):
+                self.interrupted = str(problem)
             step = self.statistics.steps - self.statistics.began.max()
             why, hint = _describe(problem), _hint(problem)
             raise BrokenEnv(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
@@ -746,15 +810,27 @@ class _Copies:
         """
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
+        self.gives_seeds = False  # to every reset, not to those alone that were asked for
+        self.seed, self.given = 0, [0] * len(envs)  # the seed that was asked for; resets of each since then
+        self.enter: Callable[[str], None] = lambda what: None  # told which call begins
 
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
-        seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
-        return np.concatenate([self._reset(env, one) for env, one in zip(self.envs, seeds, strict=True)])
+        if seed is not None:
+            self.seed, self.given = seed, [0] * len(self.envs)
+        asked = [None if seed is None else seed + i for i in range(len(self.envs))]
+        return np.concatenate([self._reset(i, one) for i, one in enumerate(asked)])
 
-    def _reset(self, env: gym.Env, seed: int | None = None) -> np.ndarray:
-        """Return the row `[1, S]` of the first observation of one environment."""
-        return self.read.one(*env.reset(seed=seed))
+    def _reset(self, i: int, seed: int | None = None) -> np.ndarray:
+        """Return the row `[1, S]` of the first observation of environment i."""
+        if seed is None and self.gives_seeds:
+            self.given[i] += 1
+            made = np.random.SeedSequence([self.seed + i, self.given[i]])
+            seed = int(made.generate_state(1)[0] >> 1)
+        self.enter("reset")
+        first = self.envs[i].reset(seed=seed)
+        self.enter("step")
+        return self.read.one(*first)
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -767,7 +843,7 @@ class _Copies:
         terminated, truncated = np.zeros(len(valid), bool), np.zeros(len(valid), bool)
         for i, env in enumerate(self.envs):
             if self.has_reset_rows and not valid[i]:
-                after.append(self._reset(env))
+                after.append(self._reset(i))
                 now.append(after[-1])
                 successes.append(None)
                 continue
@@ -777,7 +853,7 @@ class _Copies:
             successes.append(read_success(info, self.env_id))  # before a reset that may fill `info` anew
             after.append(self.read.one(observation, info, terminated[i]))
             if not self.has_reset_rows and (terminated[i] or truncated[i]):
-                now.append(self._reset(env))
+                now.append(self._reset(i))
                 is_reset = True
             else:
                 now.append(after[-1])

@@ -105,9 +105,13 @@ def take(adapter: EnvAdapter) -> Snapshot:
         "autoreset": adapter.autoreset,
         "episodes": adapter.statistics.episodes.tolist(),
     }
+    if (given := adapter.given_seeds) is not None:
+        meta["given"] = given
     try:
         if adapter.interrupted:
             raise _NotCapturable(f"it was interrupted in the middle of a step ({adapter.interrupted})")
+        if adapter.unkept:
+            raise _NotCapturable(adapter.unkept)
         layers = dict(_iterate_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
@@ -148,6 +152,8 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
                 if why := next(filter(None, adapter.env.apply(_restore_one, parts)), ""):
                     raise _NotCapturable(why)
             _set_attributes(layers, {k: v for k, v in meta["layers"].items() if k not in inside}, arrays)
+            if "given" in meta:
+                adapter.given_seeds = meta["given"]
             return ""
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins: {problem}"
@@ -218,6 +224,41 @@ def _restore_one(env: gym.Env, index: int, part: tuple[dict[str, Any], dict[str,
     except _NotCapturable as problem:
         return str(problem)
     return ""
+
+
+class First(NamedTuple):
+    """The state of the first environment of an adapter.
+
+    Attributes:
+        layers, arrays: as in a `Snapshot`; empty if it could not be captured.
+        why_not: why; "" if it could be.
+    """
+
+    layers: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    why_not: str = ""
+
+
+def take_first(adapter: EnvAdapter) -> First:
+    """Capture the first environment of an adapter, in this process or in one of its own."""
+    if isinstance(adapter.env, Workers):
+        taken = adapter.env.apply(_capture_one)[0]
+    elif adapter.first is not None:
+        taken = _capture_one(adapter.first, 0, None)
+    else:
+        taken = "this process does not step it"
+    return First({}, {}, taken) if isinstance(taken, str) else First(*taken)
+
+
+def restore_first(adapter: EnvAdapter, taken: First) -> str:
+    """Restore the first environment of an adapter, which this process steps, after a reset of it.
+
+    Returns:
+        Why it cannot be restored; "" if it was.
+    """
+    assert adapter.first is not None
+    adapter.first.reset()  # so that all attributes that are set exist
+    return _restore_one(adapter.first, 0, (taken.layers, taken.arrays))
 
 
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:

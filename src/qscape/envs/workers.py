@@ -28,6 +28,10 @@ class WorkerError(Exception):
     """An environment in another process failed; the text is `errors.describe` of its error."""
 
 
+class WorkerDied(WorkerError):
+    """The process of an environment has ended."""
+
+
 class Workers(AsyncVectorEnv):
     """One process for each environment, whose state can be read and set.
 
@@ -108,7 +112,7 @@ class Workers(AsyncVectorEnv):
                         if code < 0
                         else f"ended with code {code}"
                     )
-                    raise WorkerError(f"the process of environment {index} {how}") from problem
+                    raise WorkerDied(f"the process of environment {index} {how}") from problem
             raise
 
     def _check_spaces(self) -> None:

@@ -72,6 +72,11 @@ class Pace:
         "How the host steps parallel environments. sync: one after the other. async: a process for each. "
         "envpool: EnvPool's environments of that id, in threads.",
     )
+    patience: float = setting(
+        600.0,
+        "Seconds that one step or reset of the environments may take; after them the run is saved and ends. "
+        "0: as long as it likes.",
+    )
     devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
 
 
@@ -177,6 +182,11 @@ class Plan(Pace):
         if self.evals_every < 0:
             raise OutOfRange(
                 f"--eval-every is {self.eval_every}; it must be 0 (never) or more.", field="eval_every"
+            )
+        if not 0 <= self.patience < math.inf:
+            raise OutOfRange(
+                f"--patience is {self.patience}; it must be 0 (as long as it likes) or more seconds.",
+                field="patience",
             )
         if self.save_every is not None and self.save_every < 1:
             raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")

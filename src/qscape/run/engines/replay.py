@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qscape.envs import EnvAdapter, Episode, Step, snapshot
+from qscape.envs.patience import Hung
 from qscape.errors import RunError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
@@ -359,12 +360,12 @@ class SeedAdapters:
         for adapter, chosen in zip(self.each, action, strict=True):
             try:
                 steps.append(adapter.step(chosen))
-            except RunError as problem:
-                raise problem.saying(f"seed {adapter.seed}: {problem}") from problem
-            except (SystemExit, KeyboardInterrupt):
+            except (RunError, SystemExit, KeyboardInterrupt, Hung) as problem:
                 for other in self.each:  # some have made a step that the networks have not seen
                     other.interrupted = adapter.interrupted
-                raise
+                if not isinstance(problem, RunError):
+                    raise
+                raise problem.saying(f"seed {adapter.seed}: {problem}") from problem
         self.finished = [step.finished for step in steps]
         each = [(step.transition, step.observation) for step in steps]
         transition, observation = jax.tree.map(lambda *of_each: np.stack(of_each), *each)
