@@ -10,8 +10,6 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-MODULE = {"now": 0.0}  # state that no instance holds
-
 
 class Sound(gym.Env):
     """A point that is pushed along a line; an episode has 20 steps, or ends when the point is far away."""
@@ -171,30 +169,49 @@ class Global(Sound):
         return super().step(action)
 
 
-class Handle(Sound):
-    """Keeps its place in a table of the module, as engines do that give out numbers."""
-
-    table: dict[int, float] = {}  # noqa: RUF012
+class Engine:
+    """A physics engine that gives out numbers, as PyBullet's clients are."""
 
     def __init__(self):
-        self.number = len(Handle.table)
+        self.places = []
+
+
+ENGINE = Engine()
+
+
+class Handle(Sound):
+    """Keeps its place in an engine, of which it has a number."""
+
+    def __init__(self):
+        self.number = len(ENGINE.places)
+        ENGINE.places.append(0.0)
         super().__init__()
 
     @property
     def place(self):
-        return Handle.table[self.number]
+        return ENGINE.places[self.number]
 
     @place.setter
     def place(self, value):
-        Handle.table[self.number] = value
+        ENGINE.places[self.number] = value
+
+
+class Shared(Sound):
+    """All copies add to one number of an object of the module."""
+
+    def step(self, action):
+        ENGINE.count = getattr(ENGINE, "count", 0) + 1
+        self.place += 0.01 * (ENGINE.count % 7)
+        return super().step(action)
 
 
 class Unkept(Sound):
-    """Holds an iterator, which no snapshot can capture."""
+    """Holds a generator that has begun, which no snapshot can capture."""
 
     def __init__(self):
         super().__init__()
-        self.handle = iter([1, 2])
+        self.handle = (k for k in range(9))
+        next(self.handle)
 
 
 class Single(Sound):

@@ -24,8 +24,9 @@ def findings(env, **of):
     return {finding.name: finding for finding in found}
 
 
-def test_nothing_is_wrong_with_a_sound_environment():
-    found = findings(checked.Sound)
+@pytest.mark.parametrize("env", [checked.Sound, checked.Global])
+def test_nothing_is_wrong_with_a_sound_environment(env):
+    found = findings(env)
     assert {finding.verdict for finding in found.values()} == {"ok"}
     assert [finding.remedy for finding in found.values()] == [""] * len(found)
     assert {"spaces", "equal seeds", "save and restore", "number of copies", "recipes"} <= found.keys()
@@ -47,9 +48,9 @@ WRONG = {  # environment: the check that finds it, its verdict, and a word of th
     checked.Unseeded: ("equal seeds", "warn", "first observation"),
     checked.FreshAfterTheFirst: ("equal seeds", "warn", "without a new seed"),
     checked.Remembers: ("equal seeds", "warn", "starts elsewhere"),
-    checked.Global: ("equal seeds", "warn", "share state"),
+    checked.Shared: ("equal seeds", "warn", "differs"),
     checked.Handle: ("save and restore", "warn", "handle"),
-    checked.Unkept: ("save and restore", "warn", "list_iterator"),
+    checked.Unkept: ("save and restore", "warn", "generator"),
     checked.Single: ("number of copies", "FAIL", "only 1 can be open"),
     checked.Fixed: ("scale of actions", "warn", "dimension 1"),
     checked.Unbounded: ("spaces", "FAIL", "unbounded"),
@@ -72,7 +73,7 @@ def test_what_is_wrong_is_found_and_nothing_else(env):
 
 
 ALSO = {  # what follows from the flaw
-    checked.Global: {"save and restore"},
+    checked.Shared: {"save and restore"},
     checked.Unseeded: {"save and restore"},
     checked.FreshAfterTheFirst: {"save and restore"},
     checked.Forever: {"scale of observations"},
@@ -121,7 +122,7 @@ def test_environment_in_jax_gets_the_conformance_suite():
 
 # --- in a process of its own ----------------------------------------------------------------------
 
-QUICK = {"seconds": 15.0, "patience": 2.0}  # too short to train, which takes a program to compile
+QUICK = {"seconds": 15.0, "step_seconds": 2.0}  # too short to train, which takes a program to compile
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,8 @@ def test_what_cannot_be_sent_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seconds": 0}, {"patience": -1}, {"envs": 0}, {"vectorise": "envpool"}, {"env_args": {"a": 1}}]
+    "wrong",
+    [{"seconds": 0}, {"step_seconds": -1}, {"envs": 0}, {"vectorise": "envpool"}, {"env_args": {"a": 1}}],
 )
 def test_wrong_arguments(wrong):
     env = checked.Sound() if "env_args" in wrong else checked.Sound

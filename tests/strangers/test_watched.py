@@ -159,7 +159,7 @@ def test_nothing_is_learned_and_the_run_says_so():
 
 # --- environments that do not return, or whose process dies -----------------------------------------
 
-SHORT = ["--steps", "200", "--eval-every", "0", "--save-every", "150", "--patience", "1.5"]
+SHORT = ["--steps", "200", "--eval-every", "0", "--save-every", "150", "--step-seconds", "2.5"]
 
 
 def train(tmp_path, what, *flags):
@@ -182,8 +182,8 @@ def saved(tmp_path):
 def test_a_run_whose_environment_hangs_is_saved_and_ends_with_a_sentence(tmp_path, capsys, what, call):
     assert main(train(tmp_path, what, "--quiet")) == 1
     told = capsys.readouterr().err
-    assert f"CheckedLate-v0 did not return from {call} within 1.5 seconds" in told
-    assert "--patience" in told
+    assert f"CheckedLate-v0 did not return from {call} within 2.5 seconds" in told
+    assert "--step-seconds" in told
     assert "qscape check strangers.checked:CheckedLate-v0" in told
     environment, steps = saved(tmp_path)
     assert not environment["exact"]
@@ -196,7 +196,7 @@ def test_a_process_that_no_signal_reaches_is_saved_and_ends(tmp_path):
     process = tiny.start(*train(tmp_path, "lock"))
     _, told = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "CheckedLate-v0 did not return from its step within 1.5 seconds" in told
+    assert "CheckedLate-v0 did not return from its step within 2.5 seconds" in told
     assert saved(tmp_path)[1] == 29
 
 
@@ -229,4 +229,4 @@ def test_patience_counts_each_call_and_not_the_run():
 @pytest.mark.parametrize("wrong", [-1.0, float("inf"), float("nan")])
 def test_patience_is_a_number_of_seconds(wrong):
     with pytest.raises(UsageError):
-        Plan("td3", "Pendulum-v1", 10, patience=wrong)
+        Plan("td3", "Pendulum-v1", 10, step_seconds=wrong)

@@ -166,6 +166,7 @@ class Subject:
         return adapter
 
     def _make(self, envs: int, seed: int, index_actions: bool) -> EnvAdapter:
+        made: Any = None
         if callable(self.env) and self.is_vector is not False:
             with contextlib.suppress(Exception):  # `make` calls it again, and says what is wrong
                 made = self.env(**self.args)
@@ -175,7 +176,8 @@ class Subject:
             if self.is_vector:
                 return make(made, seed=seed, index_actions=index_actions)
         vectorise = self.vectorise if envs > 1 else "sync"
-        return make(self.env, envs, self.args, seed=seed, vectorise=vectorise, index_actions=index_actions)
+        env: Any = self.env
+        return make(env, envs, self.args, seed=seed, vectorise=vectorise, index_actions=index_actions)
 
     def close(self, adapter: EnvAdapter) -> None:
         """Close an adapter."""
@@ -603,7 +605,8 @@ def check_jax(subject: Subject, adapter: EnvAdapter) -> Iterator[Finding]:
     """Run the conformance suite on an environment in JAX."""
     if adapter.jax_env is None or not (isinstance(subject.env, str) or callable(subject.env)):
         return
-    for result in conformance.check(subject.env, subject.args, CONFORMANCE_STEPS):
+    env: Any = subject.env
+    for result in conformance.check(env, subject.args, CONFORMANCE_STEPS):
         verdict: dict[str, Verdict] = {"PASS": "ok", "FAIL": "FAIL", "skip": "skip"}
         yield Finding(f"in JAX, {result.name}", verdict[result.verdict], result.detail)
 

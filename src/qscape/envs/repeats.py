@@ -177,17 +177,14 @@ class SaveWitness:
         self, adapter: EnvAdapter, action: np.ndarray, kept: snapshot.First, made: Transition
     ) -> None:
         """Make the same step in the other environment, compare, and restore that one."""
-        first = self.other.first
-        assert first is not None
         step = int(adapter.statistics.steps)
         with contextlib.suppress(Exception):
-            observation, reward, *ends, info = first.step(action)
-            row = self.other.read_first(observation, info, bool(ends[0]))
+            row, reward, terminated, truncated = self.other.step_first(action)
             pairs = {
                 "observation": (made.next_observation[0], row),
                 "reward": (made.reward[0], np.float32(reward)),
-                "terminated": (made.terminated[0], ends[0]),
-                "truncated": (made.truncated[0], ends[1]),
+                "terminated": (made.terminated[0], terminated),
+                "truncated": (made.truncated[0], truncated),
             }
             wrong = [name for name, two in pairs.items() if not np.array_equal(*two, equal_nan=True)]
             if wrong:
@@ -217,7 +214,7 @@ def seed_resets(*adapters: EnvAdapter | None) -> list[str]:
     rows: list[np.ndarray] = []
     with contextlib.suppress(Exception):  # its own reset says what is wrong with it
         seeds = (asked.seed, None, asked.seed, None)
-        rows = [asked.read_first(*asked.first.reset(seed=seed)) for seed in seeds]
+        rows = [asked.reset_first(seed) for seed in seeds]
     if len(rows) < 4 or compare_starts(rows[0], rows[2]) or not compare_starts(rows[1], rows[3]):
         return []
     for adapter in (*others, asked):
@@ -243,7 +240,7 @@ def warn_of_starts(adapter: EnvAdapter, other: EnvAdapter | None) -> list[str]:
     if other is None or first is None:
         return []
     with contextlib.suppress(Exception):  # its own reset says what is wrong with it
-        row = other.read_first(*first.reset(seed=adapter.seed))
+        row = other.reset_first(adapter.seed)
         if compare_starts(adapter.observation[0], row) is not None:
             takes = "seed" in inspect.signature(type(first.unwrapped).__init__).parameters
             helps = "--env.seed 0 gives it one" if takes else "let reset draw from self.np_random alone"

@@ -25,7 +25,9 @@ import numpy as np
 from qscape.envs import EnvAdapter, Episode
 from qscape.envs.patience import Alarm, Call, Caller, Hung, Patience, describe_hung
 from qscape.envs.repeats import name_check, seed_resets, warn_of_starts, watch_saves
+from qscape.envs.snapshot import remember
 from qscape.envs.spaces import fingerprint, refuse_other_table
+from qscape.envs.workers import has_died
 from qscape.errors import BrokenEnv, NotFinite, RunError
 from qscape.ops.finite import LOSSES
 from qscape.run import events as ev
@@ -43,6 +45,39 @@ Saver: TypeAlias = Callable[["Session", bool, int], Path]
 
 
 @dataclasses.dataclass
+class Judge:
+    """Decides by evaluations when a run ends early, of `Plan.stop_at` and `Plan.patience`.
+
+    Attributes:
+        reached: evaluations in a row that reached `stop_at`.
+        best: the best evaluation so far; None before the first that counts.
+        since: evaluations since then.
+        stopped: whether the run has ended early.
+    """
+
+    reached: int = 0
+    best: float | None = None
+    since: int = 0
+    stopped: bool = False
+
+    def judge(self, plan: Plan, ret: float) -> str:
+        """Take in the mean return of an evaluation; return why the run ends, or ""."""
+        self.reached = self.reached + 1 if plan.stop_at is not None and ret >= plan.stop_at else 0
+        if self.best is None or ret > self.best:
+            self.best, self.since = ret, 0
+        else:
+            self.since += 1
+        why = ""
+        if plan.stop_at is not None and self.reached >= plan.stop_times:
+            times = f" {plan.stop_times} times in a row" if plan.stop_times > 1 else ""
+            why = f"--stop-at: evaluations reached {plan.stop_at:g}{times}"
+        elif plan.patience is not None and self.since >= plan.patience:
+            why = f"--patience: no new best in {plan.patience} evaluations"
+        self.stopped = bool(why)
+        return why
+
+
+@dataclasses.dataclass
 class OneSeed:
     """What a session keeps of one seed.
 
@@ -55,6 +90,7 @@ class OneSeed:
         score: normalised score of the last evaluation; None before the first, or without reference returns.
         warned: parts whose warning the user has read; "environment" and "episodes" for the session's own.
         ended: did an episode of training end in this process?
+        judge: decides when the run ends early.
     """
 
     plan: Plan
@@ -65,6 +101,7 @@ class OneSeed:
     score: float | None = None
     warned: set[str] = dataclasses.field(default_factory=set)
     ended: bool = False
+    judge: Judge = dataclasses.field(default_factory=Judge)
 
 
 class Session:
@@ -85,6 +122,7 @@ class Session:
         finished: whether these steps and their updates were made.
         seconds: seconds of training so far, with those in earlier processes.
         fresh: whether the environments were never reset: a model may be saved before it learns.
+        ended_by: why the run ended before its steps were made; "" if it did not.
         over: whether the last call of `events` has made its steps, or has saved after a request to stop.
         leave: ends the process with a sentence, if an environment hangs that nothing can interrupt; None: the
             process is the user's own, and stays.
@@ -131,6 +169,7 @@ class Session:
         self.finished = False
         self.seconds = 0.0
         self.fresh = True
+        self.ended_by = ""
         self.over = False
         self.leave: Callable[[str], object] | None = None
         self._stop = False
@@ -194,14 +233,14 @@ class Session:
                 self._interrupt(alarm, caller, call)
 
             try:
-                with Patience(lambda: self.adapters, self.plan.patience, hung):
+                with Patience(lambda: self.adapters, self.plan.step_seconds, hung):
                     yield from self._events(until)
             except Hung:
                 self._save_cut_step()
                 raise BrokenEnv(self._hung) from None
 
     def _events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
-        self.finished, self.over, self.until = False, False, until
+        self.finished, self.over, self.until, self.ended_by = False, False, until, ""
         told = time.perf_counter()
         begun = told - self.seconds
         for one in self.seeds:
@@ -210,17 +249,25 @@ class Session:
         if self.fresh:
             self.engine.start()
             self.fresh = False
+            for one in self.seeds:
+                if one.saver is not None and one.adapter.jax_env is None:
+                    remember(one.adapter)
             warned += warn_of_starts(self.adapter, self.eval_adapter)
         warned += seed_resets(*(one.adapter for one in self.seeds), self.eval_adapter)
         if self.saves:
             first = min(self.plan.saves_every, self.plan.milestone_every) // self.plan.envs
             for one in self.seeds:
                 watch_saves(one.adapter, self.eval_adapter, max(1, min(WITNESSED, first)))
+        broken = [one.adapter.interrupted for one in self.seeds if one.adapter.interrupted]
+        if broken:
+            self.engine.begin_again()
+        warned += [f"a step was not finished ({why}): new episodes begin" for why in broken[:1]]
         notes = warned + self.engine.notes(self.saves)
+        evals_every = self.plan.evals_every if self.eval_adapter is not None else 0
         for k, one in enumerate(self.seeds):
             plan = one.plan
             started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
-            yield k, ev.Started(*started, warned)
+            yield k, ev.Started(*started, warned, evals_every)
         limit = Limit(0, until, lambda: self._stop)
         try:
             while not self._stop:
@@ -233,15 +280,16 @@ class Session:
                     if last or self.env_steps >= limit.step:
                         yield from self._boundary(last)
                         limit = limit._replace(step=self._next_due())
-                    if self.env_steps >= until:
+                    if self.env_steps >= until or self.ended_by:
                         self.finished = True
                         break
                 progress = self.engine.advance(limit)
                 if progress.ended:
                     yield from self._end_episodes(progress)
-        except RunError:  # e.g. that an action is NaN, which may have a deeper cause
+        except RunError as problem:  # e.g. that an action is NaN, which may have a deeper cause
             self._refuse_divergence()
-            self._save_cut_step()
+            if has_died(problem):
+                self._save_cut_step()
             raise
         except (KeyboardInterrupt, SystemExit):
             if not self._stop:  # a second Ctrl-C ends without a save
@@ -255,7 +303,8 @@ class Session:
             for k, path in enumerate(paths):
                 yield k, ev.Saved(self.env_steps, path)
         self.over = True
-        yield from self._each(ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished))
+        made = self.env_steps, self.updates, self.seconds
+        yield from self._each(ev.Ended(*made, not self.finished, self.ended_by))
         self._stop = False  # reset here, since `stop` may be called before `events`
 
     def _each(self, event: ev.RunEvent) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -287,7 +336,7 @@ class Session:
         """
         what = "its " + call.what if call.what in ("step", "reset") else call.what
         self._hung = (
-            f"{describe_hung(caller.env_id, what, self.plan.patience)} (--patience), after "
+            f"{describe_hung(caller.env_id, what, self.plan.step_seconds)} (--step-seconds), after "
             f"{self.env_steps:,} steps of training; {name_check(caller.env_id)}"
         )
         alarm.ring(caller, call)
@@ -322,8 +371,12 @@ class Session:
             if evaluates:
                 assert self.eval_adapter is not None
                 self._postpone("evaluate", plan.evals_every)
-                for evaluated in self.evaluations(self.eval_adapter, k):
-                    yield k, evaluated
+                judged = None  # the kept policy, which comes last, if there is one
+                for judged in self.evaluations(self.eval_adapter, k):
+                    yield k, judged
+                if plan.may_stop_early and judged is not None and self.updates:
+                    self.ended_by = one.judge.judge(plan, judged.mean)
+                    logs, saves = logs or bool(self.ended_by), saves and not self.ended_by
             if logs:
                 self._postpone("log", plan.logs_every)
                 yield k, self._log(k)
@@ -431,7 +484,7 @@ class Session:
             if sentence is not None and name not in one.warned
         }
         one.warned |= told.keys()
-        return [*told.values()]
+        return [*told.values(), *one.adapter.take_warnings()]
 
     def _unkept(self, one: OneSeed) -> str | None:
         """Return the warning that saves do not hold the whole state of the environment; None: they do."""
@@ -466,6 +519,7 @@ class Session:
             "finished": self.finished,
             "seconds": self.seconds,
             "fresh": self.fresh,
+            **({"judge": dataclasses.asdict(self.seeds[seed].judge)} if self.plan.may_stop_early else {}),
             **self.engine.counters(seed),
         }
 
@@ -477,6 +531,7 @@ class Session:
         """Continue from a save of each seed, all of the same step. Return notes of the engine."""
         for one, save in zip(self.seeds, saves, strict=True):
             one.returns = save.counters["returns"]
+            one.judge = Judge(**save.counters.get("judge", {}))
         first: Mapping[str, Any] = saves[0].counters
         self.due, self.finished, self.fresh = first["due"], first["finished"], first["fresh"]
         self.seconds = max(save.counters["seconds"] for save in saves)

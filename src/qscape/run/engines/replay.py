@@ -404,6 +404,10 @@ class ReplayEngine:
     def start(self) -> None:
         self.adapter.reset()
 
+    def begin_again(self) -> None:
+        self.adapter.reset()
+        self._cut_episodes()
+
     def advance(self, limit: Limit) -> Progress:
         learner = self.learner
         if learner.carry.observation is None:
