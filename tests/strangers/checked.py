@@ -196,6 +196,24 @@ class Handle(Sound):
         ENGINE.places[self.number] = value
 
 
+class Table(Sound):
+    """Keeps its place in a table of the class, by its number; each copy gets a table of its own."""
+
+    table: dict[int, float] = {}  # noqa: RUF012
+
+    def __init__(self):
+        self.number = len(Table.table)
+        super().__init__()
+
+    @property
+    def place(self):
+        return Table.table[self.number]
+
+    @place.setter
+    def place(self, value):
+        Table.table[self.number] = value
+
+
 class Shared(Sound):
     """All copies add to one number of an object of the module."""
 
@@ -206,12 +224,11 @@ class Shared(Sound):
 
 
 class Unkept(Sound):
-    """Holds a generator that has begun, which no snapshot can capture."""
+    """Holds a generator, which no snapshot can capture."""
 
     def __init__(self):
         super().__init__()
-        self.handle = (k for k in range(9))
-        next(self.handle)
+        self.handle = (number for number in (1, 2))
 
 
 class Single(Sound):
@@ -302,7 +319,7 @@ class Hangs(Sound):
 
 
 class HangsInReset(Sound):
-    """Does not return from its second reset."""
+    """Does not return from its first reset."""
 
     def __init__(self):
         super().__init__()
@@ -310,7 +327,7 @@ class HangsInReset(Sound):
 
     def reset(self, *, seed=None, options=None):
         self.resets += 1
-        while self.resets == 2:
+        while self.resets == 1:
             time.sleep(0.01)
         return super().reset(seed=seed)
 

@@ -10,14 +10,14 @@ from strangers import checked
 
 import qscape as qs
 from qscape.cli import main
-from qscape.envs.checks import Subject, open_first, run_checks
+from qscape.envs.checks import CheckedEnv, open_first, run_checks
 from qscape.errors import UsageError
 from qscape.jobs.check import find_recipes
 
 
 def findings(env, **of):
     """What the checks of an environment find, by their names, in this process."""
-    subject = Subject(env, {}, **of)
+    subject = CheckedEnv(env, {}, **of)
     adapter, found = open_first(subject)
     if adapter is not None:
         found += [*run_checks(subject, adapter), *find_recipes(subject, adapter)]
@@ -110,7 +110,10 @@ def test_vector_environments(kind, mode):
 def test_several_environments_side_by_side():
     found = findings(checked.Sound, envs=3)
     assert {finding.verdict for finding in found.values()} == {"ok"}
-    assert findings(checked.Handle, envs=2)["save and restore"].verdict == "warn"
+    for kept_nowhere in (checked.Unkept, checked.Handle):
+        assert findings(kept_nowhere, envs=2)["save and restore"].verdict == "warn"
+    for outside in (checked.Global, checked.Table):  # each copy has such state of its own
+        assert {finding.verdict for finding in findings(outside, envs=2).values()} == {"ok"}
 
 
 def test_environment_in_jax_gets_the_conformance_suite():
