@@ -484,7 +484,8 @@ class Session:
             if sentence is not None and name not in one.warned
         }
         one.warned |= told.keys()
-        return [*told.values(), *one.adapter.take_warnings()]
+        late = [f"{sentence}; {name_check(one.adapter.env_id)}" for sentence in one.adapter.take_warnings()]
+        return [*told.values(), *late]
 
     def _unkept(self, one: OneSeed) -> str | None:
         """Return the warning that saves do not hold the whole state of the environment; None: they do."""

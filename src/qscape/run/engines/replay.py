@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from qscape.envs import EnvAdapter, Episode, Step, snapshot
 from qscape.envs.patience import Hung
+from qscape.envs.repeats import name_check
 from qscape.errors import RunError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
@@ -557,4 +558,5 @@ def restore_environments(adapters: Sequence[EnvAdapter], saves: Sequence[SavedSe
         for adapter, failed in zip(adapters, why, strict=True):
             if not failed:
                 adapter.reset()
-    return list(dict.fromkeys(filter(None, why)))
+    told = dict.fromkeys(filter(None, why))
+    return [f"{sentence.rstrip('.')}; {name_check(adapters[0].env_id)}" for sentence in told]
