@@ -1,5 +1,6 @@
 """Environments of which `qscape check` has to say what is wrong with each; `Sound` has nothing wrong."""
 
+import ctypes
 import functools
 import os
 import time
@@ -8,8 +9,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-
-MODULE = {"now": 0.0}  # state that no instance holds
 
 
 class Sound(gym.Env):
@@ -170,22 +169,58 @@ class Global(Sound):
         return super().step(action)
 
 
-class Handle(Sound):
-    """Keeps its place in a table of the module, as engines do that give out numbers."""
-
-    table: dict[int, float] = {}  # noqa: RUF012
+class Engine:
+    """A physics engine that gives out numbers, as PyBullet's clients are."""
 
     def __init__(self):
-        self.number = len(Handle.table)
+        self.places = []
+
+
+ENGINE = Engine()
+
+
+class Handle(Sound):
+    """Keeps its place in an engine, of which it has a number."""
+
+    def __init__(self):
+        self.number = len(ENGINE.places)
+        ENGINE.places.append(0.0)
         super().__init__()
 
     @property
     def place(self):
-        return Handle.table[self.number]
+        return ENGINE.places[self.number]
 
     @place.setter
     def place(self, value):
-        Handle.table[self.number] = value
+        ENGINE.places[self.number] = value
+
+
+class Table(Sound):
+    """Keeps its place in a table of the class, by its number; each copy gets a table of its own."""
+
+    table: dict[int, float] = {}  # noqa: RUF012
+
+    def __init__(self):
+        self.number = len(Table.table)
+        super().__init__()
+
+    @property
+    def place(self):
+        return Table.table[self.number]
+
+    @place.setter
+    def place(self, value):
+        Table.table[self.number] = value
+
+
+class Shared(Sound):
+    """All copies add to one number of an object of the module."""
+
+    def step(self, action):
+        ENGINE.count = getattr(ENGINE, "count", 0) + 1
+        self.place += 0.01 * (ENGINE.count % 7)
+        return super().step(action)
 
 
 class Unkept(Sound):
@@ -347,3 +382,61 @@ class Own(VectorEnv):
 for _made in (Sound, Dear, Unbounded, Hangs):
     if f"Checked{_made.__name__}-v0" not in gym.registry:
         gym.register(f"Checked{_made.__name__}-v0", functools.partial(_made))
+
+
+class Stored(gym.Env):
+    """Shows the goal that its constructor drew from entropy, unless it is given a seed."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, seed=None):
+        self.goal, self.now = np.random.default_rng(seed).uniform(), 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.now = 0
+        return np.array([self.goal], np.float32), {}
+
+    def step(self, action):
+        self.now += 1
+        return np.array([self.goal], np.float32), 0.0, False, self.now == 20, {}
+
+
+class Late(Sound):
+    """Does something in its 30th step, over all episodes.
+
+    Args:
+        what: "sleep", "loop", "lock" (in C, where no signal reaches it), "abort" or "reset" (sleeps there).
+    """
+
+    def __init__(self, what="sleep"):
+        super().__init__()
+        self.what, self.life = what, 0
+
+    def reset(self, *, seed=None, options=None):
+        if self.what == "reset" and self.life >= 30:
+            time.sleep(1000)
+        return super().reset(seed=seed)
+
+    def reward(self):
+        self.life += 1
+        if self.life == 30 and self.what != "reset":
+            self.go()
+        return 0.0
+
+    def go(self):
+        if self.what == "abort":
+            os.abort()
+        if self.what == "lock":
+            lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(128)
+            lock(mutex)
+            lock(mutex)
+        if self.what == "loop":
+            while True:
+                pass
+        time.sleep(1000)
+
+
+gym.registry.pop("CheckedLate-v0", None)
+gym.register("CheckedLate-v0", Late)

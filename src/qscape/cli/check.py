@@ -7,7 +7,7 @@ from typing import Literal
 from qscape.cli import options
 from qscape.cli.output import save_text
 from qscape.cli.running import plain_console
-from qscape.jobs.check import PATIENCE, SECONDS, check_env
+from qscape.jobs.check import SECONDS, STEP_SECONDS, check_env
 from qscape.trusted import list_code, trust
 from qscape.types import setting
 
@@ -24,7 +24,7 @@ class CheckOptions:
         "sync", "How they are stepped: in turn, or a process for each."
     )
     seconds: float = setting(SECONDS, "The most seconds of all checks; what does not fit is skipped.")
-    patience: float = setting(PATIENCE, "Seconds that one step, reset or constructor may take.")
+    step_seconds: float = setting(STEP_SECONDS, "Seconds that one step, reset or constructor may take.")
     json: str | None = setting(None, "Write the findings as JSON.")
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         envs=given.envs,
         vectorise=given.vectorise,
         seconds=given.seconds,
-        patience=given.patience,
+        step_seconds=given.step_seconds,
         on_finding=lambda finding: console.print(str(finding), soft_wrap=True),
     )
     console.print(report.summary, soft_wrap=True)

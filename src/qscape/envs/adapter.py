@@ -21,9 +21,10 @@ import contextlib
 import dataclasses
 import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -253,6 +254,16 @@ def make(
     return adapter
 
 
+class Witness(Protocol):
+    """Looks at steps of an adapter."""
+
+    def __call__(
+        self, adapter: "EnvAdapter", action: Float[np.ndarray, "E A"]
+    ) -> Callable[[Transition], None] | None:
+        """Look at a step before it is made; return what looks at it afterwards, or None."""
+        ...
+
+
 _GIVE = "give the id of an environment, or a function that makes one"
 
 
@@ -294,9 +305,11 @@ class EnvAdapter:
         stack: what a policy carries where the world lags by itself; None: nothing.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
-        interrupted: what ended a step before its end: an error, or `SystemExit` or `KeyboardInterrupt` from
-            within; "" if an episode can go on.
+        interrupted: what ended a step before its end: an error, `SystemExit` or `KeyboardInterrupt` from
+            within, the end of its process, or that it hung; "" if an episode can go on.
         called: the call of the environment that has not returned yet; None: there is none.
+        witness: looks at steps (`repeats.SaveWitness`); None: nothing does.
+        unkept: a sentence that says why no snapshot holds the whole state; "": as far as is known, each does.
         constants: what `snapshot.remember` found.
         alone: what the user may say so that one copy suffices; "" if there is one copy only.
     """
@@ -321,6 +334,8 @@ class EnvAdapter:
         """
         self.env, self.seed, self.interrupted = env, seed, ""
         self.called: Call | None = None
+        self.witness: Witness | None = None
+        self.unkept = ""
         self.constants: dict[str, Any] | None = None
         self.alone = ""
         if isinstance(env, VectorEnv):
@@ -391,6 +406,8 @@ class EnvAdapter:
             self._source = _Copies(env.envs, find_reset_mode(env), self.env_id, reader)
         else:
             self._source = _Vector(env, self.env_id, reader)
+        if isinstance(self._source, _Copies):
+            self._source.enter = self._enter
         self._set_raw(seen)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
@@ -450,6 +467,31 @@ class EnvAdapter:
     def longest(self) -> int:
         """Number of steps of the longest unfinished episode."""
         return int(self.statistics.steps - self.statistics.began.min())
+
+    @property
+    def first(self) -> gym.Env | None:
+        """The first environment with its wrappers, if this process steps it by itself; else None."""
+        return self._source.envs[0] if isinstance(self._source, _Copies) else None
+
+    def reset_first(self, seed: int | None = None) -> np.ndarray:
+        """Reset the first environment alone; return its first observation as a row `[S + M]`."""
+        return self._source.read.one(*self.outside[0].reset(self.first, seed))[0]
+
+    def step_first(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """Step the first environment alone, with an action in its units, and do not reset it.
+
+        Returns:
+            The next observation as a row `[S + M]`, reward, terminated and truncated.
+        """
+        assert self.first is not None
+        observation, reward, *ends, info = self.outside[0].call(self.first.step, action)
+        terminated, truncated = (read_flag(end, self.env_id) for end in ends)
+        row = self._source.read.one(observation, info, terminated)[0]
+        return row, read_reward(reward, self.env_id), terminated, truncated
+
+    def to_first(self, action: Float[np.ndarray, "E A"]) -> Any:
+        """Return the action of the first environment, in its units."""
+        return self._to_env(action)[0].copy()
 
     @property
     def has_reset_rows(self) -> bool:
@@ -519,6 +561,31 @@ class EnvAdapter:
         self._check_finite(self.statistics.observation, "reset observation")
         return self.statistics.observation
 
+    def seed_every_reset(self) -> None:
+        """Give every reset from now on a seed of its own, for environments that draw entropy without one.
+
+        It follows from the seed of the first reset and the number of resets since then. Does nothing to
+        environments that reset themselves.
+        """
+        if isinstance(self._source, _Copies):
+            self._source.gives_seeds = True
+
+    @property
+    def given_seeds(self) -> list[int] | None:
+        """The seed from which seeds of resets follow, and the number of those given to each environment.
+
+        None: resets get none.
+        """
+        source = self._source
+        gives = isinstance(source, _Copies) and source.gives_seeds
+        return [source.seed, *source.given] if gives else None  # pyright: ignore[reportAttributeAccessIssue]
+
+    @given_seeds.setter
+    def given_seeds(self, saved: list[int]) -> None:
+        self.seed_every_reset()
+        if isinstance(self._source, _Copies):
+            self._source.seed, *self._source.given = saved
+
     def reseed(self, seed: int) -> None:
         """Make the next `reset` seed the environments again, environment i with `seed + i`."""
         self.seed, self._seeded = seed, False
@@ -540,6 +607,7 @@ class EnvAdapter:
         valid = ~statistics.resetting
         statistics.steps += 1
         self._check_finite(action, "the agent's action")
+        seen = None if self.witness is None else self.witness(self, action)
         after, reward, terminated, truncated, now, success = self._call_env(
             self._source.step, self._to_env(action), valid
         )
@@ -558,6 +626,8 @@ class EnvAdapter:
                 self._check_finite(now, "reset observation")
         transition = Transition(statistics.observation, action, learnt, terminated, truncated, after, valid)
         statistics.observation = now
+        if seen is not None:
+            seen(transition)
         if self._source.has_reset_rows:
             statistics.resetting = ended
         return Step(transition, now, finished)
@@ -744,9 +814,13 @@ class EnvAdapter:
             self.interrupted = ""
         return finished
 
+    def _enter(self, what: str) -> None:
+        """Note that a call of the environment begins."""
+        self.called = Call(what, time.monotonic(), threading.get_ident())
+
     def _call_env(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call the environment; an error becomes a RunError of one sentence, with the cause attached."""
-        self.called = Call(call.__name__, time.monotonic())
+        self._enter(call.__name__)
         try:
             return call(*arguments)
         except QscapeError as problem:
@@ -871,15 +945,27 @@ class _Copies:
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
         self.outside = [Outside(env) for env in envs]
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
+        self.gives_seeds = False  # to every reset, not to those alone that were asked for
+        self.seed, self.given = 0, [0] * len(envs)  # the seed that was asked for; resets of each since then
+        self.enter: Callable[[str], None] = lambda what: None  # told which call begins
 
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
-        seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
-        return np.concatenate([self._reset(i, one) for i, one in enumerate(seeds)])
+        if seed is not None:
+            self.seed, self.given = seed, [0] * len(self.envs)
+        asked = [None if seed is None else seed + i for i in range(len(self.envs))]
+        return np.concatenate([self._reset(i, one) for i, one in enumerate(asked)])
 
     def _reset(self, i: int, seed: int | None = None) -> np.ndarray:
         """Return the row `[1, S]` of the first observation of environment i."""
-        return self.read.one(*self.outside[i].reset(self.envs[i], seed))
+        if seed is None and self.gives_seeds:
+            self.given[i] += 1
+            made = np.random.SeedSequence([self.seed + i, self.given[i]])
+            seed = int(made.generate_state(1)[0] >> 1)
+        self.enter("reset")
+        first = self.outside[i].reset(self.envs[i], seed)
+        self.enter("step")
+        return self.read.one(*first)
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.

@@ -1,11 +1,18 @@
-"""Notice calls of environments that do not return."""
+"""Notice calls of environments that do not return, and end them where that is possible."""
 
+import ctypes
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 TICK = 0.5  # seconds between two looks
+ALARM = getattr(signal, "SIGVTALRM", None)  # wakes the main thread; Windows has none
+
+
+class Hung(BaseException):
+    """Raised within a call of an environment that took too long; no `except Exception` there catches it."""
 
 
 class Call(NamedTuple):
@@ -14,10 +21,12 @@ class Call(NamedTuple):
     Attributes:
         what: "reset", "step", or another word for it.
         since: when it began, by `time.monotonic`.
+        thread: which thread made it.
     """
 
     what: str
     since: float
+    thread: int = 0
 
 
 class Caller(Protocol):
@@ -74,6 +83,42 @@ class Patience:
             if caller is not None and call is not None and waited >= self.seconds:
                 self.hung(caller, call)
                 return
+
+
+class Alarm:
+    """Context manager: `ring` raises `Hung` within a call that does not return.
+
+    In the main thread a signal interrupts what waits in the system, such as a sleep or a socket. Another
+    thread sees the exception when it runs Python code again. Neither reaches code in C that loops.
+    """
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+        self._caller: Caller | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> "Alarm":
+        if ALARM is not None and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(ALARM, self._handle)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(ALARM, self._before)  # pyright: ignore[reportArgumentType]
+            self._before = None
+
+    def ring(self, caller: Caller, call: Call) -> None:
+        """Raise `Hung` within a call, from another thread; nothing happens if it returns first."""
+        self._caller, self._call = caller, call
+        if call.thread == threading.main_thread().ident:
+            if self._before is not None:
+                signal.pthread_kill(call.thread, ALARM)  # pyright: ignore[reportArgumentType]
+        elif caller.called is call:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(call.thread), ctypes.py_object(Hung))
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._call is not None and self._caller is not None and self._caller.called is self._call:
+            raise Hung
 
 
 def describe_hung(name: str, what: str, seconds: float) -> str:

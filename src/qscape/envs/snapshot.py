@@ -17,6 +17,7 @@ shapes of an `MjModel` (meshes, height fields), and MuJoCo contacts that an envi
 import collections
 import contextlib
 import copy
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -126,6 +127,16 @@ class _NotCapturable(Exception):
     """Something cannot be captured, or a captured value does not fit the environment."""
 
 
+@dataclasses.dataclass
+class _Here:
+    """The first environment of an adapter, as `Reached` is one in another process."""
+
+    env: gym.Env
+    outside: Outside
+    constants: dict[str, Any] | None
+    index: int = 0
+
+
 def take(adapter: EnvAdapter) -> Snapshot:
     """Take a snapshot of an adapter between two steps. Called by every save of a run."""
     meta: dict[str, Any] = {
@@ -135,9 +146,13 @@ def take(adapter: EnvAdapter) -> Snapshot:
         "autoreset": adapter.autoreset,
         "episodes": adapter.statistics.episodes.tolist(),
     }
+    if (given := adapter.given_seeds) is not None:
+        meta["given"] = given
     try:
         if adapter.interrupted:
             raise _NotCapturable(f"it was interrupted in the middle of a step ({adapter.interrupted})")
+        if adapter.unkept:
+            raise _NotCapturable(adapter.unkept)
         layers = dict(_iterate_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
@@ -190,7 +205,7 @@ def _find_constants(layers: dict[str, Any]) -> dict[str, Any]:
     return writer.constants
 
 
-def _compare_constants(holder: EnvAdapter | Reached, writer: "_Writer") -> None:
+def _compare_constants(holder: EnvAdapter | Reached | _Here, writer: "_Writer") -> None:
     """Raise _NotCapturable if something that can only be compared is not what the last reset made."""
     if holder.constants is None:
         holder.constants = writer.constants
@@ -228,6 +243,8 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
                     _restore_outside(own, outside, arrays, f"env.{i}.{_OUTSIDE}")
             there = {k: v for k, v in meta["layers"].items() if k not in inside and k not in outside}
             _set_attributes(layers, there, arrays)
+            if "given" in meta:
+                adapter.given_seeds = meta["given"]
             return ""
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins: {problem}"
@@ -280,7 +297,7 @@ def _part(
     return tuple({k: v for k, v in of.items() if k.startswith(prefix)} for of in (layers, arrays))  # type: ignore[return-value]
 
 
-def _capture_one(reached: Reached, _: None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | str:
+def _capture_one(reached: Reached | _Here, _: None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | str:
     """Return the layers and arrays of an environment in its own process, or why there are none."""
     name = f"env.{reached.index}"
     layers = dict(_iterate_wrappers(reached.env, name))
@@ -295,7 +312,7 @@ def _capture_one(reached: Reached, _: None) -> tuple[dict[str, Any], dict[str, n
         return str(problem)
 
 
-def _restore_one(reached: Reached, part: tuple[dict[str, Any], dict[str, np.ndarray]]) -> str:
+def _restore_one(reached: Reached | _Here, part: tuple[dict[str, Any], dict[str, np.ndarray]]) -> str:
     """Restore an environment in its own process. Returns why it cannot be restored, or ""."""
     name, (saved, arrays) = f"env.{reached.index}", part
     outside = f"{name}.{_OUTSIDE}"
@@ -321,6 +338,47 @@ def _restore_outside(
     reader, own = _Reader(arrays), saved.get(name, {})
     if why := outside.write({key: reader.value(data, None, f"{name}.{key}") for key, data in own.items()}):
         raise _NotCapturable(why)
+
+
+class First(NamedTuple):
+    """The state of the first environment of an adapter.
+
+    Attributes:
+        layers, arrays: as in a `Snapshot`; empty if it could not be captured.
+        why_not: why; "" if it could be.
+    """
+
+    layers: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    why_not: str = ""
+
+
+def _find_first(adapter: EnvAdapter) -> _Here | None:
+    """Return the first environment of an adapter; None if this process does not step it by itself."""
+    if adapter.first is None:
+        return None
+    return _Here(adapter.first, adapter.outside[0], adapter.constants)
+
+
+def take_first(adapter: EnvAdapter) -> First:
+    """Capture the first environment of an adapter, in this process or in one of its own."""
+    here = _find_first(adapter)
+    taken: Any = "this process does not step it" if here is None else _capture_one(here, None)
+    if isinstance(adapter.env, Workers):
+        taken = adapter.env.apply(_capture_one)[0]
+    return First({}, {}, taken) if isinstance(taken, str) else First(*taken)
+
+
+def restore_first(adapter: EnvAdapter, taken: First) -> str:
+    """Restore the first environment of an adapter, which this process steps, after a reset of it.
+
+    Returns:
+        Why it cannot be restored; "" if it was.
+    """
+    here = _find_first(adapter)
+    assert here is not None
+    adapter.reset_first()  # so that all attributes that are set exist
+    return _restore_one(here, (taken.layers, taken.arrays))
 
 
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:

@@ -29,6 +29,15 @@ class WorkerError(Exception):
     """An environment in another process failed; the text is `errors.describe` of its error."""
 
 
+class WorkerDied(WorkerError):
+    """The process of an environment has ended."""
+
+
+def has_died(problem: BaseException | None) -> bool:
+    """Return whether an error was caused by the end of an environment's process."""
+    return problem is not None and (isinstance(problem, WorkerDied) or has_died(problem.__cause__))
+
+
 class Workers(AsyncVectorEnv):
     """One process for each environment, whose state can be read and set.
 
@@ -109,7 +118,7 @@ class Workers(AsyncVectorEnv):
                         if code < 0
                         else f"ended with code {code}"
                     )
-                    raise WorkerError(f"the process of environment {index} {how}") from problem
+                    raise WorkerDied(f"the process of environment {index} {how}") from problem
             raise
 
     def _check_spaces(self) -> None:

@@ -33,7 +33,7 @@ from qscape.errors import Conflict, OutOfRange, QscapeError, UsageError, WrongVa
 from qscape.run.plan import Plan, prepare
 from qscape.run.training import make_session, set_up_jax
 
-SECONDS, PATIENCE = 60.0, 10.0  # of all checks, and of one call of the environment
+SECONDS, STEP_SECONDS = 60.0, 10.0  # of all checks, and of one call of the environment
 BEAT = 0.5  # seconds between two signs of life
 SLACK = 10.0  # seconds without one, beyond the patience: JAX may hold Python's lock when it is imported
 UPDATES = 60  # that are timed
@@ -85,7 +85,7 @@ class Request(NamedTuple):
     envs: int
     vectorise: str
     seconds: float
-    patience: float
+    step_seconds: float
     spec: Any
     trusted: list[str]
 
@@ -97,7 +97,7 @@ def check_env(
     envs: int = 1,
     vectorise: str = "sync",
     seconds: float = SECONDS,
-    patience: float = PATIENCE,
+    step_seconds: float = STEP_SECONDS,
     on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> CheckReport:
     """Run an environment as training would, in a process of its own, and return what holds and what does not.
@@ -110,14 +110,14 @@ def check_env(
         envs: environments side by side.
         vectorise: how they are stepped, "sync" or "async".
         seconds: of all checks; those that do not fit are skipped.
-        patience: seconds that one step, reset or constructor may take.
+        step_seconds: seconds that one step, reset or constructor may take.
         on_finding: called with each finding as it is made.
 
     Raises:
         UsageError: there is no such environment, its arguments are wrong, or it cannot be sent to another
             process.
     """
-    for name, value in {"seconds": seconds, "patience": patience}.items():
+    for name, value in {"seconds": seconds, "step_seconds": step_seconds}.items():
         if not value > 0:
             raise OutOfRange(f"{name} is {value}: it must be more than 0.", field=name)
     if envs < 1:
@@ -133,7 +133,7 @@ def check_env(
     begun = time.monotonic()
     spec = gym.registry.get(env.rpartition(":")[2]) if isinstance(env, str) else None
     asked: Any = Request(
-        env, dict(env_args or {}), envs, vectorise, seconds, patience, spec, trusted.trusted_places()
+        env, dict(env_args or {}), envs, vectorise, seconds, step_seconds, spec, trusted.trusted_places()
     )
     try:
         sent = pickle.dumps(CloudpickleWrapper(asked))
@@ -144,7 +144,7 @@ def check_env(
             field="env",
         ) from problem
     findings = []
-    for finding in _watch(_Process(sent), seconds, patience, _name(env)):
+    for finding in _watch(_Process(sent), seconds, step_seconds, _name(env)):
         findings.append(finding)
         on_finding(finding)
     return CheckReport(_name(env), findings, time.monotonic() - begun)
@@ -191,13 +191,13 @@ class _Process:
         return self.process.wait()
 
 
-def _watch(process: _Process, seconds: float, patience: float, name: str) -> Iterator[Finding]:
+def _watch(process: _Process, seconds: float, step_seconds: float, name: str) -> Iterator[Finding]:
     """Yield the findings of the process, and how it ended if that was no proper end."""
     deadline, beat = time.monotonic() + seconds + SLACK, time.monotonic()
     doing = "the start of the process"
     try:
         while True:
-            silence = beat + patience + 2 * SLACK - time.monotonic()
+            silence = beat + step_seconds + 2 * SLACK - time.monotonic()
             try:
                 line = process.lines.get(timeout=max(0.0, min(silence, deadline - time.monotonic())))
             except Empty:
@@ -206,7 +206,7 @@ def _watch(process: _Process, seconds: float, patience: float, name: str) -> Ite
                         "time", "skip", f"{seconds:g} seconds are over in {doing}", "give --seconds more"
                     )
                 else:
-                    why = describe_hung(name, doing, patience)
+                    why = describe_hung(name, doing, step_seconds)
                     yield Finding("returns", "FAIL", f"{why}, and holds Python's lock", _END)
                 return
             if line is None:
@@ -226,7 +226,7 @@ def _watch(process: _Process, seconds: float, patience: float, name: str) -> Ite
         process.end()
 
 
-_END = "a run would wait for --patience seconds, save and end; find what it waits for"
+_END = "a run would wait for --step-seconds seconds, save and end; find what it waits for"
 _DIED = "a run would end there without a save; --vectorise async gives each environment a process of its own"
 
 
@@ -281,7 +281,7 @@ def _check(asked: Request, tell: Callable[..., None]) -> None:
             time.sleep(BEAT)
 
     def hung(caller: Caller, call: Call) -> None:
-        why = describe_hung(caller.env_id, call.what, asked.patience)
+        why = describe_hung(caller.env_id, call.what, asked.step_seconds)
         tell(finding=Finding("returns", "FAIL", why, _END))
         tell(over=True)
         os._exit(0)
@@ -289,7 +289,7 @@ def _check(asked: Request, tell: Callable[..., None]) -> None:
     threading.Thread(target=beat, daemon=True).start()
     # Programs in JAX are compiled within calls.
     callers = lambda: () if is_jax else tuple(subject.callers)  # noqa: E731
-    with Patience(callers, asked.patience, hung):
+    with Patience(callers, asked.step_seconds, hung):
         set_up_jax()
         adapter, found = open_first(subject)
         for finding in found:

@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from qscape.errors import BrokenEnv, QscapeError, describe, memory_error
 from qscape.run import events as ev
 from qscape.run.folder import command
 from qscape.run.plan import Plan, Prepared, from_json
+from qscape.run.session import Session
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
 from qscape.run.training import resume, resume_together, train, train_together
@@ -86,7 +88,15 @@ class Job:
         return Job(**data | {"folder": Path(data["folder"]), "plan": plan, "tracking": tracking})
 
 
-def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]:
+def leave(why: str) -> None:
+    """End the process with an error, while its main thread hangs in an environment."""
+    print(f"qscape: {why}", file=sys.stderr, flush=True)
+    os._exit(BrokenEnv.status)
+
+
+def run_job(
+    job: Job, prepared: Prepared | None = None, leave: Callable[[str], object] = leave
+) -> Iterator[ev.RunEvent]:
     """Run a job and yield its events.
 
     SIGINT, SIGTERM and SIGHUP make the run save and end; a second SIGINT ends it at once.
@@ -94,11 +104,13 @@ def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]
     Args:
         job: the job.
         prepared: with "train": what `prepare` returned for its plan; None: it is not prepared yet.
+        leave: ends the process if an environment hangs that nothing can interrupt.
 
     Raises:
         RunError: the environment called `sys.exit`, or the run failed otherwise.
     """
     with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
+        attach = partial(_attach, asked, leave)
         if job.kind == "train":
             assert job.plan is not None
             yield from train(
@@ -107,7 +119,7 @@ def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]
                 overwrite=job.overwrite,
                 trackers=job.trackers,
                 tracking=job.tracking,
-                on_trainer=asked.attach,
+                on_trainer=attach,
                 prepared=prepared,
             )
         else:
@@ -117,8 +129,14 @@ def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]
                 save=job.save,
                 empty_replay=job.empty_replay,
                 trackers=job.trackers,
-                on_trainer=asked.attach,
+                on_trainer=attach,
             )
+
+
+def _attach(asked: StopOnSignal, leave: Callable[[str], object], session: Session) -> None:
+    """Let signals stop a session, and let it end the process."""
+    session.leave = leave
+    asked.attach(session)
 
 
 def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -134,6 +152,7 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
     with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
+        attach = partial(_attach, asked, leave)
         if first.kind == "resume":
             yield from resume_together(
                 places,
@@ -141,7 +160,7 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
                 save=first.save,
                 empty_replay=first.empty_replay,
                 trackers=first.trackers,
-                on_trainer=asked.attach,
+                on_trainer=attach,
             )
             return
         yield from train_together(
@@ -150,7 +169,7 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
             overwrite=first.overwrite,
             trackers=first.trackers,
             tracking=first.tracking,
-            on_trainer=asked.attach,
+            on_trainer=attach,
             prepared=prepared,
         )
 
@@ -184,8 +203,12 @@ def main() -> None:
         except BrokenPipeError:  # the parent process has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
+    def give_up(why: str) -> None:
+        tell({"kind": "Failed", "why": why, "status": BrokenEnv.status})
+        os._exit(BrokenEnv.status)
+
     try:
-        for event in run_job(Job.from_json(json.loads(line))):
+        for event in run_job(Job.from_json(json.loads(line)), leave=give_up):
             tell(ev.to_json(event))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -80,6 +80,11 @@ class Pace:
     patience: int | None = setting(
         None, "End the run after so many evaluations in a row without a new best one. None: not so."
     )
+    step_seconds: float = setting(
+        600.0,
+        "Seconds that one step or reset of the environments may take; after them the run is saved and ends. "
+        "0: as long as it likes.",
+    )
     devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
 
 
@@ -207,6 +212,11 @@ class Plan(Pace, Lag):
         if self.may_stop_early and not self.evals_every:
             flag = "--patience" if self.stop_at is None else "--stop-at"
             raise Conflict(f"{flag} judges evaluations, but --eval-every is 0.", field="eval_every")
+        if not 0 <= self.step_seconds < math.inf:
+            raise OutOfRange(
+                f"--step-seconds is {self.step_seconds}; it must be 0 (as long as it likes) or more seconds.",
+                field="step_seconds",
+            )
         if self.save_every is not None and self.save_every < 1:
             raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")
         if not 0 < self.milestones <= 1:

@@ -10,6 +10,7 @@ import jax
 from qscape.agents import build
 from qscape.envs import EnvAdapter, Episode
 from qscape.envs import make as make_adapter
+from qscape.envs.repeats import seed_resets
 from qscape.errors import OutOfRange, UnfitAgent
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
@@ -137,5 +138,6 @@ def evaluate_run(
                 field="sample",
             )
         mode = "sample" if sample else "evaluate"
+        seed_resets(loaded.adapter)
         done = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)
     return loaded.step, loaded.policy, done

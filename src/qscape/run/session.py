@@ -9,8 +9,10 @@ Runs that differ in their seed only may share a session, and so their engine: it
 is due is made for one seed after the other. So run folders do not differ from those of single runs.
 """
 
+import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qscape.envs import EnvAdapter, Episode
+from qscape.envs.patience import Alarm, Call, Caller, Hung, Patience, describe_hung
+from qscape.envs.repeats import name_check, seed_resets, warn_of_starts, watch_saves
 from qscape.envs.snapshot import remember
 from qscape.envs.spaces import fingerprint, refuse_other_table
-from qscape.errors import NotFinite, RunError
+from qscape.envs.workers import has_died
+from qscape.errors import BrokenEnv, NotFinite, RunError
 from qscape.ops.finite import LOSSES
 from qscape.run import events as ev
 from qscape.run.engines.base import Engine, Limit, Progress, SavedSeed
@@ -32,6 +37,9 @@ from qscape.run.plan import Plan, moot_notes, score
 from qscape.run.probes import PolicyEvaluation, Probes
 from qscape.system import peak_memory
 
+LONG_EPISODE = 1_000  # steps of an environment without a known limit in which an episode should have ended
+WITNESSED = 10  # the step in which a snapshot is verified, unless the first save comes before it
+GRACE = 5.0  # seconds in which a call that was interrupted has to end
 SECOND = 1.0  # between two `Progressed` events
 Saver: TypeAlias = Callable[["Session", bool, int], Path]
 
@@ -80,7 +88,8 @@ class OneSeed:
         returns: returns of the episodes since the last log line.
         rate: the step and the time of the last log line.
         score: normalised score of the last evaluation; None before the first, or without reference returns.
-        warned: parts whose warning the user has read.
+        warned: parts whose warning the user has read; "environment" and "episodes" for the session's own.
+        ended: did an episode of training end in this process?
         judge: decides when the run ends early.
     """
 
@@ -91,6 +100,7 @@ class OneSeed:
     rate: tuple[int, float] = (0, 0.0)
     score: float | None = None
     warned: set[str] = dataclasses.field(default_factory=set)
+    ended: bool = False
     judge: Judge = dataclasses.field(default_factory=Judge)
 
 
@@ -114,6 +124,8 @@ class Session:
         fresh: whether the environments were never reset: a model may be saved before it learns.
         ended_by: why the run ended before its steps were made; "" if it did not.
         over: whether the last call of `events` has made its steps, or has saved after a request to stop.
+        leave: ends the process with a sentence, if an environment hangs that nothing can interrupt; None: the
+            process is the user's own, and stays.
     """
 
     def __init__(
@@ -159,7 +171,9 @@ class Session:
         self.fresh = True
         self.ended_by = ""
         self.over = False
+        self.leave: Callable[[str], object] | None = None
         self._stop = False
+        self._hung = ""
         self._played: list[list[Episode]] = []  # the evaluation episodes of all seeds
 
     @property
@@ -213,29 +227,47 @@ class Session:
 
     def seed_events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
         """Train like `events`; yield events with the index of their seed, one of all once for each."""
+        with Alarm() as alarm:
+
+            def hung(caller: Caller, call: Call) -> None:
+                self._interrupt(alarm, caller, call)
+
+            try:
+                with Patience(lambda: self.adapters, self.plan.step_seconds, hung):
+                    yield from self._events(until)
+            except Hung:
+                self._save_cut_step()
+                raise BrokenEnv(self._hung) from None
+
+    def _events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
         self.finished, self.over, self.until, self.ended_by = False, False, until, ""
         told = time.perf_counter()
         begun = told - self.seconds
         for one in self.seeds:
             one.rate = (self.env_steps, told)
+        warned = self._moot_notes()
         if self.fresh:
             self.engine.start()
             self.fresh = False
             for one in self.seeds:
                 if one.saver is not None and one.adapter.jax_env is None:
                     remember(one.adapter)
+            warned += warn_of_starts(self.adapter, self.eval_adapter)
+        warned += seed_resets(*(one.adapter for one in self.seeds), self.eval_adapter)
+        if self.saves:
+            first = min(self.plan.saves_every, self.plan.milestone_every) // self.plan.envs
+            for one in self.seeds:
+                watch_saves(one.adapter, self.eval_adapter, max(1, min(WITNESSED, first)))
         broken = [one.adapter.interrupted for one in self.seeds if one.adapter.interrupted]
         if broken:
             self.engine.begin_again()
-        moot = self._moot_notes() + [
-            f"a step was not finished ({why}): new episodes begin" for why in broken[:1]
-        ]
-        notes = moot + self.engine.notes(self.saves)
+        warned += [f"a step was not finished ({why}): new episodes begin" for why in broken[:1]]
+        notes = warned + self.engine.notes(self.saves)
         evals_every = self.plan.evals_every if self.eval_adapter is not None else 0
         for k, one in enumerate(self.seeds):
             plan = one.plan
             started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
-            yield k, ev.Started(*started, moot, evals_every)
+            yield k, ev.Started(*started, warned, evals_every)
         limit = Limit(0, until, lambda: self._stop)
         try:
             while not self._stop:
@@ -254,11 +286,14 @@ class Session:
                 progress = self.engine.advance(limit)
                 if progress.ended:
                     yield from self._end_episodes(progress)
-        except RunError:  # e.g. that an action is NaN, which may have a deeper cause
+        except RunError as problem:  # e.g. that an action is NaN, which may have a deeper cause
             self._refuse_divergence()
+            if has_died(problem):
+                self._save_cut_step()
             raise
         except (KeyboardInterrupt, SystemExit):
-            self._save_if_environment_exits()
+            if not self._stop:  # a second Ctrl-C ends without a save
+                self._save_cut_step()
             raise
         self.seconds = time.perf_counter() - begun
         if self.saves:
@@ -287,15 +322,42 @@ class Session:
         """Yield the ends of episodes. The step is complete, so that a callback can save it."""
         for k, _, episode in progress.ended:
             self.seeds[k].returns.append(episode.ret)
+            self.seeds[k].ended = True
         for k, step, episode in progress.ended:
             yield k, ev.EpisodeDone(step, *episode)
 
     def _save_all(self, milestone: bool) -> list[Path]:
         return [one.saver(self, milestone, k) for k, one in enumerate(self.seeds) if one.saver is not None]
 
-    def _save_if_environment_exits(self) -> None:
-        """Save if an environment raised SystemExit or KeyboardInterrupt; a second Ctrl-C ends without."""
-        if not self._stop and any(adapter.interrupted for adapter in self.adapters):
+    def _interrupt(self, alarm: Alarm, caller: Caller, call: Call) -> None:
+        """Interrupt a call of an environment that takes too long, from a thread of its own.
+
+        What cannot be interrupted stays where it is; then the run is saved here.
+        """
+        what = "its " + call.what if call.what in ("step", "reset") else call.what
+        self._hung = (
+            f"{describe_hung(caller.env_id, what, self.plan.step_seconds)} (--step-seconds), after "
+            f"{self.env_steps:,} steps of training; {name_check(caller.env_id)}"
+        )
+        alarm.ring(caller, call)
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end:
+            if caller.called is not call:
+                return
+            time.sleep(GRACE / 50)
+        for adapter in self.adapters:
+            if adapter is caller:
+                adapter.interrupted = "it hung"
+        with contextlib.suppress(Exception):  # a compiled program has the arrays: then the last save counts
+            self._save_all(False)
+        if self.leave is None:
+            print(f"qscape: {self._hung}", file=sys.stderr)
+        else:
+            self.leave(self._hung)
+
+    def _save_cut_step(self) -> None:
+        """Save if a call of an environment ended in its middle, and not in its first reset."""
+        if not self.fresh and any(adapter.interrupted for adapter in self.adapters):
             self._save_all(False)
 
     def _boundary(self, last: bool) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -415,9 +477,36 @@ class Session:
         found = {
             name: part.warning(metrics) for name, part in self.agent.parts.items() if name not in one.warned
         }
-        told = {name: sentence for name, sentence in found.items() if sentence is not None}
+        found |= {"environment": self._unkept(one), "episodes": self._waits_for_ends(one)}
+        told = {
+            name: sentence
+            for name, sentence in found.items()
+            if sentence is not None and name not in one.warned
+        }
         one.warned |= told.keys()
-        return [*told.values(), *one.adapter.take_warnings()]
+        late = [f"{sentence}; {name_check(one.adapter.env_id)}" for sentence in one.adapter.take_warnings()]
+        return [*told.values(), *late]
+
+    def _unkept(self, one: OneSeed) -> str | None:
+        """Return the warning that saves do not hold the whole state of the environment; None: they do."""
+        if not one.adapter.unkept:
+            return None
+        goes_on = "a resumed run begins a new episode there"
+        return f"{one.adapter.unkept}; {goes_on}; {name_check(one.adapter.env_id)}"
+
+    def _waits_for_ends(self, one: OneSeed) -> str | None:
+        """Return the warning that an agent which learns when an episode ends sees none end; None: it does."""
+        base, schedule = self.agent.base, getattr(self.agent, "schedule", None)
+        waits = getattr(schedule, "learns_between_episodes", False) or getattr(base, "episodes", 0)
+        limit = one.adapter.time_limit
+        random = max(getattr(base, "warmup", 0), (limit or LONG_EPISODE) * self.plan.envs)
+        if self.updates or one.ended or not waits or self.env_steps < random:
+            return None
+        helps = f"the time limit is {limit:,} steps" if limit else "set one: --env.max-episode-steps 1000"
+        return (
+            f"no episode has ended in {self.env_steps:,} steps, and {one.plan.recipe} learns when one does: "
+            f"nothing is learned yet; {helps}; {name_check(one.adapter.env_id)}"
+        )
 
     # --- saving and resuming ------------------------------------------------------------------------
 

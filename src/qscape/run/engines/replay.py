@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qscape.envs import EnvAdapter, Episode, Step, snapshot
+from qscape.envs.patience import Hung
+from qscape.envs.repeats import name_check
 from qscape.errors import RunError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
@@ -359,14 +361,12 @@ class SeedAdapters:
         for adapter, chosen in zip(self.each, action, strict=True):
             try:
                 steps.append(adapter.step(chosen))
-            except RunError as problem:
+            except (RunError, SystemExit, KeyboardInterrupt, Hung) as problem:
                 for other in self.each:  # some have made a step that the networks have not seen
                     other.interrupted = adapter.interrupted
+                if not isinstance(problem, RunError):
+                    raise
                 raise problem.saying(f"seed {adapter.seed}: {problem}") from problem
-            except (SystemExit, KeyboardInterrupt):
-                for other in self.each:  # some have made a step that the networks have not seen
-                    other.interrupted = adapter.interrupted
-                raise
         self.finished = [step.finished for step in steps]
         each = [(step.transition, step.observation) for step in steps]
         transition, observation = jax.tree.map(lambda *of_each: np.stack(of_each), *each)
@@ -558,4 +558,5 @@ def restore_environments(adapters: Sequence[EnvAdapter], saves: Sequence[SavedSe
         for adapter, failed in zip(adapters, why, strict=True):
             if not failed:
                 adapter.reset()
-    return list(dict.fromkeys(filter(None, why)))
+    told = dict.fromkeys(filter(None, why))
+    return [f"{sentence.rstrip('.')}; {name_check(adapters[0].env_id)}" for sentence in told]
