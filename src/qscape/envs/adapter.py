@@ -32,7 +32,15 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from jaxtyping import Bool, Float, Int
 
-from qscape.envs.answers import SUCCESS, pack_infos, read_flag, read_reward, read_rewards, read_success
+from qscape.envs.answers import (
+    SUCCESS,
+    UNREAD,
+    pack_infos,
+    read_flag,
+    read_reward,
+    read_rewards,
+    read_success,
+)
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.lag import NO_LAG, JaxLag, Lag, RowStack, add_lag, find_lag, refuse_longer
@@ -320,7 +328,7 @@ class EnvAdapter:
         self.env, self.seed, self.interrupted = env, seed, ""
         self.called: Call | None = None
         self.constants: dict[str, Any] | None = None
-        self.alone = ""
+        self.alone, self._told_unread = "", False
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -570,7 +578,14 @@ class EnvAdapter:
         late = {name for outside in self.outside for name in outside.late}
         for outside in self.outside:
             outside.late.clear()
-        return [
+        told = []
+        if isinstance(self._source, _Copies) and self._source.unread and not self._told_unread:
+            self._told_unread = True
+            told = [
+                f'{self.env_id}: info["{self._source.unread}"] looks like success, and only info["success"] '
+                'and info["is_success"] are read: a wrapper can give it that name'
+            ]
+        return told + [
             f"{self.env_id} changed {name} late in training, so runs of one seed may differ: what it keeps "
             "outside its instance is looked for in its first steps; use self.np_random and attributes of self"
             for name in sorted(late)
@@ -868,6 +883,7 @@ class _Copies:
         """
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
         self.outside = [Outside(env) for env in envs]
+        self.unread = ""  # what looks like success in the info of an episode's end, and is not read
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | None) -> np.ndarray:
@@ -899,6 +915,8 @@ class _Copies:
             terminated[i], truncated[i] = (read_flag(end, self.env_id) for end in ends)
             reward[i] = read_reward(given, self.env_id)
             successes.append(read_success(info, self.env_id))  # before a reset that may fill `info` anew
+            if successes[-1] is None and not self.unread and (terminated[i] or truncated[i]):
+                self.unread = next((key for key in info if isinstance(key, str) and UNREAD.search(key)), "")
             after.append(self.read.one(observation, info, terminated[i]))
             if not self.has_reset_rows and (terminated[i] or truncated[i]):
                 now.append(self._reset(i))
@@ -981,6 +999,17 @@ def _is_given(info: Mapping[str, Any], key: str, i: int) -> bool:
     return bool(given[i] if given.ndim else given)
 
 
+def _supersuit(env: Any) -> str:
+    """Return the end of an error of a vector environment that SuperSuit makes of several agents."""
+    if not type(env).__module__.startswith("supersuit"):
+        return ""
+    return (
+        ". It is SuperSuit's, whose rows are agents and reset in the step in which an episode ends, without "
+        "its last observation: make one environment of the agents (docs/how-to/environments.md, Several "
+        "agents)"
+    )
+
+
 def find_reset_mode(env: VectorEnv) -> AutoresetMode:
     """Return how a vector environment resets environments whose episode ended.
 
@@ -1005,6 +1034,7 @@ def find_reset_mode(env: VectorEnv) -> AutoresetMode:
         said = "does not say how it resets" if mode is None else f"says that it resets by {mode!r}"
         raise WrongEnv(
             f'{env} {said}: set self.metadata = {{"autoreset_mode": ...}} in its constructor, one of {modes}'
+            f"{_supersuit(inner)}"
         ) from None
 
 
@@ -1075,6 +1105,11 @@ def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
         if not (isinstance(problem, AttributeError) and f"no attribute '{name}'" in describe(problem)):
             raise WrongEnv(f"{which}: its {name} cannot be read ({describe(problem)})") from problem
         space = None
+    if not isinstance(space, gym.Space) and name.startswith("single_"):
+        raise WrongEnv(
+            f"{which} is a vector environment ({type(env).__module__}) that does not say the space of one "
+            f"row: set its {name}{_supersuit(env)}"
+        )
     if not isinstance(space, gym.Space):
         raise WrongEnv(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
     return space
