@@ -99,6 +99,8 @@ PACKAGES = (
         "highway-env", "highway_env:racetrack-v1", "td3", 5_000,
         "Works unchanged; slow, some 30 steps a second; td3 stays on the track longer than random "
         "actions do.",
+        "Works unchanged, at three to ten steps a second. Random actions leave the track after nine "
+        "steps. An observation of 288 numbers makes a replay of 2 GiB.",
     ),
     Foreign(
         "gym-anytrading", "gym_anytrading:stocks-v0", "ppo+normalise+scale_rewards", 60_000,
@@ -185,6 +187,7 @@ PACKAGES = (
         "myosuite", "myosuite:myoElbowPose1D6MRandom-v0", "sac", 6_000,
         "Installs with gymnasium 1.2.3; the muscles' activations are observed; sac gets better within"
         " minutes.",
+        "It brings gymnasium 1.2.3 and runs on MuJoCo 4; sac gets better within five minutes.",
     ),
     Foreign(
         "envpool", "Pendulum-v1", "td3 --vectorise envpool --envs 2", 8_000,
@@ -194,6 +197,7 @@ PACKAGES = (
     Foreign(
         "brax", "brax/inverted_pendulum", "ppo --envs 16", 60_000,
         "Works by the extra; a minute of compilation.",
+        "As expected; the return counts the steps that the pole stands, of 1,000.",
         extras="brax", env_args=("backend=spring",),
     ),
     Foreign(

@@ -98,7 +98,7 @@ class Unkept(Clock):
 
     def __init__(self):
         super().__init__(length=10**6)
-        self.handle = (x for x in ())
+        self.handle = (number for number in ())
 
 
 class Picture(gym.Env):

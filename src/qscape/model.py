@@ -199,11 +199,12 @@ class Model:
             self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions, lag=self.lag)
             self.eval_adapter.arrange(self.adapter.spaces)
             _refuse_other_spaces(self.adapter, self.eval_adapter)
+        source: Any = env
         self._open_evaluation = (
             None
             if made
             else functools.partial(
-                open_evaluation, env, args=env_args, index_actions=index_actions, lag=self.lag
+                open_evaluation, source, args=env_args, index_actions=index_actions, lag=self.lag
             )
         )
         if self._open_evaluation is not None and eval_env is None and (eval_every or probe):

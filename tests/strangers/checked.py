@@ -189,11 +189,11 @@ class Handle(Sound):
 
 
 class Unkept(Sound):
-    """Holds an iterator, which no snapshot can capture."""
+    """Holds a generator, which no snapshot can capture."""
 
     def __init__(self):
         super().__init__()
-        self.handle = iter([1, 2])
+        self.handle = (number for number in (1, 2))
 
 
 class Single(Sound):
@@ -284,7 +284,7 @@ class Hangs(Sound):
 
 
 class HangsInReset(Sound):
-    """Does not return from its second reset."""
+    """Does not return from its first reset."""
 
     def __init__(self):
         super().__init__()
@@ -292,7 +292,7 @@ class HangsInReset(Sound):
 
     def reset(self, *, seed=None, options=None):
         self.resets += 1
-        while self.resets == 2:
+        while self.resets == 1:
             time.sleep(0.01)
         return super().reset(seed=seed)
 

@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "smoothness": ("measure how smoothly policies act", "RUN... [--robustness] [--json|--png FILE]"),
     "embedding": ("draw the geometry that savgo learned", "RUN [--state-from EPISODE:STEP]"),
-    "check": ("run an environment as training would", "ENV [--envs N] [--env.NAME VALUE] [--json FILE]"),
+    "check": ("run an environment as training would", "ENV [--envs N] [--json FILE]"),
     "record": ("record episodes of a policy as a dataset", "RUN --episodes N --dataset NAME"),
     "dataset": ("show what a dataset holds", "NAME"),
     "collapse": ("measure action collapse of on-policy agents", "RUN... [--states N] [--json|--png FILE]"),

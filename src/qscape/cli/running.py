@@ -26,7 +26,7 @@ from rich.text import Text
 
 from qscape import tracking, trusted
 from qscape.errors import OutOfRange, RunError, UsageError, one_line
-from qscape.jobs.pace import PERIOD, Pace
+from qscape.jobs.pace import PERIOD, RemainingTime
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.report.labels import shorten_labels
@@ -127,7 +127,7 @@ class Screen:
             expand=True,
             disable=quiet or not self.console.is_terminal,
         )
-        self.paces: dict[int, Pace] = {}
+        self.paces: dict[int, RemainingTime] = {}
         self.tasks: dict[int, TaskID] = {}
         self.names: dict[int, str] = {}
         self.ended: dict[int, ev.Ended] = {}
@@ -148,7 +148,7 @@ class Screen:
 
     def show(self, k: int, event: ev.RunEvent) -> None:
         """Show one event of run k."""
-        self.paces.setdefault(k, Pace()).take(event)
+        self.paces.setdefault(k, RemainingTime()).take(event)
         if isinstance(event, ev.Started):
             self._add_run(k, event)
         elif isinstance(event, ev.Progressed):

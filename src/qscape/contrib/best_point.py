@@ -40,7 +40,7 @@ class BestPoint(Single):
             )
         return None
 
-    def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> Any:
         return None
 
     def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:

@@ -5,7 +5,7 @@ Q3C (NeurIPS 2025, arXiv 2510.18828; code USC-Lira/Q3C at 4a5456b), after the wi
 """
 
 import dataclasses
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -183,8 +183,8 @@ class ControlPoints(Plain):
             steps = base.schedule_updates / base.updates_per_step
         return PartState(extra=Smoothing(jnp.float32(self.smoothing), jnp.float32(steps or 1)))
 
-    def encoder_params(self, state: PartState, which: Version) -> Float[Array, ""]:
-        """Return C, which is the same for all critics."""
+    def encoder_params(self, state: PartState, which: Version) -> Any:
+        """Return C [], which is the same for all critics."""
         return state.extra.now
 
     def adapt_network(self, encoder: PyTree, net: Net) -> Net:

@@ -5,7 +5,7 @@ The details are those of the released code.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -31,7 +31,7 @@ class FlashNorm(BatchNorm, OfGivenLength):
     def __init__(self, size: int) -> None:
         super().__init__(size, epsilon=1e-5, unbiased=True)
 
-    def projected(self) -> Self:
+    def projected(self) -> "FlashNorm":
         factor = to_root_length(jnp.square(self.scale).sum() + jnp.square(self.shift).sum(), len(self.scale))
         scaled = self.scale * factor, self.shift * factor
         return eqx.tree_at(lambda m: (m.scale, m.shift), self, scaled)
@@ -48,7 +48,7 @@ class PostNorm(OfGivenLength):
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
         return self.weight * x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
 
-    def projected(self) -> Self:
+    def projected(self) -> "PostNorm":
         factor = to_root_length(jnp.square(self.weight).sum(), len(self.weight))
         return eqx.tree_at(lambda m: m.weight, self, self.weight * factor)
 
@@ -98,7 +98,7 @@ class FlashTorso(eqx.Module):
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
         return self._features(join_inputs(x), lambda norm, x: norm(x))
 
-    def train(self, x: Inputs) -> tuple[Float[Array, "*b h"], Self]:
+    def train(self, x: Inputs) -> tuple[Float[Array, "*b h"], "FlashTorso"]:
         """Return the features, normalised by the batch; and the hidden layers with new running statistics."""
         moved = []
 

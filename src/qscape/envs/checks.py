@@ -104,7 +104,7 @@ class Peek(gym.Wrapper):
 
 
 @dataclasses.dataclass
-class Subject:
+class CheckedEnv:
     """The environment under test, made as a run makes it.
 
     Attributes:
@@ -166,6 +166,7 @@ class Subject:
         return adapter
 
     def _make(self, envs: int, seed: int, index_actions: bool) -> EnvAdapter:
+        made: Any = None
         if callable(self.env) and self.is_vector is not False:
             with contextlib.suppress(Exception):  # `make` calls it again, and says what is wrong
                 made = self.env(**self.args)
@@ -175,7 +176,8 @@ class Subject:
             if self.is_vector:
                 return make(made, seed=seed, index_actions=index_actions)
         vectorise = self.vectorise if envs > 1 else "sync"
-        return make(self.env, envs, self.args, seed=seed, vectorise=vectorise, index_actions=index_actions)
+        env: Any = self.env
+        return make(env, envs, self.args, seed=seed, vectorise=vectorise, index_actions=index_actions)
 
     def close(self, adapter: EnvAdapter) -> None:
         """Close an adapter."""
@@ -184,7 +186,7 @@ class Subject:
 
 
 @dataclasses.dataclass
-class Played:
+class RandomSteps:
     """Random steps of an adapter. Arrays lead with the steps.
 
     Attributes:
@@ -203,7 +205,7 @@ class Played:
     seconds: float
 
 
-def play(adapter: EnvAdapter, steps: int, seconds: float) -> Played:
+def play(adapter: EnvAdapter, steps: int, seconds: float) -> RandomSteps:
     """Reset an adapter and make random steps, until there are enough or the time is over."""
     draw, start = make_draw(), time.monotonic()
     rows, numbers, episodes, times = [adapter.reset()], [], [], []
@@ -218,10 +220,10 @@ def play(adapter: EnvAdapter, steps: int, seconds: float) -> Played:
         if time.monotonic() - start > seconds:
             break
     reward, terminated, truncated = map(np.concatenate, zip(*numbers, strict=True))
-    return Played(np.concatenate(rows), reward, terminated, truncated, episodes, float(np.median(times)))
+    return RandomSteps(np.concatenate(rows), reward, terminated, truncated, episodes, float(np.median(times)))
 
 
-def open_first(subject: Subject) -> tuple[EnvAdapter | None, list[Finding]]:
+def open_first(subject: CheckedEnv) -> tuple[EnvAdapter | None, list[Finding]]:
     """Open the environment, by the kind of agents that it fits.
 
     Returns:
@@ -258,7 +260,7 @@ def _describe_spaces(adapter: EnvAdapter) -> str:
     return f"{seen}; {done}{masks}{mode}"
 
 
-def check_answers(subject: Subject, adapter: EnvAdapter, steps: int = 1_000) -> Iterator[Finding]:
+def check_answers(subject: CheckedEnv, adapter: EnvAdapter, steps: int = 1_000) -> Iterator[Finding]:
     """Play random steps, and look at all that the environment answers."""
     peek = None
     if adapter.envs == 1 and isinstance(adapter.env, gym.Env):
@@ -303,7 +305,7 @@ def name_entry(adapter: EnvAdapter, entry: int) -> str:
     return f"observation[{entry}]"
 
 
-def _find_bounds(adapter: EnvAdapter, played: Played) -> Finding:
+def _find_bounds(adapter: EnvAdapter, played: RandomSteps) -> Finding:
     seen = played.rows[:, : adapter.spec.observation_size].astype(float)
     low, high = (bound.astype(float) for bound in adapter.observation_bounds)
     slack = MARGIN * np.maximum(
@@ -358,7 +360,7 @@ def _flatten(adapter: EnvAdapter, shown: Sequence[Any]) -> np.ndarray | None:
     return np.stack(rows)
 
 
-def _find_scale(adapter: EnvAdapter, played: Played) -> Finding:
+def _find_scale(adapter: EnvAdapter, played: RandomSteps) -> Finding:
     name = "scale of observations"
     if adapter.spec.frame is not None:
         return Finding(name, "ok", "pixels, from 0 to 255")
@@ -378,7 +380,7 @@ def _find_scale(adapter: EnvAdapter, played: Played) -> Finding:
     return Finding(name, "ok", detail)
 
 
-def _find_rewards(played: Played) -> Finding:
+def _find_rewards(played: RandomSteps) -> Finding:
     name, size = "scale of rewards", np.abs(played.reward)
     detail = f"from {played.reward.min():.4g} to {played.reward.max():.4g}, mean {played.reward.mean():.4g}"
     if not size.any():
@@ -407,7 +409,7 @@ def _find_rewards(played: Played) -> Finding:
     return Finding(name, "ok", detail)
 
 
-def _find_ends(adapter: EnvAdapter, played: Played) -> Finding:
+def _find_ends(adapter: EnvAdapter, played: RandomSteps) -> Finding:
     name, episodes, limit = "ends of episodes", played.episodes, adapter.time_limit
     lengths = [episode.length for episode in episodes]
     known = "no time limit is known" if limit is None else f"the time limit is {limit:,} steps"
@@ -435,7 +437,7 @@ def _find_ends(adapter: EnvAdapter, played: Played) -> Finding:
     return Finding(name, "ok", detail + (f"; {both} both, which count as terminated" if both else ""))
 
 
-def _find_success(played: Played, peek: Peek | None) -> Finding:
+def _find_success(played: RandomSteps, peek: Peek | None) -> Finding:
     name = "infos"
     reported = [episode.success for episode in played.episodes if episode.success is not None]
     keys = sorted(peek.infos) if peek else []
@@ -481,7 +483,7 @@ def _find_buffers(peek: Peek) -> Iterator[Finding]:
         yield Finding("types of answers", "warn", f"rewards are {', '.join(odd)}", "return a float")
 
 
-def check_copies(subject: Subject, adapter: EnvAdapter) -> Iterator[Finding]:
+def check_copies(subject: CheckedEnv, adapter: EnvAdapter) -> Iterator[Finding]:
     """Open as many copies as a run with evaluations has, as long as that is quick."""
     name, copies = "number of copies", 1
     wanted = 2 if subject.is_vector else 11
@@ -511,7 +513,7 @@ def check_copies(subject: Subject, adapter: EnvAdapter) -> Iterator[Finding]:
     yield Finding(name, "ok", f"{copies} were open side by side")
 
 
-def check_seeds(subject: Subject, steps: int = 60) -> Iterator[Finding]:
+def check_seeds(subject: CheckedEnv, steps: int = 60) -> Iterator[Finding]:
     """Compare two copies with equal seeds, over resets with and without one."""
     name = "equal seeds"
     with _pair(subject) as (one, other):
@@ -536,7 +538,7 @@ def check_seeds(subject: Subject, steps: int = 60) -> Iterator[Finding]:
     yield Finding(name, "ok", f"two copies made the same {steps} steps, and the same after further resets")
 
 
-def _explain_seeds(subject: Subject, difference: Difference, steps: int) -> tuple[str, str]:
+def _explain_seeds(subject: CheckedEnv, difference: Difference, steps: int) -> tuple[str, str]:
     """Return what differs between two copies of one seed, and what would help."""
     remedy = "draw from self.np_random alone, which super().reset(seed=seed) seeds"
     if difference.what == AFTER_RESET:
@@ -561,7 +563,7 @@ def _explain_seeds(subject: Subject, difference: Difference, steps: int) -> tupl
 
 
 @contextlib.contextmanager
-def _pair(subject: Subject) -> Iterator[tuple[EnvAdapter, EnvAdapter]]:
+def _pair(subject: CheckedEnv) -> Iterator[tuple[EnvAdapter, EnvAdapter]]:
     """Open two copies of the environment, and close them after the `with` block."""
     with contextlib.ExitStack() as stack:
         pair = []
@@ -571,7 +573,7 @@ def _pair(subject: Subject) -> Iterator[tuple[EnvAdapter, EnvAdapter]]:
         yield pair[0], pair[1]
 
 
-def check_saves(subject: Subject, steps: int = 60) -> Iterator[Finding]:
+def check_saves(subject: CheckedEnv, steps: int = 60) -> Iterator[Finding]:
     """Restore a snapshot of one copy into another one, in the middle of an episode."""
     name, draw = "save and restore", make_draw()
     with _pair(subject) as (one, other):
@@ -599,16 +601,17 @@ def check_saves(subject: Subject, steps: int = 60) -> Iterator[Finding]:
         yield Finding(name, "ok", f"equal to the bit, and {steps} steps after it")
 
 
-def check_jax(subject: Subject, adapter: EnvAdapter) -> Iterator[Finding]:
+def check_jax(subject: CheckedEnv, adapter: EnvAdapter) -> Iterator[Finding]:
     """Run the conformance suite on an environment in JAX."""
     if adapter.jax_env is None or not (isinstance(subject.env, str) or callable(subject.env)):
         return
-    for result in conformance.check(subject.env, subject.args, CONFORMANCE_STEPS):
+    env: Any = subject.env
+    for result in conformance.check(env, subject.args, CONFORMANCE_STEPS):
         verdict: dict[str, Verdict] = {"PASS": "ok", "FAIL": "FAIL", "skip": "skip"}
         yield Finding(f"in JAX, {result.name}", verdict[result.verdict], result.detail)
 
 
-def run_checks(subject: Subject, adapter: EnvAdapter) -> Iterator[Finding]:
+def run_checks(subject: CheckedEnv, adapter: EnvAdapter) -> Iterator[Finding]:
     """Run the checks one after the other; what the environment raises becomes a finding.
 
     Args:

@@ -179,8 +179,9 @@ def is_image(space: spaces.Space) -> bool:
     With smaller bounds it is a board, whose numbers are kinds of pieces: a vector. Divided by 255 they would
     hardly differ.
     """
-    is_grid = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2
-    return is_grid and int(space.high.max(initial=0)) >= DARKEST
+    if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2):
+        return False
+    return int(space.high.max(initial=0)) >= DARKEST
 
 
 def make_flatten(

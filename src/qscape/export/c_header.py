@@ -239,7 +239,7 @@ def find_compiler() -> list[str] | None:
     if own := os.environ.get("CC"):
         return shlex.split(own)
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
-    return found and [found]
+    return None if found is None else [found]
 
 
 def run_header(text: str, prefix: str, compiler: list[str], inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -67,7 +67,7 @@ class PolicySource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class ExportCheck:
     """Comparison of an exported policy with the library.
 
     Attributes:
@@ -80,7 +80,7 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnnxCheck(Comparison):
+class OnnxCheck(ExportCheck):
     """Comparison of an ONNX model with the library, and its speed.
 
     Attributes:
@@ -331,7 +331,7 @@ def compare(
     what: str,
     act: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]],
     tolerance: float = TOLERANCE,
-) -> Comparison:
+) -> ExportCheck:
     """Compare an exported policy with the library, which sees 1,000 observations in one batch and one by one.
 
     Args:
@@ -369,7 +369,7 @@ def compare(
             f"library differs from itself, single against batched, by {np.max(itself / half):.2g}); no file "
             "was written."
         )
-    return Comparison(float(off.max()), float(itself.max()))
+    return ExportCheck(float(off.max()), float(itself.max()))
 
 
 def _action_scale(adapter: EnvAdapter) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:

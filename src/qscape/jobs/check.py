@@ -27,7 +27,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 from qscape import errors, system, trusted
 from qscape.agents import BASES, build, onpolicy, recipe_for_images
 from qscape.envs import EnvAdapter
-from qscape.envs.checks import Finding, Subject, guarded, open_first, run_checks
+from qscape.envs.checks import CheckedEnv, Finding, guarded, open_first, run_checks
 from qscape.envs.patience import Call, Caller, Patience, describe_hung
 from qscape.errors import Conflict, OutOfRange, QscapeError, UsageError, WrongValue, describe
 from qscape.run.plan import Plan, prepare
@@ -132,7 +132,7 @@ def check_env(
         )
     begun = time.monotonic()
     spec = gym.registry.get(env.rpartition(":")[2]) if isinstance(env, str) else None
-    asked = Request(
+    asked: Any = Request(
         env, dict(env_args or {}), envs, vectorise, seconds, patience, spec, trusted.trusted_places()
     )
     try:
@@ -268,7 +268,7 @@ def _check(asked: Request, tell: Callable[..., None]) -> None:
     trusted.trust(*asked.trusted)
     if asked.spec is not None:
         gym.registry.setdefault(asked.spec.id, asked.spec)
-    subject = Subject(
+    subject = CheckedEnv(
         _as_source(asked.env), asked.env_args, asked.envs, asked.vectorise, begun + asked.seconds
     )
     subject.env_id = _name(asked.env)
@@ -308,11 +308,12 @@ def _as_source(env: Any) -> Any:
     """Return what makes an environment: of one that is made already, a function that copies it."""
     if not isinstance(env, gym.Env | VectorEnv):
         return env
-    sent = pickle.dumps(CloudpickleWrapper(env))
+    made: Any = env
+    sent = pickle.dumps(CloudpickleWrapper(made))
     return lambda: pickle.loads(sent).fn
 
 
-def find_recipes(subject: Subject, adapter: EnvAdapter) -> Iterator[Finding]:
+def find_recipes(subject: CheckedEnv, adapter: EnvAdapter) -> Iterator[Finding]:
     """Say which agents fit the environment."""
     fits, others = list_recipes(adapter, subject.index_actions)
     if not fits:
@@ -342,7 +343,7 @@ def list_recipes(adapter: EnvAdapter, index_actions: bool) -> tuple[list[str], l
     return fits, others
 
 
-def find_speed(subject: Subject, adapter: EnvAdapter) -> Iterator[Finding]:
+def find_speed(subject: CheckedEnv, adapter: EnvAdapter) -> Iterator[Finding]:
     """Train for some updates, and compare the time of a step with that of an update."""
     name = "speed"
     fits, _ = list_recipes(adapter, subject.index_actions)

@@ -20,7 +20,7 @@ class Sample(NamedTuple):
     evaluating: float
 
 
-class Pace:
+class RemainingTime:
     """The speed of a run, told by its events.
 
     Random steps are faster than those that learn, and programs are compiled at the first updates. So time

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from qscape.agents import flatten
 from qscape.envs.lag import Lag
 from qscape.errors import NoUpdate, QscapeError, Taken
-from qscape.jobs.pace import Pace
+from qscape.jobs.pace import RemainingTime
 from qscape.jobs.pool import Failure
 from qscape.jobs.study import Row, Study
 from qscape.jobs.worker import Job
@@ -60,7 +60,7 @@ class RunProgress:
     job: Job | None = None
     step: int = 0
     score: float | None = None
-    pace: Pace = dataclasses.field(default_factory=Pace)
+    pace: RemainingTime = dataclasses.field(default_factory=RemainingTime)
     why: str = ""
     began: bool = False
     failure: Failure | None = None

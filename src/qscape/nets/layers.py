@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ Inputs: TypeAlias = Array | tuple[Array, ...]
 class OfGivenLength(eqx.Module):
     """A module with parameters of a given length, which `project` restores after every optimiser step."""
 
-    def projected(self) -> Self:
+    def projected(self) -> "OfGivenLength":
         """Return the module with its parameters at their length."""
         raise NotImplementedError
 
@@ -37,7 +37,7 @@ class UnitLinear(OfGivenLength):
     weight: Float[Array, "o i"]
     bias: Float[Array, " o"] | None = None
 
-    def projected(self) -> Self:
+    def projected(self) -> "UnitLinear":
         length = jnp.linalg.norm(self.weight, axis=-1, keepdims=True)
         return dataclasses.replace(self, weight=self.weight / jnp.maximum(length, 1e-8))
 

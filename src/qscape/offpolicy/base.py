@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from qscape.errors import Conflict, OutOfRange
 from qscape.nets.layers import find_decayed
@@ -453,11 +453,12 @@ class Base:
             return optax.linear_schedule(start, self.rate_end * start, steps)
         if self.schedule == "delayed":
             before = self.warmup * self.updates_per_step / self.schedule_updates
-            return partial(delayed_rate, start, self.rate_end, before, steps)
+            rate: Any = partial(delayed_rate, start, self.rate_end, before, steps)
+            return rate
         return optax.cosine_decay_schedule(start, steps, self.rate_end)
 
 
-def delayed_rate(start: float, end: float, before: float, steps: int, made: Array) -> Array:
+def delayed_rate(start: float, end: float, before: float, steps: int, made: ArrayLike) -> Array:
     """Return the learning rate start · (end + (1 − end) p^0.2), p the share of the run that is left.
 
     Args:
@@ -467,7 +468,7 @@ def delayed_rate(start: float, end: float, before: float, steps: int, made: Arra
         steps: steps of the optimiser that a whole run would have.
         made: steps that were made before this one.
     """
-    left = jnp.maximum(1.0 - before - (made + 1) / steps, 0.0)
+    left = jnp.maximum(1.0 - before - (jnp.asarray(made) + 1) / steps, 0.0)
     return start * (end + (1.0 - end) * left**0.2)
 
 

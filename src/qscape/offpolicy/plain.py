@@ -62,7 +62,7 @@ class Plain(Representation):
     name: ClassVar[str] = "plain"
     splits_observations: ClassVar[bool] = True
 
-    def encoder_params(self, state: PartState, which: Version) -> None:
+    def encoder_params(self, state: PartState, which: Version) -> PyTree:
         return None
 
     def actor_embeddings(self, encoder: PyTree, obs: Array) -> list[Array]:
@@ -372,7 +372,7 @@ class Single(ActionSelector):
     name: ClassVar[str] = "single"
     repeats_noise: ClassVar[bool] = True
 
-    def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         return nets.actor(key)
 
     def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
