@@ -48,6 +48,7 @@ from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
 from qscape.envs.outside import Outside, own_generators
 from qscape.envs.patience import Call
+from qscape.envs.precision import Precision, watched
 from qscape.envs.spaces import (
     box_leaves,
     describe_other_table,
@@ -328,7 +329,7 @@ class EnvAdapter:
         self.env, self.seed, self.interrupted = env, seed, ""
         self.called: Call | None = None
         self.constants: dict[str, Any] | None = None
-        self.alone, self._told_unread = "", False
+        self.alone, self._told_unread, self._told_far = "", False, False
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -390,7 +391,10 @@ class EnvAdapter:
             time_limit=self.time_limit,
             mask=None if self.masks is None else self.masks.mask,
         )
-        reader = _Reader(seen.flatten, self.masks)
+        self._precision = Precision(() if frame is not None else self.leaves)
+        reader = _Reader(
+            watched(seen.flatten, self._precision) if frame is None else seen.flatten, self.masks
+        )
         if not isinstance(env, VectorEnv):
             self._source = _Copies([env], None, self.env_id, reader)
         elif type(env) is SyncVectorEnv:
@@ -417,7 +421,11 @@ class EnvAdapter:
         seen = self._read_space(space)
         self._observation_space, self.spaces = space, self.spaces | {"observation": describe_space(space)}
         self._space = seen.space
-        self._source.read = _Reader(seen.flatten, self.masks)
+        flatten = seen.flatten
+        if self.spec.frame is None:
+            self._precision = Precision(self.leaves)
+            flatten = watched(flatten, self._precision)
+        self._source.read = _Reader(flatten, self.masks)
         self._set_raw(seen)
 
     def _set_raw(self, seen: "_Observations") -> None:
@@ -585,6 +593,9 @@ class EnvAdapter:
                 f'{self.env_id}: info["{self._source.unread}"] looks like success, and only info["success"] '
                 'and info["is_success"] are read: a wrapper can give it that name'
             ]
+        if not self._told_far and (far := self._precision.warning(self.env_id)):
+            self._told_far = True
+            told.append(far)
         return told + [
             f"{self.env_id} changed {name} late in training, so runs of one seed may differ: what it keeps "
             "outside its instance is looked for in its first steps; use self.np_random and attributes of self"

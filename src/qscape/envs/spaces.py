@@ -309,6 +309,16 @@ def put_image_first(
     return first(space), first(actor_space) if isinstance(actor_space, spaces.Dict) else None, box.shape
 
 
+def name_entry(leaves: Sequence[tuple[tuple[str, ...], spaces.Box]], entry: int) -> str:
+    """Return the name of a number of a flat observation, such as `observation[2]` or `robot.joints[0]`."""
+    for path, box in leaves:
+        size = math.prod(box.shape)
+        if entry < size:
+            return f"{'.'.join(path) or 'observation'}[{entry}]"
+        entry -= size
+    return f"observation[{entry}]"
+
+
 def _can_be_flat(space: spaces.Space) -> bool:
     """Return whether Gymnasium's FlattenObservation makes a Box of a space."""
     try:
