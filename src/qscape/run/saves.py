@@ -404,15 +404,20 @@ def _share(folder: Path, array: np.ndarray) -> str:
     name = hashlib.sha256(written.getbuffer()).hexdigest()
     file = folder / f"{name}.npy"
     refuse_link(folder)
-    if not (file.exists() and file.stat().st_size == written.getbuffer().nbytes):
-        folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.parent.parent.parent.glob(f"*/{folder.parent.name}/{SHARED}/{name}.npy"):
-            aside = unused_name(file)
-            with contextlib.suppress(OSError):
-                if hashlib.sha256(other.read_bytes()).hexdigest() == name and not other.is_symlink():
-                    os.link(other, aside)
-                    aside.replace(file)
-                    return name
+    own = file.stat() if file.exists() else None
+    if own is not None and own.st_size == written.getbuffer().nbytes and own.st_nlink > 1:
+        return name
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.parent.parent.glob(f"*/{folder.parent.name}/{SHARED}/{name}.npy"):
+        if other == file or other.is_symlink() or (own is not None and other.stat().st_ino >= own.st_ino):
+            continue  # of two that were written at once the older one stays
+        aside = unused_name(file)
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(other.read_bytes()).hexdigest() == name:
+                os.link(other, aside)
+                aside.replace(file)
+                return name
+    if own is None or own.st_size != written.getbuffer().nbytes:
         write_whole(file, written.getvalue())
         sync(folder)
     return name
