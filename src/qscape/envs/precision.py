@@ -45,7 +45,7 @@ class Precision:
         given = np.concatenate(columns, axis=1)
         if self._first is None:
             self._first = given[0]
-            self._sum, self._squares = np.zeros((2, len(self._first)))
+            self._sum, self._squares = np.zeros((2, given.shape[1]))
         moved = given - self._first  # so that squares do not lose what is looked for
         self._sum = self._sum + moved.sum(0)
         self._squares = self._squares + (moved**2).sum(0)
