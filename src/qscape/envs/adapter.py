@@ -240,7 +240,9 @@ def make(
             many = SyncVectorEnv([lambda: first, *others], autoreset_mode=autoreset)
     except UnmakeableEnv as problem:  # the first one could be made
         _close_quietly(opened)
-        raise problem.saying(f"{problem}; {_only_one(alone)}", field="envs") from problem
+        if vectorise == "envpool":  # one pool makes all copies
+            raise
+        raise problem.saying(f"{str(problem).rstrip('.')}; {_only_one(alone)}", field="envs") from problem
     except QscapeError:
         _close_quietly(opened)
         raise
