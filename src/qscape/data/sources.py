@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from qscape.data.dataset import HDF5, Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import order_like
+from qscape.envs.precision import Precision, judge_columns, watched
 from qscape.envs.spaces import ActionBox, box_leaves, is_image, make_flatten
 from qscape.errors import (
     BadFile,
@@ -139,6 +140,8 @@ def _read_minari(
     if order is not None:
         observations = order_like(observations, order["observation"])
     size, flatten = make_flatten(observations, name)
+    precision = Precision(box_leaves(observations, (), name))
+    flatten = watched(flatten, precision)
     try:
         columns = [_episode_columns(e, size, flatten, box) for e in source.iterate_episodes()]
     except MALFORMED as problem:  # the metadata is intact, the file of the arrays is damaged
@@ -153,7 +156,7 @@ def _read_minari(
         env=env,
         env_args=env_args,
         reference=_minari_reference(metadata),
-        notes=tuple(notes),
+        notes=(*notes, *filter(None, [precision.warning(name, "the recording")])),
     )
 
 
@@ -349,7 +352,11 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         env=env,
         env_args=env_args,
         reference=_d4rl_reference(file),
-        notes=(*_nameless(env, str(file)), *_endless(rows, file)),
+        notes=(
+            *_nameless(env, str(file)),
+            *_endless(rows, file),
+            *judge_columns(rows, spaces.Box(-np.inf, np.inf, (sizes[0],), np.float64), str(file)),
+        ),
     )
 
 

@@ -33,7 +33,15 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from jaxtyping import Bool, Float, Int
 
-from qscape.envs.answers import SUCCESS, pack_infos, read_flag, read_reward, read_rewards, read_success
+from qscape.envs.answers import (
+    SUCCESS,
+    UNREAD,
+    pack_infos,
+    read_flag,
+    read_reward,
+    read_rewards,
+    read_success,
+)
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.lag import NO_LAG, JaxLag, Lag, RowStack, add_lag, find_lag, refuse_longer
@@ -41,6 +49,7 @@ from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
 from qscape.envs.outside import Outside, own_generators
 from qscape.envs.patience import Call
+from qscape.envs.precision import Precision, watched
 from qscape.envs.spaces import (
     box_leaves,
     describe_other_table,
@@ -337,7 +346,7 @@ class EnvAdapter:
         self.witness: Witness | None = None
         self.unkept = ""
         self.constants: dict[str, Any] | None = None
-        self.alone = ""
+        self.alone, self._told_unread, self._told_far = "", False, False
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -399,7 +408,10 @@ class EnvAdapter:
             time_limit=self.time_limit,
             mask=None if self.masks is None else self.masks.mask,
         )
-        reader = _Reader(seen.flatten, self.masks)
+        self._precision = Precision(() if frame is not None else self.leaves)
+        reader = _Reader(
+            watched(seen.flatten, self._precision) if frame is None else seen.flatten, self.masks
+        )
         if not isinstance(env, VectorEnv):
             self._source = _Copies([env], None, self.env_id, reader)
         elif type(env) is SyncVectorEnv:
@@ -428,7 +440,11 @@ class EnvAdapter:
         seen = self._read_space(space)
         self._observation_space, self.spaces = space, self.spaces | {"observation": describe_space(space)}
         self._space = seen.space
-        self._source.read = _Reader(seen.flatten, self.masks)
+        flatten = seen.flatten
+        if self.spec.frame is None:
+            self._precision = Precision(self.leaves)
+            flatten = watched(flatten, self._precision)
+        self._source.read = _Reader(flatten, self.masks)
         self._set_raw(seen)
 
     def _set_raw(self, seen: "_Observations") -> None:
@@ -642,7 +658,17 @@ class EnvAdapter:
         late = {name for outside in self.outside for name in outside.late}
         for outside in self.outside:
             outside.late.clear()
-        return [
+        told = []
+        if isinstance(self._source, _Copies) and self._source.unread and not self._told_unread:
+            self._told_unread = True
+            told = [
+                f'{self.env_id}: info["{self._source.unread}"] looks like success, and only info["success"] '
+                'and info["is_success"] are read: a wrapper can give it that name'
+            ]
+        if not self._told_far and (far := self._precision.warning(self.env_id)):
+            self._told_far = True
+            told.append(far)
+        return told + [
             f"{self.env_id} changed {name} late in training, so runs of one seed may differ: what it keeps "
             "outside its instance is looked for in its first steps; use self.np_random and attributes of self"
             for name in sorted(late)
@@ -944,6 +970,7 @@ class _Copies:
         """
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
         self.outside = [Outside(env) for env in envs]
+        self.unread = ""  # what looks like success in the info of an episode's end, and is not read
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
         self.gives_seeds = False  # to every reset, not to those alone that were asked for
         self.seed, self.given = 0, [0] * len(envs)  # the seed that was asked for; resets of each since then
@@ -987,6 +1014,8 @@ class _Copies:
             terminated[i], truncated[i] = (read_flag(end, self.env_id) for end in ends)
             reward[i] = read_reward(given, self.env_id)
             successes.append(read_success(info, self.env_id))  # before a reset that may fill `info` anew
+            if successes[-1] is None and not self.unread and (terminated[i] or truncated[i]):
+                self.unread = next((key for key in info if isinstance(key, str) and UNREAD.search(key)), "")
             after.append(self.read.one(observation, info, terminated[i]))
             if not self.has_reset_rows and (terminated[i] or truncated[i]):
                 now.append(self._reset(i))
@@ -1069,6 +1098,17 @@ def _is_given(info: Mapping[str, Any], key: str, i: int) -> bool:
     return bool(given[i] if given.ndim else given)
 
 
+def _supersuit(env: Any) -> str:
+    """Return the end of an error of a vector environment that SuperSuit makes of several agents."""
+    if not type(env).__module__.startswith("supersuit"):
+        return ""
+    return (
+        ". It is SuperSuit's, whose rows are agents and reset in the step in which an episode ends, without "
+        "its last observation: make one environment of the agents (docs/how-to/environments.md, Several "
+        "agents)"
+    )
+
+
 def find_reset_mode(env: VectorEnv) -> AutoresetMode:
     """Return how a vector environment resets environments whose episode ended.
 
@@ -1093,6 +1133,7 @@ def find_reset_mode(env: VectorEnv) -> AutoresetMode:
         said = "does not say how it resets" if mode is None else f"says that it resets by {mode!r}"
         raise WrongEnv(
             f'{env} {said}: set self.metadata = {{"autoreset_mode": ...}} in its constructor, one of {modes}'
+            f"{_supersuit(inner)}"
         ) from None
 
 
@@ -1163,6 +1204,11 @@ def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
         if not (isinstance(problem, AttributeError) and f"no attribute '{name}'" in describe(problem)):
             raise WrongEnv(f"{which}: its {name} cannot be read ({describe(problem)})") from problem
         space = None
+    if not isinstance(space, gym.Space) and name.startswith("single_"):
+        raise WrongEnv(
+            f"{which} is a vector environment ({type(env).__module__}) that does not say the space of one "
+            f"row: set its {name}{_supersuit(env)}"
+        )
     if not isinstance(space, gym.Space):
         raise WrongEnv(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
     return space

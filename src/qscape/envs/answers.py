@@ -6,6 +6,7 @@ may be anything, and differ between copies and steps.
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ from jaxtyping import Float
 from qscape.errors import BrokenEnv, show
 
 SUCCESS = ("success", "is_success")  # the first that is not None counts
+# Names that look like success and are not read.
+UNREAD = re.compile(
+    r"(?i)(^|_|\b)(is_)?(solved?|success(es|ful)?|succeeded|goal_(reached|achieved)|\w*completions?|completed)$"
+)
 _READ = {*SUCCESS, "action_mask", "candidates", "final_obs"}
 
 

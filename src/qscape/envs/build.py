@@ -7,8 +7,10 @@ import importlib.metadata
 import importlib.util
 import inspect
 import re
+import traceback
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -62,6 +64,8 @@ _OTHERS = {
     "shimmy": ("shimmy[dm-control]", r"dm_control/"),
 }
 
+_MAKERS = ("qscape.envs", "gymnasium.envs.registration")  # which call the constructors of environments
+
 CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
 LEVELS = "action_levels"  # the argument that divides a Box of actions into levels
 
@@ -100,14 +104,16 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     except Exception as problem:
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
             raise UnknownName(f"'{name}' names no environment", field="env") from problem
-        if isinstance(problem, AssertionError) and re.match(_PACKAGES["gymnasium_robotics"][1], name):
-            versions = [f"{p} {importlib.metadata.version(p)}" for p in ("gymnasium-robotics", "mujoco")]
+        if (package := _needs_older_mujoco(problem, name)) is not None:
+            versions = [f"{p} {importlib.metadata.version(p)}" for p in (package, "mujoco")]
             raise WrongVersion(
-                f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); up to 1.4.2, "
-                'gymnasium-robotics needs an older MuJoCo: pip install "mujoco<3.12"'
+                f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); {package} "
+                'needs an older MuJoCo: pip install "mujoco<3.12"'
             ) from problem
-        if not args and not isinstance(problem, TypeError):
-            raise UnmakeableEnv(f"{name} cannot be made ({describe(problem)})") from problem
+        if not _is_about_arguments(problem, args):
+            given = f" with env_args {args}" if args else ""
+            why = f"{describe(problem)}, raised in {_place(problem)}"
+            raise UnmakeableEnv(f"{name} cannot be made{given} ({why})") from problem
         said = show(problem, str, LONGEST_TEXT)
         raise UnmakeableEnv(
             f"{name} cannot be made with env_args {args}: {said}{_list_arguments(env_id)}",
@@ -233,6 +239,56 @@ def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
         mujoco.set_mju_user_warning(warn)
 
 
+def _frames(problem: BaseException) -> list[types.FrameType]:
+    """Return the frames that an error passed, from the one that caught it to the one that raised it."""
+    return [frame for frame, _ in traceback.walk_tb(problem.__traceback__)]
+
+
+def _module(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_about_arguments(problem: Exception, args: Mapping[str, Any]) -> bool:
+    """Return whether an error may come from the arguments: the call itself failed, or what it called at once.
+
+    An error from deeper inside a constructor is about something else: a missing file, a package, a port.
+    """
+    own = [frame for frame in _frames(problem) if not _module(frame).startswith(_MAKERS)]
+    if not own:  # nothing of the environment ran
+        return isinstance(problem, TypeError) or bool(args)
+    return (
+        bool(args)
+        and len(own) == 1
+        and isinstance(problem, ValueError | TypeError | KeyError | AssertionError)
+    )
+
+
+def _place(problem: BaseException) -> str:
+    """Return where an error was raised: `module, line 3`."""
+    frame, line = [*traceback.walk_tb(problem.__traceback__)][-1]
+    return f"{_module(frame)}, line {line}"
+
+
+def _needs_older_mujoco(problem: Exception, name: str) -> str | None:
+    """Return the package whose environments an installed MuJoCo is too new for; None if that is not it."""
+    passed = {_module(frame).partition(".")[0] for frame in _frames(problem)}
+    robotics = re.match(_PACKAGES["gymnasium_robotics"][1], name) and isinstance(problem, AssertionError)
+    package = "gymnasium-robotics" if robotics else "metaworld" if "metaworld" in passed else None
+    if package is None or not importlib.util.find_spec("mujoco"):
+        return None
+    release = [int(part) for part in re.findall(r"\d+", importlib.metadata.version("mujoco"))[:2]]
+    return package if robotics or release >= [3, 12] else None
+
+
+def _asked_inside(problem: Exception, env_id: str) -> str | None:
+    """Return the id that a function of the user asked Gymnasium for; None if that is `env_id` itself."""
+    for frame in reversed(_frames(problem)):
+        if _module(frame) == "gymnasium.envs.registration" and frame.f_code.co_name == "make":
+            asked = frame.f_locals.get("id")
+            return asked if isinstance(asked, str) and not env_id.endswith(asked) else None
+    return None
+
+
 def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
     """Return the names of an environment's arguments, as the end of an error sentence."""
     # Without "module:", which was imported when the environment was made.
@@ -250,7 +306,10 @@ def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
 
 
 def _explain_failure(env_id: str, problem: Exception) -> UsageError:
-    """Return the error for an id that Gymnasium could not make."""
+    """Return the error for an id that Gymnasium could not make, or for one that it makes in turn."""
+    if (inner := _asked_inside(problem, env_id)) is not None:
+        explained = _explain_failure(inner, problem)
+        return explained.saying(f"{env_id} makes {inner} inside: {explained}")
     for package, (extra, ids, _) in _PACKAGES.items():
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
             why = f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'

@@ -20,6 +20,7 @@ from qscape.envs import conformance
 from qscape.envs.adapter import EnvAdapter, Episode, make
 from qscape.envs.answers import SUCCESS
 from qscape.envs.patience import Call
+from qscape.envs.precision import FAR
 from qscape.envs.repeats import (
     AFTER_RESET,
     Difference,
@@ -29,11 +30,11 @@ from qscape.envs.repeats import (
     describe_false_snapshot,
     make_draw,
 )
+from qscape.envs.spaces import name_entry
 from qscape.errors import BrokenEnv, NotFinite, QscapeError, UnfitEnv, WrongEnv, describe
 
 Verdict = Literal["ok", "warn", "FAIL", "skip"]
 MARGIN = 1e-5  # by how much of its bound an observation may lie outside: float32 rounds
-FAR = 1e4  # |mean| / spread from which float32 loses digits of an observation
 LARGE, SMALL = 100.0, 1e-3  # rewards of a step beyond which losses have another scale than in the papers
 WIDE = 10.0  # spread of an observation from which networks learn better from normalised ones
 SHARE = 8.0  # the most seconds that one check plays
@@ -295,16 +296,6 @@ def check_answers(subject: CheckedEnv, adapter: EnvAdapter, steps: int = 1_000) 
         yield from _find_buffers(peek)
 
 
-def name_entry(adapter: EnvAdapter, entry: int) -> str:
-    """Return the name of a number of a flat observation, such as `observation[2]` or `robot.joints[0]`."""
-    for path, box in adapter.leaves:
-        size = int(np.prod(box.shape))
-        if entry < size:
-            return f"{'.'.join(path) or 'observation'}[{entry}]"
-        entry -= size
-    return f"observation[{entry}]"
-
-
 def _find_bounds(adapter: EnvAdapter, played: RandomSteps) -> Finding:
     seen = played.rows[:, : adapter.spec.observation_size].astype(float)
     low, high = (bound.astype(float) for bound in adapter.observation_bounds)
@@ -318,7 +309,7 @@ def _find_bounds(adapter: EnvAdapter, played: RandomSteps) -> Finding:
     return Finding(
         "observations inside their bounds",
         "warn",
-        f"{name_entry(adapter, entry)} is {seen[step, entry]:.6g}, outside [{low[entry]:.6g}, "
+        f"{name_entry(adapter.leaves, entry)} is {seen[step, entry]:.6g}, outside [{low[entry]:.6g}, "
         f"{high[entry]:.6g}], in {outside.any(1).mean():.0%} of the observations",
         "agents learn from them as they are; write the true bounds, or -inf and inf, into observation_space",
     )
@@ -338,8 +329,8 @@ def _find_precision(adapter: EnvAdapter, peek: Peek) -> Finding:
     return Finding(
         name,
         "warn",
-        f"{name_entry(adapter, entry)} has the mean {mean[entry]:.6g} and the spread {spread[entry]:.2g}: "
-        "float32 keeps 7 digits, so that its changes are lost",
+        f"{name_entry(adapter.leaves, entry)} has the mean {mean[entry]:.6g} and the spread "
+        f"{spread[entry]:.2g}: float32 keeps 7 digits, so that its changes are lost",
         f"subtract {mean[entry]:.6g} in the environment",
     )
 
@@ -375,7 +366,7 @@ def _find_scale(adapter: EnvAdapter, played: RandomSteps) -> Finding:
     ratio = spread.max() / spread[spread > 0].min()
     if spread.max() > WIDE or ratio > 1e3:
         entry = int(spread.argmax())
-        detail += f"; {name_entry(adapter, entry)} has the spread {spread[entry]:.3g}"
+        detail += f"; {name_entry(adapter.leaves, entry)} has the spread {spread[entry]:.3g}"
         return Finding(name, "warn", detail, "add +normalise to the recipe, such as td3+normalise")
     return Finding(name, "ok", detail)
 

@@ -66,6 +66,7 @@ _CONSTANT |= {"_saved_kwargs": dict | None, "_ezpickle_args": tuple, "_ezpickle_
 # Of Gymnasium's vector environment; skipped there. The last is in saves of 0.2.0.
 _BUFFERS = {"env_fns", "_env_obs", "_observations", "_rewards", "_add_info"}
 
+LONG = 2**16  # bytes of the text of a value that stands in an array, not among the others
 _OUTSIDE = "(outside)"  # the layer of what an environment keeps outside its instance
 _DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped if an object of these modules
 _DRAWN_BY = ("pygame", "pyglet", "glfw", "mujoco_py", "mujoco.render", "mujoco.viewer")
@@ -523,11 +524,23 @@ class _Writer:
         """Return the data of an object's attributes, by name."""
         self.seen[id(layer)] = path, layer
         items = getattr(layer, "__dict__", {}).items()
-        return {
+        data = {
             name: self.value(value, f"{path}.{name}")
             for name, value in items
             if not self.is_skipped(layer, name, value)
         }
+        for name, value in vars(layer).items() if data else ():
+            if name in data and isinstance(value, list | tuple | dict | str | set | frozenset):
+                data[name] = self.shorten(data[name], f"{path}.{name}")
+        return data
+
+    def shorten(self, data: Any, path: str) -> Any:
+        """Return the data of a value; as an array of its text if that is long, which saves store once."""
+        text = json.dumps(data).encode()
+        if len(text) < LONG:
+            return data
+        self.keep(np.frombuffer(text, np.uint8), f"{path}.json")
+        return {"json": f"{path}.json"}
 
     def is_skipped(self, layer: Any, name: str, value: Any) -> bool:
         """Return whether an attribute is left out: another layer, an object for rendering, or a constant."""
@@ -748,6 +761,8 @@ class _Reader:
     def attributes(self, layer: Any, saved: dict[str, Any], path: str) -> None:
         """Restore the attributes of an object."""
         for name, data in saved.items():
+            if isinstance(data, dict) and "json" in data:
+                data = json.loads(self.arrays[data["json"]].tobytes())
             if name in _BUFFERS and isinstance(layer, SyncVectorEnv):
                 continue
             attributes = vars(layer)  # setattr would fail on frozen dataclasses

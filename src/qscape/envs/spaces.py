@@ -309,6 +309,24 @@ def put_image_first(
     return first(space), first(actor_space) if isinstance(actor_space, spaces.Dict) else None, box.shape
 
 
+def name_entry(leaves: Sequence[tuple[tuple[str, ...], spaces.Box]], entry: int) -> str:
+    """Return the name of a number of a flat observation, such as `observation[2]` or `robot.joints[0]`."""
+    for path, box in leaves:
+        size = math.prod(box.shape)
+        if entry < size:
+            return f"{'.'.join(path) or 'observation'}[{entry}]"
+        entry -= size
+    return f"observation[{entry}]"
+
+
+def _can_be_flat(space: spaces.Space) -> bool:
+    """Return whether Gymnasium's FlattenObservation makes a Box of a space."""
+    try:
+        return isinstance(spaces.flatten_space(space), spaces.Box)
+    except Exception:  # NotImplementedError, of somebody else's space any other
+        return False
+
+
 def box_leaves(
     space: spaces.Space, path: tuple[str, ...], env_id: str, images: bool = False
 ) -> list[tuple[tuple[str, ...], spaces.Box]]:
@@ -328,10 +346,20 @@ def box_leaves(
         return [leaf for key, part in parts for leaf in box_leaves(part, (*path, key), env_id, images)]
     where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")
     if not isinstance(space, spaces.Box):
-        raise UnfitEnv(
-            f"{where} is a {type(space).__name__}: agents take a Box or a Dict of Boxes, "
-            "which gymnasium.wrappers.FlattenObservation makes of most spaces"
-        )
+        kind, package = type(space).__name__, type(space).__module__.partition(".")[0]
+        if _can_be_flat(space):
+            way = "which gymnasium.wrappers.FlattenObservation makes of it"
+        elif package == "minigrid":
+            way = (
+                "and no wrapper of Gymnasium makes one of this; MiniGrid's own ImgObsWrapper and "
+                "FlatObsWrapper do, in a function that makes the environment: --env module:make"
+            )
+        else:
+            way = (
+                "and no wrapper of Gymnasium makes one of this; leave that part out, or turn it into "
+                "numbers, in a function that makes the environment: --env module:make"
+            )
+        raise UnfitEnv(f"{where} is a {kind}: agents take a Box or a Dict of Boxes, {way}")
     if is_image(space) and not images:
         raise UnfitEnv(
             f"{where} is an image {space.shape} in a Dict: dqn and on-policy agents see a single image, or "

@@ -30,6 +30,7 @@ from qscape.export.policy import PolicySource, load_source
 from qscape.inspect import store
 from qscape.run.files import unused_name
 from qscape.run.folder import RECORD, newest_save, no_save, one_run
+from qscape.run.saves import shared_files
 from qscape.sealed import read_json
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ DIGESTS = "digests.json"
 CARD = "README.md"
 PICTURES = "pictures"
 MADE_BY_THE_HUB = {".gitattributes", CARD}  # in a new repository
-ENDINGS = (".json", ".jsonl", ".csv", ".npz", ".onnx")  # of the files of a run
+ENDINGS = (".json", ".jsonl", ".csv", ".npy", ".npz", ".onnx")  # of the files of a run
 
 
 def _hub() -> Any:
@@ -140,6 +141,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
         for file in sorted(place.glob("*")):
             if file.is_file() and file.suffix in ENDINGS and not file.name.startswith("."):
                 yield file
+    yield from shared_files(save)
 
 
 def _digest(file: Path) -> str:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from qscape.errors import RunError
 from qscape.run.files import remove_leftovers, unused_name, write_whole
-from qscape.run.saves import RECORD  # makes a folder a save, so it is written last
+from qscape.run.saves import RECORD, SHARED  # the first makes a folder a save, so it is written last
 
 
 class Parcel(NamedTuple):
@@ -74,7 +74,7 @@ def unpack(parcel: Parcel, folder: Path) -> None:
         path = Path(name)
         groups.setdefault(path.parent, {})[path.name] = data
     new = {place for place in groups if not (folder / place).exists()}
-    for place in sorted(groups, key=lambda p: (len(p.parts), p not in new, p)):
+    for place in sorted(groups, key=lambda p: (len(p.parts), p.name != SHARED, p not in new, p)):
         files = dict(sorted(groups[place].items(), key=lambda item: item[0] == RECORD))
         if place in new:
             aside = unused_name(folder / place)

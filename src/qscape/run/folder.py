@@ -561,7 +561,7 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
         with contextlib.suppress(FileNotFoundError):
             sync(folder / log)
     trees = {**content.arrays, "environment": content.environment.arrays}
-    path = saves.write(place, name, trees, meta)
+    path = saves.write(place, name, trees, meta, shared=["environment"])
     for older in saves.names(place)[: -min(REPLAYS, session.plan.keep_saves)]:
         with contextlib.suppress(RunError):  # a damaged old save must not end the run
             saves.drop(place / older, "replay")

@@ -4,6 +4,7 @@ A save is a folder:
 
     saves/100000/save.json     format, version, trees with leaves and checksums, `meta`, its checksum
     saves/100000/acting.npz    one uncompressed file per tree; `numpy.load` opens it as well
+    saves/shared/1f0c….npy     a large array of an environment, once for all saves; its name is its SHA-256
 
 `save.json` alone decides what a save is: it is written after every file that it names, and a file that it
 does not name belongs to no save. So a process killed at any moment leaves every earlier save readable, also
@@ -16,8 +17,11 @@ pass, and is the fastest checksum of the standard library (2.4 GB/s on one core;
 import contextlib
 import dataclasses
 import errno
+import hashlib
+import io
 import itertools
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -39,17 +43,20 @@ FORMAT = "qscape-save"
 VERSION = 2  # the one format that is read and written; 1 had other names of leaves
 PIECE = 2**22  # bytes of a large leaf that are in memory at once
 RECORD = "save.json"
+SHARED = "shared"  # the folder of arrays that several saves have
+LARGE = 2**16  # bytes from which an array is shared
 _Json: TypeAlias = dict[str, Any]
 
 
 class _Leaf(TypedDict):
-    """A leaf in `save.json`. `impl`: of a key."""
+    """A leaf in `save.json`. `impl`: of a key. `content`: the name of its file in the folder `SHARED`."""
 
     name: str
     shape: list[int]
     dtype: str
     crc32: int
     impl: NotRequired[str]
+    content: NotRequired[str]
 
 
 class _Tree(TypedDict):
@@ -94,7 +101,13 @@ class Large:
         return np.concatenate([nothing, *self.pieces()], dtype=nothing.dtype).reshape(self.shape)
 
 
-def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[str, Any]) -> Path:
+def write(
+    folder: Path,
+    name: str,
+    trees: Mapping[str, PyTree],
+    meta: Mapping[str, Any],
+    shared: Collection[str] = (),
+) -> Path:
     """Write the save `folder/name`; an older save of that name stays readable until the new one is whole.
 
     Arrays are streamed to the disk: host arrays, and jax arrays on the CPU, are not copied.
@@ -104,6 +117,7 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
         name: name of the save: the number of steps, since `names` and `prune` take whole numbers only.
         trees: pytrees by name; every leaf is a numeric array, a typed PRNG key or `Large`.
         meta: JSON data. `meta["qscape"]` is the library's version, which an older library shows in its error.
+        shared: names of trees whose large arrays are written once for all saves that have them: constants.
 
     Returns:
         The folder of the save.
@@ -127,7 +141,7 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
             record = {"format": FORMAT, "version": VERSION, "trees": {}, "meta": json.loads(json.dumps(meta))}
             for tree_name, tree in trees.items():
                 file = temporary / _unused(tree_name, target, temporary)
-                leaves = _write_tree(file, tree)
+                leaves = _write_tree(file, tree, folder / SHARED if tree_name in shared else None)
                 size = file.stat().st_size
                 record["trees"][tree_name] = {"file": file.name, "bytes": size, "leaves": leaves}
             write_whole(temporary / RECORD, seal(record))
@@ -173,7 +187,7 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
             restored = {
                 name: _large(_archive(path, tree), leaf)
                 if isinstance(leaves[name], Large)
-                else _restore(archive, leaf, leaves[name])
+                else _restore(path, archive, leaf, leaves[name])
                 for name, leaf in saved.items()
             }
         trees[tree_name] = jax.tree_util.tree_unflatten(structure, [restored[leaf] for leaf in leaves])
@@ -192,7 +206,7 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
     """
     tree = _tree_record(path, _read_record(path), tree_name)
     with _archive(path, tree) as archive:
-        return {leaf["name"]: _read_leaf(archive, leaf) for leaf in tree["leaves"]}
+        return {leaf["name"]: _read_leaf(path, archive, leaf) for leaf in tree["leaves"]}
 
 
 def check(path: Path, skip: Collection[str] = ()) -> None:
@@ -204,6 +218,9 @@ def check(path: Path, skip: Collection[str] = ()) -> None:
     for tree in (trees[name] for name in trees if name not in skip):
         with _archive(path, tree) as archive:
             for leaf in tree["leaves"]:
+                if "content" in leaf:
+                    _read_shared(path, leaf)
+                    continue
                 with _member(archive, leaf) as member:
                     while member.read(PIECE):
                         pass
@@ -247,6 +264,32 @@ def prune(folder: Path, keep: int, protect: Callable[[str], bool] = lambda name:
             if not protect(name):
                 # Renamed first, in one step: a half-deleted folder must not look like a save.
                 delete((folder / name).rename(unused_name(folder / name)))
+        _prune_shared(folder)
+
+
+def _prune_shared(folder: Path) -> None:
+    """Delete shared arrays that no save of a folder, and none beside it, has.
+
+    Nothing is deleted if one of these saves cannot be read.
+    """
+    if not (files := {path.stem: path for path in (folder / SHARED).glob("*.npy")}):
+        return
+    refuse_link(folder / SHARED)
+    for record in folder.parent.rglob(f"*/{RECORD}"):
+        try:
+            trees = _read_record(record.parent)["trees"].values()
+        except RunError:
+            return
+        for leaf in (leaf for tree in trees for leaf in tree["leaves"]):
+            files.pop(leaf.get("content", ""), None)
+    for file in files.values():
+        file.unlink()
+
+
+def shared_files(path: Path) -> list[Path]:
+    """Return the files of the shared arrays that the save at `path` has. Raises RunError like `read`."""
+    leaves = (leaf for tree in _read_record(path)["trees"].values() for leaf in tree["leaves"])
+    return sorted({_find_shared(path, leaf) for leaf in leaves if "content" in leaf})
 
 
 def drop(path: Path, tree_name: str) -> None:
@@ -293,9 +336,9 @@ def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray | Large]:
     raise TypeError(f"Leaf {name} has dtype {array.dtype}, which is not numeric; put it into meta.")
 
 
-def _restore(archive: zipfile.ZipFile, leaf: _Json, like: Any) -> Any:
+def _restore(path: Path, archive: zipfile.ZipFile, leaf: _Json, like: Any) -> Any:
     """Read a leaf as a key, a numpy array or a jax array, as its template `like` is one."""
-    array = _read_leaf(archive, leaf)
+    array = _read_leaf(path, archive, leaf)
     if "impl" in leaf:
         return _key(array, leaf)
     if isinstance(like, np.ndarray | np.generic):
@@ -325,12 +368,18 @@ def _first_difference(saved: Mapping[str, _Json], wanted: Mapping[str, Any]) -> 
     return next((f"leaf {name} is only in the save" for name in saved if name not in wanted), None)
 
 
-def _write_tree(file: Path, tree: PyTree) -> list[_Json]:
-    """Write the leaves of a tree to a file, and return their entries in `save.json`."""
+def _write_tree(file: Path, tree: PyTree, shared: Path | None = None) -> list[_Json]:
+    """Write the leaves of a tree to a file, and return their entries in `save.json`.
+
+    `shared`: the folder of large arrays that other saves may have, too; None: all are in the file.
+    """
     records = []
     with zipfile.ZipFile(file, "x") as archive:
         for name, leaf in _flatten(tree)[0].items():
             record, array = _stored(name, leaf)
+            if shared is not None and isinstance(array, np.ndarray) and array.nbytes >= LARGE:
+                records.append(record | {"crc32": 0, "content": _share(shared, array)})
+                continue
             info = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(info, "w", force_zip64=True) as member:
                 if isinstance(array, Large):
@@ -343,6 +392,56 @@ def _write_tree(file: Path, tree: PyTree) -> list[_Json]:
             records.append(record | {"crc32": info.CRC})
     sync(file)
     return records
+
+
+def _share(folder: Path, array: np.ndarray) -> str:
+    """Write an array into a folder, unless it is there; return the name of its file, a checksum of it.
+
+    Runs beside this one (other seeds) may have it; then the file is linked.
+    """
+    written = io.BytesIO()
+    np.lib.format.write_array(written, array, allow_pickle=False)
+    name = hashlib.sha256(written.getbuffer()).hexdigest()
+    file = folder / f"{name}.npy"
+    refuse_link(folder)
+    own = file.stat() if file.exists() else None
+    if own is not None and own.st_size == written.getbuffer().nbytes and own.st_nlink > 1:
+        return name
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.parent.parent.glob(f"*/{folder.parent.name}/{SHARED}/{name}.npy"):
+        if other == file or other.is_symlink() or (own is not None and other.stat().st_ino >= own.st_ino):
+            continue  # of two that were written at once the older one stays
+        aside = unused_name(file)
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(other.read_bytes()).hexdigest() == name:
+                os.link(other, aside)
+                aside.replace(file)
+                return name
+    if own is None or own.st_size != written.getbuffer().nbytes:
+        write_whole(file, written.getvalue())
+        sync(folder)
+    return name
+
+
+def _find_shared(path: Path, leaf: _Json) -> Path:
+    """Return the file of a shared leaf of the save at `path`: beside it, or of the run that it is of."""
+    name = f"{leaf['content']}.npy"
+    places = [path.parent / SHARED / name, *(up / "saves" / SHARED / name for up in path.parents[1:4])]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def _read_shared(path: Path, leaf: _Json) -> np.ndarray:
+    """Read a shared leaf of the save at `path`."""
+    file = _find_shared(path, leaf)
+    try:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != leaf["content"]:
+            raise ValueError("another checksum than its name")
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except OSError as error:
+        raise CannotRead(f"{file} cannot be read ({error.strerror}); use another save.") from error
+    except ValueError as error:
+        raise DamagedSave(f"{file} is damaged ({error}); use another save.") from error
 
 
 def _tree_record(path: Path, record: _Json, tree_name: str) -> _Json:
@@ -370,8 +469,10 @@ def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
         raise DamagedSave(f"{file} is damaged ({error}); use another save.") from error
 
 
-def _read_leaf(archive: zipfile.ZipFile, leaf: _Json) -> np.ndarray:
-    """Read a leaf of an open file; of keys their data."""
+def _read_leaf(path: Path, archive: zipfile.ZipFile, leaf: _Json) -> np.ndarray:
+    """Read a leaf of an open file of the save at `path`; of keys their data."""
+    if "content" in leaf:
+        return _read_shared(path, leaf).view(leaf["dtype"])
     with _member(archive, leaf) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         if "impl" not in leaf:
@@ -472,6 +573,9 @@ def _refuse_paths(record: _Json) -> None:
     for name, tree in record["trees"].items():
         if not tree["file"].endswith(".npz") or any(sign in tree["file"] for sign in "/\\:"):
             raise ValueError(f"{name} names {tree['file']!r}, a file in another folder")
+        for leaf in tree["leaves"]:
+            if not set(leaf.get("content", "")) <= set("0123456789abcdef"):
+                raise ValueError(f"{leaf['name']} names {leaf['content']!r}, which is no checksum")
 
 
 def _foreign(path: Path, reason: str) -> RunError:
