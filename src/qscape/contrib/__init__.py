@@ -16,6 +16,7 @@ from qscape.contrib.dual_policy import DualPolicy
 from qscape.contrib.eas import EAS
 from qscape.contrib.esa import ESA, OnPolicyESA
 from qscape.contrib.fast import Fast
+from qscape.contrib.her import HER
 from qscape.contrib.hl_gauss import HLGauss
 from qscape.contrib.imitate import Imitate
 from qscape.contrib.implicit import Implicit
@@ -60,5 +61,6 @@ PARTS: tuple[type, ...] = (
     DroQ,
     DualPolicy,
     Fast,
+    HER,
     CARSM,
 )

@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Int
 
 from qscape.envs.answers import SUCCESS, pack_infos, read_flag, read_reward, read_rewards, read_success
 from qscape.envs.build import build_env
+from qscape.envs.goals import ACHIEVED, DESIRED, GoalFunction, Goals, has_goals, refuse_goals
 from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
@@ -124,6 +125,7 @@ HOST_ONLY = (
     "gymnasium.core",
     "gymnasium.wrappers.common",
     "qscape.envs.levels",
+    "qscape.envs.reach",
     "gymnasium_robotics.",
     "qscape.envs.restricted",
     "qscape.envs.workers",  # whose environments may call JAX, in other processes
@@ -234,6 +236,7 @@ class EnvAdapter:
         spaces: the spaces of an observation and of an action as JSON, which saves keep (`kept_spaces`).
         jax_env: the environment as pure functions, if it is written in JAX; else None.
         reward_threshold: the return at which the task counts as solved; None: not defined.
+        goals: what `follow_goals` notes of the goals; None: nothing.
         statistics: the state between two steps.
         interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
             "" as long as there was none.
@@ -317,7 +320,9 @@ class EnvAdapter:
             actor_size=actor_size,
             time_limit=self.time_limit,
             mask=None if self.masks is None else self.masks.mask,
+            goal_size=_goal_size(space, declared),
         )
+        self._declared, self.goals = declared, None
         reader = _Reader(seen.flatten, self.masks)
         if not isinstance(env, VectorEnv):
             self._source = _Copies([env], None, self.env_id, reader)
@@ -345,6 +350,28 @@ class EnvAdapter:
         self._observation_space, self.spaces = space, self.spaces | {"observation": describe_space(space)}
         self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
         self._source.read = _Reader(seen.flatten, self.masks)
+        if self.goals is not None:
+            self.goals.first, _ = self._find_goal()
+
+    def follow_goals(self) -> Goals:
+        """Note what is achieved and desired from the next reset on, in a task with goals; return that."""
+        first, size = self._find_goal()
+        inner: Any = self._source.envs if isinstance(self._source, _Copies) else []
+
+        def functions(name: str) -> list[GoalFunction]:
+            own = [env.get_wrapper_attr(name) for env in inner] or [self._declared(name)] * self.envs
+            has_infos = not isinstance(self.env.unwrapped, Workers)
+            return [GoalFunction(function, name, self.env_id, has_infos) for function in own]
+
+        ends = functions("compute_terminated") if self._declared("compute_terminated") else None
+        self.goals = Goals(first, size, functions("compute_reward"), ends)
+        self._source.goals = self.goals
+        return self.goals
+
+    def _find_goal(self) -> tuple[int, int]:
+        """Return where the desired goal begins in a flat observation, and how many entries it has."""
+        sizes = {path: math.prod(box.shape) for path, box in self.leaves}
+        return sum(list(sizes.values())[: list(sizes).index((DESIRED,))]), sizes[(DESIRED,)]
 
     @property
     def is_host_only(self) -> bool:
@@ -676,6 +703,7 @@ def _read_space(
     index_actions: bool,
 ) -> _Observations:
     """Return how the observations of a space become rows. Raises UsageError if they cannot."""
+    refuse_goals(space, env_id)
     native = bare if isinstance(bare, GymnasiumEnv) else None
     image = index_actions and is_image(space)
     space, masks = find_mask(env_id, space, actions, native, declared, image, index_actions)
@@ -686,6 +714,13 @@ def _read_space(
     as_bytes = index_actions and frame is not None
     size, flatten = make_flatten(space, env_id, frame is not None, as_bytes)
     return _Observations(space, actor_space, frame, size, flatten, masks)
+
+
+def _goal_size(space: gym.Space, declared: Callable[[str], Any]) -> int | None:
+    """Return the entries of a goal; None where the environment has no goals or no reward for other ones."""
+    if not has_goals(space) or not callable(declared("compute_reward")):
+        return None
+    return math.prod(space[DESIRED].shape)  # type: ignore[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -738,16 +773,21 @@ class _Copies:
             read: makes rows of what they return.
         """
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
+        self.goals: Goals | None = None
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
         seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
-        return np.concatenate([self._reset(env, one) for env, one in zip(self.envs, seeds, strict=True)])
+        return np.concatenate([self._reset(i, one) for i, one in enumerate(seeds)])
 
-    def _reset(self, env: gym.Env, seed: int | None = None) -> np.ndarray:
+    def _reset(self, i: int, seed: int | None = None) -> np.ndarray:
         """Return the row `[1, S]` of the first observation of one environment."""
-        return self.read.one(*env.reset(seed=seed))
+        given = self.envs[i].reset(seed=seed)
+        row = self.read.one(*given)
+        if self.goals is not None:
+            self.goals.begin(i, given[0])
+        return row
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -760,7 +800,7 @@ class _Copies:
         terminated, truncated = np.zeros(len(valid), bool), np.zeros(len(valid), bool)
         for i, env in enumerate(self.envs):
             if self.has_reset_rows and not valid[i]:
-                after.append(self._reset(env))
+                after.append(self._reset(i))
                 now.append(after[-1])
                 successes.append(None)
                 continue
@@ -769,8 +809,10 @@ class _Copies:
             reward[i] = read_reward(given, self.env_id)
             successes.append(read_success(info, self.env_id))  # before a reset that may fill `info` anew
             after.append(self.read.one(observation, info, terminated[i]))
+            if self.goals is not None:
+                self.goals.step(i, observation, info, terminated[i], truncated[i], successes[-1])
             if not self.has_reset_rows and (terminated[i] or truncated[i]):
-                now.append(self._reset(env))
+                now.append(self._reset(i))
                 is_reset = True
             else:
                 now.append(after[-1])
@@ -786,6 +828,7 @@ class _Vector:
 
     def __init__(self, env: VectorEnv, env_id: str, read: _Reader):
         self.env, self.env_id, self.read = env, env_id, read
+        self.goals: Goals | None = None
         self.mode = find_reset_mode(env)
         self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
         if isinstance(env.unwrapped, SyncVectorEnv):
@@ -795,7 +838,9 @@ class _Vector:
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
         envs = self.env.num_envs
-        return self.read.many(*self.env.reset(seed=seed), np.zeros(envs, bool), np.ones(envs, bool))
+        observation, info = self.env.reset(seed=seed)
+        self._begin(observation, np.ones(envs, bool))
+        return self.read.many(observation, info, np.zeros(envs, bool), np.ones(envs, bool))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -817,11 +862,44 @@ class _Vector:
                 mask = self._final_mask(info, int(i))
                 after[i] = self.read.one(info["final_obs"][i], mask, terminated[i])[0]
             success = np.where(ended, self._success(info.get("final_info", {})), success)
+        self._note_goals(observation, info, valid, terminated, ended, success)
+        if same_step:
+            self._begin(observation, ended)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
             start = self.env.reset(options={"reset_mask": ended})
+            self._begin(start[0], ended)
             first = self.read.many(*start, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
+
+    def _begin(self, observation: Any, where: np.ndarray) -> None:
+        """Note the goals of the episodes that begin [E]."""
+        if self.goals is not None:
+            for i in np.flatnonzero(where).tolist():
+                self.goals.begin(i, {key: observation[key][i] for key in (ACHIEVED, DESIRED)})
+
+    def _note_goals(
+        self,
+        observation: Any,
+        info: dict[str, Any],
+        valid: np.ndarray,
+        terminated: np.ndarray,
+        ended: np.ndarray,
+        success: np.ndarray,
+    ) -> None:
+        """Note the goals of a step; rows that are not `valid` begin episodes."""
+        if self.goals is None:
+            return
+        self._begin(observation, ~valid)
+        for i in np.flatnonzero(valid).tolist():
+            seen, given = {key: observation[key][i] for key in (ACHIEVED, DESIRED)}, info
+            if ended[i] and self.mode is AutoresetMode.SAME_STEP:
+                seen, given = info["final_obs"][i], info.get("final_info", {})
+            has = (key for key in given if f"_{key}" in given and _is_given(given, key, i))
+            own = {key: given[key][i] for key in has}
+            reported = None if np.isnan(success[i]) else float(success[i])
+            ends = bool(terminated[i]), bool(ended[i] and not terminated[i])
+            self.goals.step(i, seen, own, *ends, reported)
 
     def _final_mask(self, info: dict[str, Any], i: int) -> dict[str, Any]:
         """Return what environment i said of the valid actions of its episode's last state."""

@@ -33,6 +33,7 @@ from qscape.offpolicy.sockets import (
     Output,
     PartState,
     PolicyLoss,
+    Relabelling,
     Representation,
     Reset,
     Role,
@@ -449,6 +450,14 @@ class RawRewards(Scaling):
 
     name: ClassVar[str] = "as_they_are"
     changes_rewards: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrueGoals(Relabelling):
+    """Transitions keep the goals that the environment set."""
+
+    name: ClassVar[str] = "true_goals"
+    changes_goals: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
