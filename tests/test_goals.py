@@ -1,5 +1,6 @@
 """Goals relabelled in hindsight, against rows relabelled by hand on a small task."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -442,6 +443,27 @@ def test_what_cannot_be_relabelled_is_refused_in_a_sentence(case, capsys, tmp_pa
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1
     assert "Traceback" not in said
+
+
+def test_success_comes_first_in_progress_and_compare(capsys, tmp_path):
+    plan = Plan(
+        "td3+her",
+        "goal/Reach-v0",
+        120,
+        settings=settings("td3+her", warmup=60),
+        eval_every=60,
+        eval_episodes=4,
+    )
+    events = list(train(plan, tmp_path / "her" / "0"))
+    evaluated = [event for event in events if isinstance(event, ev.Evaluated)]
+    assert all(event.by_success for event in evaluated)
+    assert evaluated[-1].success == np.mean(evaluated[-1].successes)
+    list(train(dataclasses.replace(plan, seed=1), tmp_path / "her" / "1"))
+    capsys.readouterr()
+    assert qscape(["compare", str(tmp_path / "her")]) == 0
+    assert "success rate (%)" in capsys.readouterr().out
+    assert qscape(["compare", str(tmp_path / "her"), "--metric", "return"]) == 0
+    assert "success rate (%)" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
