@@ -190,7 +190,6 @@ class Goals:
         size: entries of a goal.
         rewards: `compute_reward` of each environment.
         ends: `compute_terminated` of each environment; None: they have none.
-        finished: episodes that ended and were not taken yet.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ class Goals:
         ends: Sequence[GoalFunction] | None = None,
     ) -> None:
         self.first, self.size, self.rewards, self.ends = first, size, rewards, ends
-        self.finished: list[GoalEpisode] = []
+        self._finished: list[tuple[int, list[_Step]]] = []
         self._now: list[tuple[np.ndarray, np.ndarray] | None] = [None for _ in rewards]
         self._steps: list[list[_Step]] = [[] for _ in rewards]
 
@@ -226,19 +225,17 @@ class Goals:
         self._steps[env].append(_Step(after[0], now[1], dict(info), bool(terminated), reported))
         self._now[env] = after
         if terminated or truncated:
-            achieved, desired, infos, ends, successes = zip(*self._steps[env], strict=True)
-            arrays = np.stack(achieved), np.stack(desired), infos, np.array(ends), np.array(successes)
-            self.finished.append(GoalEpisode(env, *arrays))
+            self._finished.append((env, self._steps[env]))
             self._steps[env] = []
 
     def take_finished(self) -> list[GoalEpisode]:
         """Return the episodes that ended since the last call."""
-        finished, self.finished = self.finished, []
-        return finished
+        finished, self._finished = self._finished, []
+        return [_make_episode(*of) for of in finished]
 
     def forget(self) -> None:
-        """Drop the steps of all running episodes, which are not in replay."""
-        self._steps = [[] for _ in self._steps]
+        """Drop all steps so far, which are not in replay."""
+        self._steps, self._finished = [[] for _ in self._steps], []
 
     def notes(self) -> list[str]:
         """Try the methods on the newest goals of the first environment; return sentences for the user."""
@@ -254,39 +251,52 @@ class Goals:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def to_json(self) -> list[Any]:
-        """Return the goals of the running episodes, of each environment, as JSON data."""
-        return [self._of_env(env) for env in range(len(self._steps))]
+    def to_json(self) -> dict[str, Any]:
+        """Return the goals of running episodes, and of those that were not taken yet, as JSON data."""
+        keeps = any(one.reads_infos or one.takes_rows is None for one in self._functions)
+        return {
+            "now": [encode(goals) for goals in self._now],
+            "steps": [_write_steps(steps, keeps) for steps in self._steps],
+            "finished": [[env, _write_steps(steps, keeps)] for env, steps in self._finished],
+            "functions": [[one.takes_rows, one.reads_infos] for one in self._functions],
+        }
 
-    def _of_env(self, env: int) -> Any:
-        steps, function = self._steps[env], self.rewards[env]
-        functions = [function] if self.ends is None else [function, self.ends[env]]
-        keeps = any(one.reads_infos or one.takes_rows is None for one in functions)
-        return encode(
-            {
-                "now": self._now[env],
-                "achieved": np.stack([step.achieved for step in steps]) if steps else None,
-                "desired": np.stack([step.desired for step in steps]) if steps else None,
-                "infos": [_storable(step.info) for step in steps] if keeps else None,
-                "terminated": np.array([step.terminated for step in steps], bool),
-                "success": np.array([step.success for step in steps], float),
-                "takes_rows": [one.takes_rows for one in functions],
-                "reads_infos": [one.reads_infos for one in functions],
-            }
-        )
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on with the episodes that `to_json` returned."""
+        self._now = [decode(goals) for goals in saved["now"]]
+        self._steps = [_read_steps(steps) for steps in saved["steps"]]
+        self._finished = [(env, _read_steps(steps)) for env, steps in saved["finished"]]
+        for one, (takes, reads) in zip(self._functions, saved["functions"], strict=True):
+            one.takes_rows, one.reads_infos = takes, reads
 
-    def restore(self, saved: Sequence[Any]) -> None:
-        """Go on with the running episodes that `to_json` returned."""
-        for env, data in enumerate(saved):
-            kept = decode(data)
-            self._now[env] = kept["now"]
-            infos = kept["infos"] or [{}] * len(kept["success"])
-            ends = kept["terminated"].tolist(), kept["success"].tolist()
-            columns = kept["achieved"], kept["desired"], infos, *ends
-            self._steps[env] = [] if kept["achieved"] is None else [*map(_Step, *columns)]
-            functions = [self.rewards[env]] if self.ends is None else [self.rewards[env], self.ends[env]]
-            for one, takes, reads in zip(functions, kept["takes_rows"], kept["reads_infos"], strict=True):
-                one.takes_rows, one.reads_infos = takes, reads
+    @property
+    def _functions(self) -> list[GoalFunction]:
+        return [*self.rewards, *(self.ends or ())]
+
+
+def _make_episode(env: int, steps: Sequence[_Step]) -> GoalEpisode:
+    achieved, desired, infos, terminated, success = zip(*steps, strict=True)
+    return GoalEpisode(
+        env, np.stack(achieved), np.stack(desired), infos, np.array(terminated), np.array(success)
+    )
+
+
+def _write_steps(steps: Sequence[_Step], keeps_infos: bool) -> Any:
+    """Return steps as JSON data, a value for each field; None: there are none."""
+    if not steps:
+        return None
+    _, *columns = _make_episode(0, steps)
+    achieved, desired, infos, terminated, success = columns
+    kept = [_storable(info) for info in infos] if keeps_infos else None
+    return encode([achieved, desired, kept, terminated, success])
+
+
+def _read_steps(data: Any) -> list[_Step]:
+    if data is None:
+        return []
+    achieved, desired, infos, terminated, success = decode(data)
+    rest = infos or [{}] * len(achieved), terminated.tolist(), success.tolist()
+    return [*map(_Step, achieved, desired, *rest)]
 
 
 def _read_goals(observation: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

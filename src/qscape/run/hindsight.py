@@ -69,7 +69,6 @@ class Hindsight:
     Attributes:
         goals: the goals of the environments of each seed.
         success: what is known of success, for each seed.
-        waiting: for each seed, the rows of episodes that ended and are not in replay yet.
     """
 
     def __init__(self, programs: Programs, adapters: Sequence[EnvAdapter], numbers: Sequence[int]) -> None:
@@ -87,7 +86,6 @@ class Hindsight:
         self.part, self.layout = programs.agent.relabelling, programs.layout
         self.goals = [adapter.follow_goals() for adapter in adapters]
         self.success = [Success() for _ in adapters]
-        self.waiting: list[dict[int, Relabelled]] = [{} for _ in adapters]
         self._program: Program | None = None
         limit = adapters[0].time_limit
         copies = len(self.part.draw_goals(np.random.default_rng(0), 1))
@@ -113,27 +111,31 @@ class Hindsight:
         known.is_reported |= success is not None
         return float(success or 0.0) if known.is_reported else None
 
-    def collect(self, env_steps: int) -> None:
-        """Relabel the episodes that ended in the last step; `env_steps`: environment steps so far."""
-        for k, goals in enumerate(self.goals):
-            for episode in goals.take_finished():
-                rng = np.random.default_rng([self.numbers[k] % 2**32, env_steps, episode.env])
-                rows = self._relabel(k, episode, rng)
-                if rows is not None:
-                    self.waiting[k][episode.env] = rows
+    def insert(self, carry: Carry, env_steps: int) -> Carry:
+        """Relabel the episodes that ended in the last step, and write the rows into replay.
 
-    def insert(self, carry: Carry) -> Carry:
-        """Write the waiting rows into replay. Return the carry."""
-        most = max((len(rows.back) for of in self.waiting for rows in of.values()), default=0)
+        Until then a save has the episodes themselves.
+
+        Args:
+            carry: the carry, whose replay has the rows of these episodes.
+            env_steps: environment steps so far; with the seed and the environment they draw the goals.
+        """
+        rows: list[dict[int, Relabelled]] = []
+        for k, goals in enumerate(self.goals):
+            made = {
+                episode.env: self._relabel(k, episode, [self.numbers[k] % 2**32, env_steps, episode.env])
+                for episode in goals.take_finished()
+            }
+            rows.append({env: of_env for env, of_env in made.items() if of_env is not None})
+        most = max((len(of_env.back) for of in rows for of_env in of.values()), default=0)
         if not most:
             return carry
         length = 1 << max(most - 1, LEAST - 1).bit_length()
-        each = [self._pack(of, length) for of in self.waiting]
-        rows = each[0]
+        each = [self._pack(of, length) for of in rows]
+        packed = each[0]
         if self.programs.seeds.shape:
-            rows = Relabelled(*map(np.stack, zip(*each, strict=True)))
-        self.waiting = [{} for _ in self.waiting]
-        return self._compiled()(carry, rows)
+            packed = Relabelled(*map(np.stack, zip(*each, strict=True)))
+        return self._compiled()(carry, packed)
 
     def _compiled(self) -> Program:
         if self._program is None:
@@ -159,10 +161,10 @@ class Hindsight:
                 column[: len(values), env] = values
         return packed
 
-    def _relabel(self, seed: int, episode: GoalEpisode, rng: np.random.Generator) -> Relabelled | None:
-        """Return the relabelled rows of an episode; None: there are none."""
+    def _relabel(self, seed: int, episode: GoalEpisode, entropy: Sequence[int]) -> Relabelled | None:
+        """Return the relabelled rows of an episode; None: there are none. `entropy` seeds its goals."""
         length = len(episode.achieved)
-        copies = self.part.draw_goals(rng, length)
+        copies = self.part.draw_goals(np.random.default_rng(entropy), length)
         while copies and not self._fits(length, len(copies)):
             copies.pop()
         if not copies:
@@ -231,6 +233,6 @@ class Hindsight:
             known.reward = float("inf") if about["reward"] is None else about["reward"]
 
     def forget(self) -> None:
-        """Drop the steps of running episodes, which are not in replay."""
+        """Drop the steps of episodes so far, which are not in replay."""
         for goals in self.goals:
             goals.forget()

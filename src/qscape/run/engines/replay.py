@@ -445,24 +445,18 @@ class ReplayEngine:
             action=None,  # type: ignore[arg-type]
             columns={},
         )
-        self._relabel(step.finished)
         if learner.agent.schedule.learns_between_episodes:
             self._insert_relabelled()
         return self._progress(step.finished)
 
-    def _relabel(self, finished: Sequence[Episode]) -> None:
-        """Relabel the episodes that ended in the last step.
-
-        Their rows enter replay after the updates of that step, or before those of a whole episode: there the
-        driven program is between two calls.
-        """
-        if self.hindsight is not None and finished:
-            self.hindsight.collect(self.learner.env_steps)
-
     def _insert_relabelled(self) -> None:
-        """Write relabelled rows that wait into replay."""
+        """Write the relabelled rows of episodes that ended in the last step into replay.
+
+        That is after the updates of that step, or before those of a whole episode: where the driven program
+        is between two calls.
+        """
         if self.hindsight is not None:
-            self.learner.carry = self.hindsight.insert(self.learner.carry)
+            self.learner.carry = self.hindsight.insert(self.learner.carry, self.learner.env_steps)
 
     def _judge(self, episode: Episode) -> float | None:
         """Return the success by which the schedule judges an episode; None: it judges by the return."""
@@ -541,7 +535,6 @@ class ReplayEngine:
             learner.tell_schedule(EpisodeEnd(episode.length, episode.ret, asked, self._judge(episode)))
         if finished and self.driver.waits:
             learner.carry = learner.carry._replace(action=None, columns={})  # type: ignore[arg-type]
-        self._relabel(finished)
         self._insert_relabelled()
         return self._progress(finished)
 
