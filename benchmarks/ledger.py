@@ -8,12 +8,16 @@ published.csv and the runs in results/ alone. Nothing is trained.
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 from blocks import BLOCK, PAGES, ROOT, renew, show, spread, table
+from published import Row
 from recorded import at, read_runs
 from verdicts import LENGTH, VERDICTS, Effect, Entry, interval, ledger
+
+Judged = TypeVar("Judged", Entry, Effect)
 
 PAPERS = ("TD7", "PAVE", "SAVGO", "SAVO", "ACPG")
 
@@ -26,6 +30,38 @@ def share_text(share: float) -> str:
 def entries_of(paper: str, name: str) -> list[Entry]:
     """Return the entries of a table of a paper."""
     return [e for e in ledger()[0] if (e.row.paper, e.row.table) == (paper, name)]
+
+
+def at_horizon(row: Row) -> str:
+    """Return the metric of a published number with the steps at which it was measured."""
+    return f"{row.metric} at {row.steps // 1000:,}k" if row.steps else row.metric
+
+
+def nearest(entries: Iterable[Judged]) -> list[Judged]:
+    """Leave out what is published for longer training than our runs come near.
+
+    Of the horizons of a number that our runs do not reach, the one stays of which they make the largest
+    share; of an effect, only if there is no nearer one with numbers of both agents.
+    """
+    entries, best = [*entries], {}
+    for e in [*ledger()[0], *entries]:
+        if e.share < LENGTH:
+            best[_about(e)] = max(e.share, best.get(_about(e), 0.0))
+
+    def is_near(e: Judged) -> bool:
+        least = best[_about(e)]
+        if isinstance(e, Effect):
+            alone = [best.get((*_about(e)[:2], agent, e.row.metric), 0.0) for agent in (e.agent, e.base)]
+            least = max(least, min(alone))
+        return e.share >= least
+
+    return [e for e in entries if e.share >= LENGTH or is_near(e)]
+
+
+def _about(e: Entry | Effect) -> tuple[str, ...]:
+    """Return what the entries of all horizons of one number or effect share."""
+    agents = (e.agent, e.base) if isinstance(e, Effect) else (e.row.agent,)
+    return e.row.table, e.row.task, *agents, e.row.metric
 
 
 # --- docs/results.md ------------------------------------------------------------------------------------
@@ -44,13 +80,13 @@ def block_numbers(paper: str) -> str:
     """Return all numbers of a paper that have runs."""
 
     def line(e: Entry) -> list[str]:
-        metric = f"{e.row.metric} at {e.row.steps // 1000:,}k" if e.row.steps else e.row.metric
         distance = show(e.distance, sign=True) if e.ours.seeds > 1 else ""
         ours = [interval(e.ours), str(e.ours.seeds), share_text(e.share), distance, e.verdict]
-        return [e.row.table, e.row.task, e.row.agent, metric, e.row.text, *ours]
+        return [e.row.table, e.row.task, e.row.agent, at_horizon(e.row), e.row.text, *ours]
 
     names = ["table", "task", "agent", "metric", "published", "ours [95%]", "seeds", "steps", "distance"]
-    return table([*names, "verdict"], (line(e) for e in ledger()[0] if e.row.paper == paper and e.ours))
+    of_paper = nearest(e for e in ledger()[0] if e.row.paper == paper and e.ours)
+    return table([*names, "verdict"], map(line, of_paper))
 
 
 def block_effects(paper: str) -> str:
@@ -60,11 +96,11 @@ def block_effects(paper: str) -> str:
         ours, low, high = (show(x, sign=True) for x in (e.ours, e.low, e.high))
         ours += "" if e.low != e.low else f" [{low}, {high}]"
         seeds = f"{e.seeds[0]}, {e.seeds[1]}"
-        about = [e.row.task, f"{e.agent} over {e.base}", e.row.metric, e.published]
+        about = [e.row.task, f"{e.agent} over {e.base}", at_horizon(e.row), e.published]
         return [*about, ours, seeds, share_text(e.share), e.verdict]
 
     names = ["task", "effect", "metric", "published", "ours [95%]", "seeds", "steps", "verdict"]
-    return table(names, (line(e) for e in ledger()[1] if e.row.paper == paper))
+    return table(names, map(line, nearest(e for e in ledger()[1] if e.row.paper == paper)))
 
 
 # --- the pages of methods -------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ RATIOS = (
     ("qscape-td7-checkpoints", "qscape-td7"),
     ("qscape-crossq", "sbx-crossq"),
     ("qscape-simba", "sbx-simba"),
+    ("qscape-flash_sac", "torch-flash_sac"),
     ("qscape-td3-assembled-scan", "qscape-td3-scan"),
     ("qscape-td7-assembled-scan", "qscape-td7-scan"),
     ("qscape-ppo", "sb3-ppo"),

@@ -14,7 +14,7 @@ list; without a file of what was collected, parts 3 and 4 stay as they are. The 
 
 1. Command lines: COMMAND_LINES and one line for each flag of each command, with where the output went.
 2. Settings: every field of every part, at VALUES, as far as they are refused.
-3. Recorded: every other error that the tests made.
+3. Recorded: of every other place in the source that made an error in the tests, its shortest message.
 4. Places in the source that make an error which none of these reached.
 
 `check` runs parts 1 and 2 and compares all but the wording; `check 4` runs every fourth command line.
@@ -277,7 +277,7 @@ FLAGS = {
     "record no-run": "--dataset --episodes --policy --noise --seed --current",
     "dataset no.hdf5": "--env --env-args",
     "collapse no-run": "--states --seed --json --png",
-    "export no-run": "--onnx --npz --tolerance --episodes --current --runner",
+    "export no-run": "--onnx --c --prefix --npz --tolerance --episodes --current --runner",
     "push no-run": "--repo --private --episodes",
     "pull nobody": "--out",
     "import no-file": "--env --env-args --out --overwrite",
@@ -511,6 +511,9 @@ qscape export td3
 qscape export td3 --onnx a.xyz
 qscape export td3 --npz a.xyz
 qscape export td3 --runner --npz a
+qscape export td3 --c a.xyz
+qscape export td3 --c a --prefix 1a
+qscape export td3 --onnx a --prefix a
 qscape export td3 --onnx a --tolerance 0
 qscape export td3 --onnx a --episodes 0
 qscape export no-run --onnx a
@@ -689,12 +692,24 @@ def collect(raw: Path, files: list[str]) -> int:
     return int(code)
 
 
+def _shortest_of_each_place(rows: list[list[Any]]) -> Iterator[Refusal]:
+    """Yield the shortest message of each place in the source, kind and field."""
+    found: dict[tuple[Any, ...], Refusal] = {}
+    for row in rows:
+        refusal = Refusal(*row[:8])._replace(place="")
+        key = (*row[8:], refusal.status, refusal.code, refusal.field)
+        known = found.get(key)
+        if known is None or (len(refusal.message), refusal.message) < (len(known.message), known.message):
+            found[key] = refusal
+    yield from found.values()
+
+
 def write(raw: Path | None, target: Path = LIST) -> None:
     """Write the list."""
     with Recorder() as recorder:
         lines, settings = [*run_command_lines()], [*run_settings()]
     rows = [json.loads(row) for row in raw.read_text().splitlines()] if raw else []
-    recorded = {Refusal(*row[:8])._replace(place="") for row in rows}
+    recorded = [*_shortest_of_each_place(rows)]
     reached = {tuple(row[8:]) for row in rows} | {tuple(where) for _, *where in recorder.made}
     ran = {(refusal.message, refusal.code) for refusal in (*lines, *settings)}
     others = [refusal for refusal in recorded if (refusal.message, refusal.code) not in ran]

@@ -168,6 +168,16 @@ def test_values_that_do_not_fit_their_flag(refused, argv, why):
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["--env-args", "--env.g", "--base.discount", "--env=x", "--seeds"])
+def test_a_resumed_run_is_not_changed(refused, done, tmp_path, flag):
+    """And a command is named that begins a new run."""
+    shutil.copytree(done, tmp_path / "runs" / "0")
+    sentence = refused("resume", "runs", flag, "g=5.0")
+    name = flag.partition("=")[0]
+    assert f"qscape resume does not take {name}, since a run goes on as it began" in sentence
+    assert f"qscape train --config runs/0/run.json --from runs/0 --out NEW {name}" in sentence
+
+
 @pytest.mark.parametrize("command", ["resume", "evaluate", "video", "plot"])
 def test_a_folder_that_is_no_run(refused, command):
     Path("other").mkdir()
@@ -488,9 +498,8 @@ def test_a_missing_logger_leaves_the_run_that_is_to_be_replaced(refused, done, t
 
 def test_names_of_loggers_are_checked(refused):
     assert "--log-tags 'a\\x07': give 1 to 64" in refused("train", "td3", *SHORT, "--log-tags", "a\a")
-    assert (
-        "nowhere'); Python looks in the current folder only with PYTHONPATH=. before the command.\n"
-        in refused("train", "td3", *SHORT, "--log", "nowhere:Sink")
+    assert "nowhere'); Python looked in the current folder and where PYTHONPATH says.\n" in refused(
+        "train", "td3", *SHORT, "--log", "nowhere:Sink"
     )
     assert "--log tiny:Clock is no sink" in refused("train", "td3", *SHORT, "--log", "tiny:Clock")
 

@@ -226,6 +226,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
             "polyak": {"when": "always"},
         },
     ),
+    "noise that is kept, and an entropy by a deviation": (
+        "sac",
+        {"base": {"noise_repeat": 3, "noise_repeat_power": 0.0}, "soft": {"target_std": 0.15}},
+    ),
     "fixed temperature": (
         "sac",
         {"soft": {"temperature": 0.2}, "base": {"log_std_bound": "tanh", "actor_activation": "silu"}},
@@ -254,7 +258,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "savgo: a random geometry on sale": (
         "sac+sale+savgo",
         {
-            "savgo": {"frozen": True, "gap_scale": 1.0, "temperature_loss": "alpha"},
+            "savgo": {"frozen": True, "gap_scale": 1.0, "temperature_loss": "alpha", "target_std": 0.15},
             "base": {"policy_delay": 2},
         },
     ),
@@ -318,7 +322,11 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "sac+caps+grad+asap+normalise",
         {part: {"across_resets": True} for part in ("grad", "asap")} | {"base": {"n_step": 2}},
     ),
-    "quantiles, summed": ("sac+quantile", {"quantile": {"quantiles": 5, "loss_sum": "sum"}}),
+    "quantiles, summed": (
+        "sac+quantile",
+        {"quantile": {"quantiles": 5, "loss_sum": "sum"}}
+        | {"base": {"schedule": "delayed", "schedule_updates": 20, "warmup": 5}},
+    ),
     "savgo, densities as released": ("sac+savgo", {"savgo": {"density": "released"}}),
     "dqn: dueling": ("dqn+polyak+lap", {"per_action": {"dueling": True}, "base": {"n_step": 3}}),
 }

@@ -88,6 +88,25 @@ def test_the_share_beyond_the_support():
     assert ATOMS.loss(logits([0, 0, 0, 0.1, 0.9]), target, Base())[1]["saturated_values"] == 0.0
 
 
+# Positions between atoms, beyond the ends, and at atoms, where rounding may split or drop an entry.
+RLAX_ROWS = [np.random.default_rng(0).uniform(-3.0, 3.0, (50, 11)), np.tile(np.linspace(-2, 2, 11), (3, 1))]
+
+
+@pytest.mark.parametrize("positions", RLAX_ROWS, ids=["anywhere", "at atoms"])
+def test_projections_equal_those_of_rlax(positions):
+    """Of C51, and of one number (two-hot); a position among 11 atoms is rounded to an ulp of 10."""
+    rlax = pytest.importorskip("rlax")
+    ulp, positions = 4 * np.spacing(np.float32(10.0)), jnp.asarray(positions, jnp.float32)
+    atoms = jnp.linspace(-2.0, 2.0, 11)
+    p = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(11), len(positions)), jnp.float32)
+    theirs = jax.vmap(rlax.categorical_l2_project, (0, 0, None))(positions, p, atoms)
+    np.testing.assert_allclose(project_onto_atoms(p, positions, -2.0, 2.0), theirs, rtol=0, atol=ulp)
+    number = positions[:, 3]
+    two_hot = project_onto_atoms(jnp.eye(11)[jnp.zeros(len(number), int)], number[:, None] + 0 * p, -2.0, 2.0)
+    ulp += 1e-5 / 0.4  # which rlax adds to the distance of two atoms
+    np.testing.assert_allclose(two_hot, rlax.transform_to_2hot(number, -2.0, 2.0, 11), rtol=0, atol=ulp)
+
+
 def test_any_projection_keeps_the_sum_and_within_the_support_the_mean():
     rng = np.random.default_rng(0)
     p, positions = rng.dirichlet(np.ones(11), 50), rng.uniform(-3.0, 3.0, (50, 11))

@@ -60,6 +60,9 @@ class HillClimber:
     def start(self):
         self.adapter.reset()
 
+    def begin_again(self):
+        self.adapter.reset()
+
     def advance(self, limit):
         seen, first = self.adapter.observation, np.zeros(1, bool)
         action = self.programs.act(self.tried, None, seen, first, np.int32(0), self.seeds.key)[0]

@@ -471,8 +471,14 @@ def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
         ("probetimelimit", "unknown-name", ("qscape/ProbeTimeLimit-v0",)),
         ("qwxyz-v0", "unknown-name", ("package:Name-v0",)),
         ("", "unknown-name", ("package:Name-v0",)),
-        ("no_such_package:Env-v0", "unmakeable-env", ("'no_such_package'", "PYTHONPATH=. ")),
-        ("no_such_package:Env", "unmakeable-env", ("'no_such_package'", "PYTHONPATH=. ")),
+        ("no_such_package:Env-v0", "unmakeable-env", ("'no_such_package'", "in the current folder")),
+        ("no_such_package:Env", "unmakeable-env", ("'no_such_package'", "in the current folder")),
+        (
+            "MiniGrid-Empty-5x5-v0",
+            "missing-package",
+            ('pip install "minigrid" and write minigrid:MiniGrid-',),
+        ),
+        ("panda_gym:PandaReach-v3", "missing-package", ('pip install "panda-gym"',)),
         ("Ant-v3", "unmakeable-env", ("Ant-v3",)),  # moved, or, with gymnasium_robotics, registered again
     ],
 )

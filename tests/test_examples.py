@@ -13,6 +13,7 @@ from rows import long
 from tiny import environment
 
 import qscape as qs
+from qscape import cli
 from qscape.cli import train
 from qscape.run.folder import read_record
 
@@ -70,16 +71,26 @@ def run_page(page: str, folder: Path, *most: int) -> str:
     return done.stdout
 
 
-def test_first_block_of_the_readme_trains_and_draws(tmp_path):
-    out = run_page("README.md", tmp_path, 1)
+def test_first_blocks_of_the_readme_train_and_draw(tmp_path):
+    out = run_page("README.md", tmp_path, 2)
     assert "done: runs/pendulum/0" in out
     assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_readme_is_short_and_shows_a_refusal_as_it_is_printed(capsys):
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") <= 120
+    assert len(readme.encode()) <= 7 * 1024
+    command, printed = re.search(r"^\$ qscape (.+)\n(.+)$", readme, re.MULTILINE).groups()
+    assert cli.main(command.split()) == 2
+    assert capsys.readouterr().err.strip() == printed
 
 
 QUICKSTART = "docs/quickstart.md"
 # A page of the documentation: files that its blocks leave, and what they print.
 PAGES = {
-    "README.md": (["landscape.png", "runs/first/curve.png", "policy.onnx"], "done: runs/o"),
+    "README.md": (["landscape.png", "report.html", "runs/mine/run.json"], "done: runs/pendulum"),
     QUICKSTART: (
         ["curve.png", "landscape.png", "runs/lap/0/run.json"],
         "Comparison|no ranking claim",

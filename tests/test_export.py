@@ -83,9 +83,10 @@ def weights(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndarray:
     return (rng.uniform(-1.0, 1.0, leaf.shape) / np.sqrt(max(leaf.shape[-1:], default=1))).astype(leaf.dtype)
 
 
-def source(agent, env, seed: int = 1) -> policy.PolicySource:
+def source(agent, env, seed: int = 1, **more) -> policy.PolicySource:
     """An agent with random weights on an environment, with observations as if it had walked there."""
-    adapter, rng = make_adapter(env, index_actions=agent.index_actions), np.random.default_rng(seed)
+    adapter = make_adapter(env, index_actions=agent.index_actions, **more)
+    rng = np.random.default_rng(seed)
     agent = agent.on(adapter.spec)
     acting = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))  # compiles nothing
     acting = randomised(acting, lambda leaf: weights(leaf, rng), rng)
@@ -256,8 +257,8 @@ def test_a_policy_that_remembers_is_refused():
         def init_noise(self, spec, envs, base=None):
             return np.zeros((envs, spec.action_size), np.float32)
 
-        def act(self, actor, own, context, memory, obs, first, key, mode):
-            action = (context.policy(obs).mode() + memory) / 2
+        def act(self, actor, own, context, step):
+            action = (context.policy(step.observation).mode() + step.noise_state) / 2
             return action, {}, action
 
     made = source(dataclasses.replace(make("td3", {}), selector=Slow()), Boxed)

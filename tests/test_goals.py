@@ -20,6 +20,7 @@ from qscape.contrib.her import HER
 from qscape.envs import adapter as adapters
 from qscape.envs import make
 from qscape.envs.goals import GoalFunction
+from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import UsageError
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.replay.storage import rows_at
@@ -43,6 +44,7 @@ def begun(
     mode: AutoresetMode = AutoresetMode.SAME_STEP,
     vectorise: Any = "sync",
     parts: dict[str, Any] | None = None,
+    lag: Lag = NO_LAG,
     **base: Any,
 ) -> Any:
     """A run in memory; `own`: the environment's arguments."""
@@ -51,7 +53,7 @@ def begun(
     env = f"goal_envs:{env_class.__name__}-v0" if vectorise == "async" else env_class
     if env is env_class:
         env = lambda **args: env_class(**args)  # noqa: E731
-    adapter = make(env, envs, own, autoreset=mode, vectorise=vectorise)
+    adapter = make(env, envs, own, autoreset=mode, vectorise=vectorise, lag=lag)
     return make_session(plan, agents.build(recipe, wanted), adapter)
 
 
@@ -148,6 +150,7 @@ HOW: dict[str, dict[str, Any]] = {
     "goals in float32": {"own": {"dtype": "float32"}},
     "an environment that says which goals end it": {"env_class": Judged, "own": {"ends": True}},
     "columns of replay": {"recipe": "td3+savo+her"},
+    "sensors that lag": {"lag": Lag(history=2, observation_delay=1)},
 }
 
 

@@ -5,6 +5,7 @@ have: `qs`, the command line and the files of a run.
 """
 
 import json
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -81,11 +82,18 @@ def assert_same_rows(found: list[str], wanted: list[str], name: str) -> None:
 
 
 def assert_same_leaves(found: list[str], wanted: list[str]) -> None:
-    """The arrays of a file, whatever their names are. Saves no longer keep rewards that nothing reads."""
+    """The arrays of a file, whatever their names are. Saves no longer keep rewards that nothing reads.
+
+    An array that is a view of another one is saved as that one, which may lack an axis of length 1.
+    """
     wanted = [line for line in wanted if not line.endswith("SyncVectorEnv._rewards")]
-    now, then = (Counter(line.rpartition(" ")[0] for line in lines) for lines in (found, wanted))
-    lost = [line for line in wanted if line.rpartition(" ")[0] in then - now]
-    new = [line for line in found if line.rpartition(" ")[0] in now - then]
+
+    def key(line: str) -> str:
+        return re.sub(r"(?<=[\[,])1,", "", line.rpartition(" ")[0])
+
+    now, then = (Counter(map(key, lines)) for lines in (found, wanted))
+    lost = [line for line in wanted if key(line) in then - now]
+    new = [line for line in found if key(line) in now - then]
     listed = "\n".join([*(f"- {line}" for line in lost), *(f"+ {line}" for line in new)])
     assert now == then, f"{len(lost)} of {len(wanted)} arrays differ (-: expected, +: found):\n{listed}"
 

@@ -12,7 +12,7 @@ from qscape.cli import main
 from qscape.inspect.planes import share_plane
 from qscape.inspect.survey import Survey
 from qscape.report import collapse, figures, interactive, landscape_charts, landscapes, tables
-from qscape.report.labels import describe_shared, number_agents, shorten_labels
+from qscape.report.labels import LONGEST, describe_shared, describe_shortened, number_agents, shorten_labels
 from qscape.report.marks import Mark, list_shared, name_agents, shown_names
 from qscape.run.plan import Plan, prepare, to_json
 
@@ -38,6 +38,23 @@ def test_other_labels_stay(labels):
 def test_agents_whose_fields_only_have_another_order_keep_their_labels():
     labels = ["td3[a.x=1,b.y=2]", "td3[b.y=2,a.x=1]", "sac[a.x=1,b.y=2]"]
     assert shorten_labels(labels) == ({label: label for label in labels}, [])
+
+
+def test_a_long_name_keeps_the_settings_that_tell_agents_apart():
+    many = ",".join(f"base.setting_{k}={k * 1111}" for k in range(7))
+    alone = f"td3[{many},pave.sigma=0.1]"
+    short = "td3[base.setting_0=0,base.setting_1=1111,pave.sigma=0.1,…]"
+    assert shorten_labels([alone]) == ({alone: short}, []), "a single agent has none that tell it apart"
+    assert describe_shortened({alone: short}) == [f"{short} is {alone}."]
+
+    labels = [f"sac[{many},a.b={k}], kept policy" for k in range(2)] + ["td3"]
+    names, shared = shorten_labels(labels)
+    assert [*names.values()] == [f"sac[base.setting_0=0,a.b={k},…], kept policy" for k in range(2)] + ["td3"]
+    assert max(len(name) for name in names.values()) <= LONGEST
+    assert not shared
+
+    equal = [f"sac[{many},a.b={'9' * 50}{k}]" for k in range(2)]
+    assert [*shorten_labels([*equal, "td3"])[0].values()] == [*equal, "td3"], "else the same"
 
 
 def test_names_of_policies_stay_behind_a_label():

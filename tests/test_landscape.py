@@ -252,8 +252,8 @@ class Listed(plain.Single):
         mode = context.bind(actor)(obs).mode()
         return jnp.stack([mode, jnp.full_like(mode, 0.6), jnp.full_like(mode, 0.2)], -2)
 
-    def act(self, actor, own, context, memory, obs, first, key, mode):
-        return self.proposals(actor, own, context, obs)[..., -1, :], {}, memory
+    def act(self, actor, own, context, step):
+        return self.proposals(actor, own, context, step.observation)[..., -1, :], {}, step.noise_state
 
 
 def standing(action, hills, table=None, selector=None, **base):

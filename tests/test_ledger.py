@@ -319,6 +319,19 @@ def test_pages_are_what_the_ledger_says():
         assert blocks.renew(text, ledger.BLOCKS) == text, f"{page.name}: run python benchmarks/ledger.py"
 
 
+def test_runs_are_not_laid_beside_far_longer_ones():
+    """Of TD7's Table 1, with runs of 200,000 steps: Hopper has numbers at 300,000, a million and five."""
+    hopper = [e for e in verdicts.ledger()[0] if (e.row.paper, e.row.task) == ("TD7", "Hopper") and e.ours]
+    of_td7 = [e for e in hopper if e.row.agent == "TD7"]
+    assert [e.row.steps for e in of_td7] == [300_000, 1_000_000, 5_000_000]
+    assert [e.row.steps for e in ledger.nearest(of_td7)] == [300_000]
+    reached = of_td7[1]._replace(share=1.0)
+    assert ledger.nearest([of_td7[0], reached, of_td7[2]]) == [of_td7[0], reached]
+    effects = [e for e in verdicts.ledger()[1] if (e.row.task, e.base) == ("Hopper", "TD3")]
+    assert [e.row.steps for e in effects] == [5_000_000], "the paper shows none at a million"
+    assert ledger.nearest(effects) == []
+
+
 def test_finished_runs_are_packed_and_others_named(tmp_path):
     for seed, step in ((0, 30), (1, 20)):
         folder = tmp_path / "study" / "env" / "td3" / str(seed)

@@ -141,6 +141,7 @@ class Beside:
 
     env_id = "beside"
     jax_env = None
+    interrupted = ""
     resetting = None  # a world resets in the step that ends an episode
 
     def __init__(self, env: JaxEnv, envs: int, key: Array):
@@ -153,6 +154,9 @@ class Beside:
 
     def reset(self):
         return self.observation
+
+    def take_warnings(self):
+        return []
 
     @property
     def observation(self):

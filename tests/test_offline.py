@@ -35,7 +35,6 @@ from qscape.run.engines import dataset
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare, to_json
 from qscape.run.training import make_session, resume, train
-from qscape.sealed import seal
 from qscape.types import Batch, Spec
 
 minari = pytest.importorskip("minari")
@@ -655,10 +654,6 @@ def test_a_run_does_not_go_on_with_other_transitions(tmp_path):
     file = d4rl(tmp_path / "a.hdf5", following=True)
     plan, agent, _ = prepare(Plan("td3", "", 60, dataset=file, settings=tiny.settings("td3")))
     save = folders.save(tmp_path / "run", make(plan, agent), milestone=False)
-    assert folders.load_into(make(plan, agent), save) == []
-    record = json.loads((save / "save.json").read_text())
-    del record["meta"]["numbers"]["dataset"]
-    (save / "save.json").write_bytes(seal(record))  # as an earlier version wrote it
     assert folders.load_into(make(plan, agent), save) == []
     save = folders.save(tmp_path / "again", make(plan, agent), milestone=False)
     d4rl(file, following=True, rewards=np.zeros(27))

@@ -13,7 +13,9 @@ from small import AS_USERS, CAPACITY, TRANSITIONS, A, S, build, same, start
 
 import reference.crossq
 import reference.dqn
+import reference.flash_sac
 import reference.pave
+import reference.q3c
 import reference.sac
 import reference.savgo
 import reference.simbav2
@@ -32,26 +34,43 @@ ORACLES = {
     "sac": reference.sac,
     "td7": reference.td7,
     "dqn": reference.dqn,
+    "q3c": reference.q3c,
     "sac+crossq": reference.crossq,
     "sac+simbav2+c51": reference.simbav2,
+    "sac+flashsac+c51": reference.flash_sac,
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
 SIMBAV2 = EXPANSIONS["simbav2"].settings["soft"]
+FLASH_SAC = {part: EXPANSIONS["flash_sac"].settings[part] for part in ("soft", "polyak")}
 FALLING = {"schedule": "linear", "rate_end": 0.5, "schedule_updates": reference.simbav2.UPDATES}
-PARTS = {"sac+crossq": EXPANSIONS["crossq"].settings, "sac+simbav2+c51": {"soft": SIMBAV2}}
+DELAYED = {"schedule_updates": round(reference.q3c.STEPS * reference.q3c.UPDATES_PER_STEP)}
+PARTS = {
+    "sac+crossq": EXPANSIONS["crossq"].settings,
+    "sac+simbav2+c51": {"soft": SIMBAV2},
+    "sac+flashsac+c51": FLASH_SAC,
+}
+# Fields of the base that an oracle has as constants.
+BASE = {
+    "dqn": {"n_step": 1},
+    "q3c": DELAYED,
+    "sac+simbav2+c51": FALLING,
+    "sac+flashsac+c51": FALLING | {"schedule": "cosine", "actor_horizon": "updates", "noise_repeat": 16},
+}
 
 
 def by_name(run):
     """What an agent carries, under the names that the oracles give it."""
     state, priorities = run.state, run.replay_state.priorities
+    carried = jax.tree.leaves((state, priorities))
     known = {
         "actor": split_statistics(state.actor)[0],
         "actor_seen": split_statistics(state.actor)[1],
         "actor_target": state.actor_target,
         "critics": split_statistics(state.critics)[0],
         "critics_seen": split_statistics(state.critics)[1],
-        "critics_target": state.critics_target,
+        "critics_target": split_statistics(state.critics_target)[0],
+        "critics_target_seen": split_statistics(state.critics_target)[1],
         "actor_adam": state.optimisers.get("actor"),
         "critics_adam": state.optimisers["critics"],
         "updates": state.updates,
@@ -73,15 +92,20 @@ def by_name(run):
         known |= {"log_alpha": mine.actor_params, "alpha_adam": state.optimisers["savgo.actor_params"]}
         known |= {"encoder": mine.params, "encoder_adam": state.optimisers["savgo.params"]}
         known |= {"encoder_target": mine.extra.encoder, "gap_scale": mine.extra.scale}
+    if "control_points" in state.part_states:
+        smoothing = state.part_states["control_points"].extra
+        assert smoothing.steps == reference.q3c.STEPS
+        known |= {"smoothing": smoothing.now}
+        carried = carried[1:]  # the steps, which stay
     if "value_clip" in state.part_states:
         names = ("target_min", "target_max", "clip_low", "clip_high")
         known |= dict(zip(names, state.part_states["value_clip"].extra, strict=True))
     if priorities is not None:
         known["priorities"] = priorities.tree[priorities.tree.size // 2 :]
         known["max_priority"] = priorities.max_priority
-    named, carried = jax.tree.leaves(known), jax.tree.leaves((state, priorities))
+    named = jax.tree.leaves(known)
     assert len(named) == len(carried) - 1, "all but env_steps is compared"
-    # SAC has no target actor, DQN no actor, and only CrossQ has running statistics.
+    # SAC has no target actor, DQN no actor, and only CrossQ and FlashSAC have running statistics.
     return {name: part for name, part in known.items() if jax.tree.leaves(part)}
 
 
@@ -115,8 +139,9 @@ def oracle(run):
 
     state = own._replace(**{name: graft(getattr(own, name), part) for name, part in by_name(run).items()})
     sizes = {"batch_size": base.batch_size}
-    if flat_file is reference.savgo:
+    if flat_file in (reference.savgo, reference.q3c):
         state = state._replace(env_steps=run.state.env_steps)
+    if flat_file is reference.savgo:
         sizes["candidates"] = run.agent.policy_loss.candidates
     return jax.jit(partial(flat_file.update, **sizes), compiler_options=AS_USERS), state
 
@@ -130,21 +155,23 @@ def oracle(run):
         ("sac", 32, 300),
         ("dqn", 32, 300),
         slow("sac+savgo", 32, 300),
+        ("q3c", 32, 60),
         slow("td7", 32, 520),
         slow("sac+crossq", 32, 100),
         slow("sac+simbav2+c51", 32, 100),
+        slow("sac+flashsac+c51", 32, 100),
         (TD7_UPDATE, 32, 20),
         slow("td3", 256, 20),
         slow("td3+pave", 256, 6),
         slow("sac", 256, 20),
         slow("dqn", 256, 20),
+        slow("q3c", 256, 20),
         slow("sac+savgo", 256, 6),
         slow("td7", 256, 20),
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
-    more = FALLING if "simbav2" in recipe else {"n_step": 1} if recipe == "dqn" else {}
-    run = start(build(recipe, size, PARTS.get(recipe), **more), options=AS_USERS)
+    run = start(build(recipe, size, PARTS.get(recipe), **BASE.get(recipe, {})), options=AS_USERS)
     # In the middle of schedules; CrossQ's statistics are corrected after 20 more steps of a network.
     actor, critics = with_batches((run.state.actor, run.state.critics), 99_980)
     run = run._replace(state=run.state._replace(actor=actor, critics=critics, env_steps=jnp.array(60_000)))
@@ -157,13 +184,15 @@ def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
     assert int(flat_state.updates) == updates
 
 
-NETWORKS = slow("sac+crossq"), slow("sac+simbav2+c51")
+NETWORKS = slow("sac+crossq"), slow("sac+simbav2+c51"), slow("sac+flashsac+c51")
 
 
-@pytest.mark.parametrize("recipe", ["td3", slow("sac"), slow("sac+savgo"), slow("td7"), "dqn", *NETWORKS])
+@pytest.mark.parametrize(
+    "recipe", ["td3", slow("sac"), slow("sac+savgo"), slow("td7"), "dqn", "q3c", *NETWORKS]
+)
 def test_acting_equals_its_oracle(recipe):
     more = {"epsilon_decay": float(reference.dqn.EPSILON_STEPS)} if recipe == "dqn" else {}
-    more |= FALLING if "simbav2" in recipe else {}
+    more |= BASE.get(recipe, {})
     sync = {"dqn": 128, "td7": 1}.get(recipe, 250)
     run = start(build(recipe, sync_every=sync, **more))
     for _ in range(2):

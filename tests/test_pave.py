@@ -328,6 +328,18 @@ def test_what_pave_remarks():
     assert part_notes(build("sac+normalise+pave")) == ["pave.sigma is in units of the normalised observation"]
 
 
+def test_small_rewards_beside_the_demanded_curvature_are_told():
+    """Of Pendulum's returns, of a hundredth of them, and of those that reward_scale divides."""
+    part = PAVE()
+    assert part.warning({"return": -1391.0}) is None
+    assert "returns of 13.9 are small beside pave.delta = 1" in (part.warning({"return": -13.9}) or "")
+    assert "returns of 7.95 (divided)" in (part.warning({"return": -1391.0, "reward_divisor": 175.0}) or "")
+    assert part.warning({"return": 0.0}) is None, "no reward was seen"
+    assert part.warning({}) is None
+    for other in (PAVE(delta=0.01), PAVE(curvature=0.0)):
+        assert other.warning({"return": -13.9}) is None
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [

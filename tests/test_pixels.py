@@ -253,7 +253,7 @@ def test_frames_before_a_snapshot_are_restored(envs, mode):
     for action in taken:
         snapshots.append(take(adapter))
         after += shown(adapter, [action])
-    ends = sum(int((step[2] | step[3]).sum()) for step in after)
+    ends = sum(int((step[3] | step[4]).sum()) for step in after)  # terminated or truncated
     assert ends
     other = make(CARTPOLE, envs, seed=9, index_actions=True, autoreset=mode)
     other.reset()

@@ -1,5 +1,6 @@
 """What a user sees while something runs: bars with the time left, an estimate, or nothing."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,50 +23,82 @@ from qscape.run.training import make_session
 from qscape.tracking import track
 
 
-class Clock:
-    now = 0.0
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that a test sets by its attribute `now`."""
+    made = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: made.now)
+    return made
 
-    def __call__(self):
-        return self.now
 
-
-def screen_with_clock(**how):
-    screen, clock = Screen(**how), Clock()
-    screen.progress.get_time = clock
-    screen.show(0, ev.Started(0, 10_000, "td3", "Hopper-v5", 0, []))
-    return screen, clock
+def started(evals_every=0, **how):
+    """Return a screen on which a run of 10,000 steps has begun."""
+    screen = Screen(**how)
+    screen.show(0, ev.Started(0, 10_000, "td3", "Hopper-v5", 0, [], evals_every=evals_every))
+    return screen
 
 
 def go_on(screen, clock, step, updates, seconds, rate):
-    """Let a run make steps at a rate, with an event in every second."""
+    """Let a run make steps at a rate, with an event in every second, and updates if it has made some."""
     for _ in range(seconds):
-        clock.now, step = clock.now + 1.0, step + rate
+        clock.now, step, updates = clock.now + 1.0, step + rate, updates and updates + rate
         screen.show(0, ev.Progressed(step, updates, 3 * 2**30, 0))
     return step
 
 
-def test_the_bar_knows_the_time_left_of_a_slow_run(capsys):
-    screen, clock = screen_with_clock()
+def test_the_bar_knows_the_time_left_of_a_slow_run(clock, capsys):
+    screen = started()
     step = go_on(screen, clock, 0, 0, seconds=10, rate=100)  # random steps are fast
     bar, column = screen.progress.tasks[0], running.TimeLeftColumn()
     assert column.render(bar).plain == "-:--:--"
     step = go_on(screen, clock, step, 1, seconds=60, rate=5)
     assert bar.completed == step
-    assert bar.time_remaining == pytest.approx((10_000 - step) / 5, abs=1)
+    assert bar.fields["left"] == pytest.approx((10_000 - step) / 5, abs=1)
     assert column.render(bar).plain == "0:29:00"
     assert capsys.readouterr().out.count("about 0:29") == 1  # said once
 
 
-def test_the_estimate_counts_all_runs_of_the_command(capsys):
-    screen, clock = screen_with_clock(runs=5, workers=2)
+def test_nothing_is_said_of_the_time_left_before_it_is_known(clock, capsys):
+    """A run of 1,000 random steps, 30 s of compilation, 50 steps a second, and evaluations of 20 s."""
+    screen = started(evals_every=1_000)
+
+    def evaluate(step, seconds):
+        clock.now += seconds
+        screen.show(0, ev.Evaluated(step, "current", [1.0], [1], [], {}, seconds))
+
+    evaluate(0, 35)  # compiled
+    step = go_on(screen, clock, 0, 0, seconds=1, rate=1_000)
+    evaluate(step, 20)
+    clock.now += 30
+    step = go_on(screen, clock, step, 1, seconds=10, rate=50)
+    clock.now += 25  # a further program is compiled
+    step = go_on(screen, clock, step, 600, seconds=10, rate=50)
+    assert "about" not in capsys.readouterr().out
+    evaluate(step, 20)
+    step = go_on(screen, clock, step, 1_100, seconds=1, rate=50)
+    truth = (10_000 - step) / 50 + 8 * 20
+    assert screen.progress.tasks[0].fields["left"] == pytest.approx(truth, rel=0.01)
+    assert capsys.readouterr().out.count("about 0:05:") == 1
+
+
+def test_after_a_quarter_the_time_left_is_said_without_an_evaluation(clock, capsys):
+    screen = started(evals_every=5_000)
+    step = go_on(screen, clock, 0, 1, seconds=24, rate=100)
+    assert "about" not in capsys.readouterr().out
+    go_on(screen, clock, step, 3_000, seconds=2, rate=100)
+    assert "about 0:01:15 left at 100.0 steps/s" in capsys.readouterr().out
+
+
+def test_the_estimate_counts_all_runs_of_the_command(clock, capsys):
+    screen = started(runs=5, workers=2)
     go_on(screen, clock, 0, 1, seconds=10, rate=100)
     said = capsys.readouterr().out
-    assert "about 0:01:34 left at 100.0 steps/s, 3.0 GiB of memory" in said
-    assert "5 runs, 2 at a time: about 0:04:42" in said
+    assert "about 0:01:33 left at 100.0 steps/s, 3.0 GiB of memory" in said
+    assert "5 runs, 2 at a time: about 0:04:39" in said
 
 
-def test_a_quiet_screen_tells_warnings_only(capsys):
-    screen, clock = screen_with_clock(quiet=True)
+def test_a_quiet_screen_tells_warnings_only(clock, capsys):
+    screen = started(quiet=True)
     go_on(screen, clock, 0, 1, seconds=10, rate=100)
     screen.show(0, ev.Evaluated(1_000, "current", [1.0], [1], [], {}, 0.1))
     assert capsys.readouterr().out == ""
@@ -74,7 +107,7 @@ def test_a_quiet_screen_tells_warnings_only(capsys):
 
 
 def test_a_second_ctrl_c_and_failures_are_not_told_as_runs_that_never_started(capsys):
-    screen, _ = screen_with_clock(runs=3, workers=2)
+    screen = started(runs=3, workers=2)
     screen.interrupted = True
     screen.print_summary([Job("resume", Path(f"runs/{k}")) for k in range(3)], failed={1: "why"})
     assert capsys.readouterr().out.splitlines()[-2:] == ["ended at once: runs/0", "not started: runs/2"]

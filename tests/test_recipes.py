@@ -202,7 +202,10 @@ def test_the_order_of_parts_in_different_sockets_does_not_matter(base):
 
 
 def test_every_part_goes_on_some_base():
-    assert {part for _, part in PAIRS} == {*PARTS}
+    """Alone, or as Q3C's three parts together."""
+    together = {"control_points", "best_point", "separate"}
+    assert {part for _, part in PAIRS} == {*PARTS} - together
+    assert filling(build("q3c")).keys() >= {PARTS[name].socket for name in together - {"separate"}}
 
 
 @pytest.mark.parametrize(("base", "part"), PAIRS)

@@ -492,18 +492,33 @@ def test_published_curves_come_with_their_source():
     assert "10 episodes every 5k steps" in last["protocol"]
     assert set(frame[frame["name"] == "simbav2-utd2"]["protocol"]) == {"their authors' protocol"}
     everything = references.load_published(references.published_names())
-    assert len(everything) == 1040 + 99
-    means_alone = ["sd", "iqm", "min", "max"]  # of SAVGO's figures
+    of_2026 = 50 + 200 + 55 + 5 + 20  # FlashSAC, FoG, PPO, TD-MPC2, TD7; SimbaV2 and XQC are there already
+    assert len(everything) == 1040 + 99 + of_2026
+    means_alone = ["sd", "iqm", "min", "max"]  # of SAVGO's figures; of one seed there is no deviation
     assert everything.drop(columns=means_alone).notna().all(axis=None)
     assert (
         everything[everything["source"].str.contains("2605.00787") ^ everything["iqm"].notna()].shape[0]
-        == 1139
+        == 1139 + of_2026
     )
+    flash = everything[(everything["name"] == "flashsac-utd1") & (everything["env"] == "HalfCheetah-v4")]
+    assert flash["mean"].iloc[0] == 9815.1
+    assert set(flash["licence"]) == {"MIT"}
+    assert set(everything[everything["name"] == "td-mpc2"]["seeds"]) == {"?"}
+    assert set(everything[everything["name"] == "xqc"]["source"]) == {"danielpalenicek/xqc results/xqc.csv"}
     savgo = everything[(everything["name"] == "savgo") & (everything["env"] == "Walker2d-v5")]
     assert savgo["curve"].tolist()[:4] == [251, 874, 1907, 3021]
     assert {"sac", "crossq", "drq", "bro-utd10", "redq-utd20"} <= set(references.published_names())
     with pytest.raises(UsageError, match="no published curve 'simba'; did you mean simbav2-utd2"):
         references.load_published(["simba"])
+
+
+@pytest.mark.parametrize(("env", "said"), [("Ant-v5", True), ("Ant-v4", False)])
+def test_the_legend_names_another_version_of_the_environment(env, said):
+    curve = references.select_published(references.load_published(["flashsac-utd1"]), env)
+    name = references.name_curve(curve.iloc[0], env)
+    assert (f"ours {env}" in name) == said
+    assert "published: Ant-v4" in name
+    assert "5 seeds" in name
 
 
 def test_normalised_scores_of_the_td7_paper():
@@ -664,6 +679,7 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
         assert "published" in label
         assert "seeds" in label
         assert env in label
+        assert "ours Ant-v5" in label
         assert source in label
         assert "protocol" in label or "episodes" in label
         assert line.get_xdata().max() == 100_000  # no further than our own runs

@@ -276,7 +276,7 @@ def test_end_to_end_the_critics_loss_moves_the_encoder_too(monkeypatch, beta):
 
     now = update.Stage(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), KEY)
     monkeypatch.setattr(update, "_fixed_targets", lambda *_: y[:, None])
-    after = jax.jit(lambda state: update._step_critics(now, state, {})[0])(state)
+    after = jax.jit(lambda state: update._step_critics(now, state)[0])(state)
     before = state.critics, own.params
     step = jax.tree.map(jnp.subtract, before, (after.critics, after.part_states["sale"].params))
     close(step, jax.jit(jax.grad(lambda both: expected(*both)))(before))

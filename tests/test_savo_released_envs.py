@@ -136,8 +136,7 @@ def test_a_snapshot_holds_the_state(env_id, steps):
         one.step(action)
     assert restore(other, take(one)) == ""
     for action in actions[steps:]:
-        for mine, theirs in zip(one.step(action)[:4], other.step(action)[:4], strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        jax.tree.map(np.testing.assert_array_equal, one.step(action)[:2], other.step(action)[:2])
 
 
 @pytest.mark.parametrize(

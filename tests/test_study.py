@@ -252,8 +252,9 @@ def test_files_that_are_none(place, capsys):
     Path("tiny.toml").write_text(TEXT.replace("[budgets.full]", "[budgets.quick.x]"))
     assert main(["study", "run", "tiny.toml"]) == 2
     Path("tiny.toml").write_text(TEXT[: TEXT.index("[budgets.full]")] + TEXT[TEXT.index("[[agents]]") :])
-    capsys.readouterr()
-    assert main(["study", "run", "tiny.toml"]) == 2
+    assert main(["study", "status", "tiny.toml"]) == 0
+    assert "tiny (quick): 4 waiting of 4 runs" in capsys.readouterr().out, "the only budget needs no flag"
+    assert main(["study", "run", "tiny.toml", "--budget", "full"]) == 2
     assert (
         "no budget 'full', only quick; take another --budget, or add [budgets.full]"
         in capsys.readouterr().err
@@ -771,23 +772,24 @@ def test_a_study_tells_the_time_that_is_left_after_five_seconds(place, clock, ca
     assert not tell(6, 99, 0)
     assert not tell(20, 100, 50)  # warm-up and compilation do not count
     assert board.left() is None
-    assert not tell(4, 500, 450)
-    assert tell(1, 600, 550) == "about 0:00:37 left with 2 workers (0.02 core-hours)\n"
-    assert board.left() == pytest.approx((1_400 + 3 * 2_000) / 100)
+    assert not tell(1, 200, 150)
+    assert not tell(3, 500, 450)
+    assert tell(2, 700, 650) == "about 0:00:36 left with 2 workers (0.02 core-hours)\n"
+    assert board.left() == pytest.approx((1_300 + 3 * 2_000) / 100)
     assert not tell(6, 800, 750), "it is told once"
-    assert board.progress.runs[0].speed == pytest.approx(700 / 11)
 
     board.take(0, None)  # lost; the next worker begins with a compilation, and the old speed counts
     next(board.progress.jobs())
+    board.take(0, Started(800, 2_000, "td3", "Clock", 0, []))
     board.take(0, Progressed(810, 760, 0, 0))
     clock(60)
     board.take(0, Progressed(811, 761, 0, 0))
-    assert board.progress.runs[0].speed == pytest.approx(700 / 11)
-    clock(1)
-    board.take(0, Progressed(821, 771, 0, 0))
-    board.progress.runs[1].speed = 1.0
-    assert board.progress.runs[0].speed == pytest.approx(10)
-    assert board.left() == pytest.approx((1_179 + 2_000) / 10 + 2 * 2_000)
+    assert board.progress.runs[0].pace.speed == pytest.approx(100)
+    clock(5)
+    board.take(0, Progressed(861, 811, 0, 0))
+    board.progress.runs[1].pace.speed = 1.0
+    assert board.progress.runs[0].pace.speed == pytest.approx(10)
+    assert board.left() == pytest.approx((1_139 + 2_000) / 10 + 2 * 2_000)
 
 
 def test_the_live_table_fits_on_the_screen(place):
@@ -796,7 +798,7 @@ def test_the_live_table_fits_on_the_screen(place):
         console = Console(force_terminal=True, width=100, height=12, record=True, file=nowhere, markup=False)
         board = StudyBoard(study(many), console)
         standings = board.progress.runs
-        standings[41].state, standings[41].speed, standings[41].step = "running", 100.0, 1_000
+        standings[41].state, standings[41].pace.speed, standings[41].step = "running", 100.0, 1_000
         standings[17].state, standings[17].why = "failed", "NaN"
         console.print(board.short_table())
     title, head, first, second, *rest = console.export_text().splitlines()

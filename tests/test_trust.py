@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -112,6 +113,59 @@ def test_what_the_user_names_is_imported(run):
     assert qs.load(run).env_steps == 0
     with pytest.raises(UsageError, match=r"run names other:Clock, and a file does not make qscape import"):
         trusted.refuse_untrusted(["other:Clock"], "run")
+
+
+def test_a_module_of_the_current_folder_is_found_where_the_command_line_names_it(tmp_path):
+    """An environment by its id and by its class, and a probe, in processes that no PYTHONPATH leads there."""
+    (tmp_path / "here.py").write_text(
+        (TESTS / "tiny.py").read_text() + "\ngym.register('Here-v0', Clock)\n"
+        "class Probe:\n    columns = ('one',)\n    def __init__(self, agent): pass\n"
+        "    def __call__(self, evaluation): return {'one': 1.0}\n"
+    )
+    paths = {"PYTHONPATH": str(Path(qs.__file__).parents[1])}
+
+    def command(*argv):
+        done = subprocess.run(
+            [sys.executable, "-m", "qscape", *argv],
+            cwd=tmp_path,
+            env={**os.environ, **paths},
+            capture_output=True,
+        )
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    short = [
+        "--steps",
+        "40",
+        "--base.warmup",
+        "20",
+        "--base.batch-size",
+        "8",
+        "--eval-episodes",
+        "1",
+        "--eval-every",
+        "40",
+    ]
+    for env, seeds in (("here:Here-v0", ["0"]), ("here:Clock", ["0", "1"])):
+        argv = ["train", "td3", "--env", env, *short, "--probe", "here:Probe", "--out", env[5:]]
+        code, text = command(*argv, "--seeds", *seeds)
+        assert code == 0, text
+    code, text = command("evaluate", "Here-v0/0", "--episodes", "1")
+    assert (code, "--trust" in text) == (2, True), text
+    assert command("evaluate", "Here-v0/0", "--episodes", "1", "--trust")[0] == 0
+
+
+def test_what_python_finds_is_not_looked_for_here(tmp_path, monkeypatch):
+    """A file of the current folder stands in for no module, and modules that are found import none of it."""
+    monkeypatch.chdir(tmp_path)
+    Path("wave.py").write_text(MARKED)
+    Path("seen_only_here.py").write_text(MARKED)
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    assert Path(str(trusted.import_named("wave").__file__)).parent != tmp_path
+    assert not Path("ran").exists()
+    assert trusted.import_named("seen_only_here")
+    assert Path("ran").exists()
+    assert str(tmp_path) not in sys.path
+    del sys.modules["seen_only_here"]
 
 
 def test_flags_name_modules_for_files_and_workers(run):

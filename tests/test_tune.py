@@ -581,6 +581,19 @@ def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path)
     assert next_job(run, asked) == Job("train", run, asked, overwrite=True)
 
 
+def test_a_search_that_goes_on_with_other_versions_says_so(here, ranges, capsys):
+    base = small_plan()
+    with open_search(Search(base, find_ranges(base, (), ranges()), Path("out"))) as tuner:
+        assert not tuner.changes
+        versions = tuner.study.user_attrs["versions"]
+        tuner.study.set_user_attr("versions", versions | {"qscape": "0.0.1", "jax": "0.1"})
+    assert main(command("out", "--ranges", ranges(), "--trials", 1)) == 0
+    said = f"jax was 0.1 and is {versions['jax']}"
+    assert f"qscape was 0.0.1 and is {versions['qscape']}; {said}; another --out begins anew" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_folder_of_something_else_is_refused(here, ranges, capsys):
     base = small_plan()
     search = Search(base, find_ranges(base, (), ranges()), Path("out"))

@@ -94,11 +94,11 @@ class Rooms(gym.Env):
 
 
 class Unkept(Clock):
-    """Holds an iterator, which no snapshot can capture, and never ends."""
+    """Holds a generator, which no snapshot can capture, and never ends."""
 
     def __init__(self):
         super().__init__(length=10**6)
-        self.handle = iter(())
+        self.handle = (number for number in ())
 
 
 class Picture(gym.Env):

@@ -32,6 +32,7 @@ OFF_POLICY = {
     "qscape-td7-checkpoints": "qscape_",
     "qscape-crossq": "qscape_",
     "qscape-simba": "qscape_",
+    "qscape-flash_sac": "qscape_",
     "sb3-td3": "sb3",
     "sb3-sac": "sb3",
     "sbx-td3": "sbx",
@@ -44,6 +45,7 @@ OFF_POLICY = {
     "torch-td3": "torch_td3",
     "torch-td7": "torch_td7",
     "torch-td7-checkpoints": "torch_td7",
+    "torch-flash_sac": "torch_flash_sac",
 }
 ON_POLICY = {
     "qscape-ppo": "qscape_",

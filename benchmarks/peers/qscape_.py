@@ -34,8 +34,12 @@ RECIPES = {  # one update per environment step, as all contenders make
     "td7-checkpoints": "td7",
     "crossq": "crossq",
     "simba": "sac+simba",
+    "flash_sac": "flash_sac",
 }
-SETTINGS: dict[str, dict[str, Any]] = {"crossq": {"critic_hidden": CROSSQ_CRITIC}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "crossq": {"critic_hidden": CROSSQ_CRITIC},
+    "flash_sac": {"schedule_updates": 1_000_000},
+}
 SCAN = 50  # updates in one compiled call
 ROWS = 4096  # transitions in the replay of a scan: a power of two for the straight-line TD7
 COLUMNS = ("observation", "action", "reward", "terminated", "next_observation")  # of the straight-line files

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from peers import torch_td3, torch_td7  # noqa: E402
+from peers import torch_flash_sac, torch_td3, torch_td7  # noqa: E402
 
 S, A = 17, 6
 
@@ -162,6 +162,35 @@ def test_td3_moves_actor_and_targets_every_second_update():
     nets = (before["critic_target"], td3.critic, td3.critic_target)
     old, online, new = (next(net.parameters()) for net in nets)
     torch.testing.assert_close(new, 0.995 * old + 0.005 * online)
+
+
+def test_flash_sac_has_the_sizes_and_lengths_of_the_release():
+    torch.manual_seed(0)
+    agent = filled(torch_flash_sac.FlashSAC(S, A))
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (agent.actor, *agent.critics)]
+    assert sizes == [268_590, 1_085_843, 1_085_843]
+    norm = torch_flash_sac.UnitNorm(1)
+    y = norm.normalise(torch.tensor([[1.0], [2], [3], [4]]), "train")
+    torch.testing.assert_close(y[:2, 0], torch.tensor([-1.341635, -0.447212]))
+    assert norm.running_var.item() == pytest.approx(1.006667)
+    for _ in range(3):
+        agent.update()
+    for module in (*agent.actor.modules(), *agent.critics.modules()):
+        if isinstance(module, torch_flash_sac.UnitLinear):
+            torch.testing.assert_close(module.weight.norm(dim=1), torch.ones(module.out_features))
+        if isinstance(module, torch_flash_sac.UnitNorm):
+            square = module.weight.square().sum() + module.bias.square().sum()
+            assert square.item() == pytest.approx(module.num_features, rel=1e-4)
+
+
+def test_flash_sac_projects_onto_atoms():
+    zero = torch.zeros(1, 101)
+    zero[0, 50] = 1.0
+    positions = torch.linspace(-5.0, 5.0, 101)[None] * 0.99 + 0.234 + 0.0495
+    found = torch_flash_sac.project_onto_atoms(zero, positions)
+    torch.testing.assert_close(found[0, 52:54], torch.tensor([0.165, 0.835]), atol=1e-5, rtol=0)
+    ends = torch_flash_sac.project_onto_atoms(zero, torch.full((1, 101), 7.0))
+    assert ends[0, 100].item() == pytest.approx(1.0)
 
 
 def test_train_loop_makes_one_update_per_step(monkeypatch):

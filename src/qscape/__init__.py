@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qscape.inspect.landscapes import measure_landscapes
     from qscape.inspect.smoothness import measure_robustness, measure_smoothness
     from qscape.inspect.trained_agent import TrainedAgent, load_history, load_trained_agent
+    from qscape.jobs.check import check_env
     from qscape.jobs.reproduce import reproduce
     from qscape.model import A2C, DQN, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
     from qscape.offpolicy import sockets
@@ -57,6 +58,7 @@ _PLACES = {
     "load_trained_agent": "qscape.inspect.trained_agent",
     "load_runs": "qscape.report.runs",
     "Plan": "qscape.run",
+    "check_env": "qscape.jobs.check",
     "reproduce": "qscape.jobs.reproduce",
     "resume": "qscape.run",
     "train": "qscape.run",
@@ -95,6 +97,7 @@ __all__ = [
     "TrainedAgent",
     "UsageError",
     "agent",
+    "check_env",
     "events",
     "landscape",
     "load",

@@ -6,7 +6,10 @@ may change.
 """
 
 import re
-from typing import ClassVar, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+LONGEST_TEXT = 1_000  # characters of somebody else's error in a sentence
 
 Kind = TypeVar("Kind", bound="QscapeError")
 
@@ -198,7 +201,7 @@ class Inexact(RunError):
 
 def memory_error(problem: BaseException) -> OutOfMemory | None:
     """Return the error for a machine or an accelerator that ran out of memory; None for another problem."""
-    text = str(problem)
+    text = show(problem, str, LONGEST_TEXT)
     if not (isinstance(problem, MemoryError) or re.search("RESOURCE_EXHAUSTED|OUT_OF_MEMORY", text)):
         return None
     asked = re.search(r"allocat\w+ (?:request for )?([\d.]+ ?(?:bytes|[KMGT]i?B))", text)
@@ -220,9 +223,18 @@ def one_line(text: str) -> str:
     return "".join(map(_printable, text))
 
 
+def show(value: Any, written: Callable[[Any], str] = repr, longest: int = 80) -> str:
+    """Return a value as one line for a sentence: not too long, and its type if it cannot be written."""
+    try:
+        text = " ".join(one_line(written(value)).split())
+    except Exception:
+        return f"a {type(value).__name__} whose text cannot be read"
+    return text if len(text) <= longest else f"{text[: longest - 40]} ... {text[-35:]}"
+
+
 def describe(problem: BaseException) -> str:
     """Return the type and the text of an error as one line, for a sentence."""
-    text = " ".join(one_line(str(problem)).split()).rstrip(".: ")
+    text = show(problem, str, LONGEST_TEXT).rstrip(".: ")
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
 
 
@@ -237,8 +249,7 @@ def describe_import(problem: BaseException, place: str) -> str:
     if isinstance(missing, ModuleNotFoundError) and missing.name == place.partition(":")[0].partition(".")[0]:
         if missing.name and place.startswith(f"{missing.name}.py:"):
             return f"({describe(missing)}); write {place.replace('.py:', ':', 1)}"
-        looks = "Python looks in the current folder only with PYTHONPATH=. before the command"
-        return f"({describe(missing)}); {looks}"
+        return f"({describe(missing)}); Python looked in the current folder and where PYTHONPATH says"
     return f"({describe(problem)})"
 
 

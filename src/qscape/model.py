@@ -32,6 +32,7 @@ from qscape.agents import (
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import OWN_ARGS, training_args
+from qscape.envs.lag import Lag
 from qscape.errors import (
     Conflict,
     ForeignSave,
@@ -46,6 +47,7 @@ from qscape.errors import (
 )
 from qscape.run import events as ev
 from qscape.run import folder as folders
+from qscape.run.adapters import open_evaluation
 from qscape.run.evaluation import SEED
 from qscape.run.plan import Plan, moot_notes, prepare, refuse_unkept
 from qscape.run.programs import evaluation_key
@@ -101,6 +103,12 @@ class Model:
             steps it from Python; "auto" compiles where possible, if `env` is an id or a function.
         vectorise: how Python steps `envs` environments: "sync", one after the other; "async", a process for
             each, for which a script needs `if __name__ == "__main__":`; "envpool", EnvPool's.
+        history: observations that the agent sees, stacked, with the actions between them.
+        action_delay: steps after which a chosen action acts.
+        observation_delay: steps after which a measurement is seen.
+        observation_noise: standard deviation of noise on every entry of an observation, in its units.
+        dropout: probability that a measurement is missing; then the last one is repeated.
+        observe_actions: with a history or a delay: show the past actions beside the observations.
         settings: fields by part, e.g. `base={"discount": 0.98}, sale={"width": 128}`.
 
     Raises:
@@ -122,6 +130,12 @@ class Model:
         preset: str | None = None,
         loop: Literal["auto", "host", "compiled"] = "auto",
         vectorise: Literal["sync", "async", "envpool"] = "sync",
+        history: int = 1,
+        action_delay: int = 0,
+        observation_delay: int = 0,
+        observation_noise: float = 0.0,
+        dropout: float = 0.0,
+        observe_actions: bool = True,
         **settings: Mapping[str, Any],
     ) -> None:
         set_up_jax()
@@ -142,6 +156,14 @@ class Model:
         seed, envs = _whole_number("seed", seed, 0), _whole_number("envs", envs, 1)
         eval_every = _whole_number("eval_every", eval_every, 0)
         eval_episodes = _whole_number("eval_episodes", eval_episodes, 1)
+        self.lag = _read_lag(
+            history=history,
+            action_delay=action_delay,
+            observation_delay=observation_delay,
+            observation_noise=observation_noise,
+            dropout=dropout,
+            observe_actions=observe_actions,
+        )
         self.recipe, self.seed = recipe, seed
         self.settings: Mapping[str, Mapping[str, Any]] = settings
         register_named(recipe)
@@ -166,26 +188,28 @@ class Model:
             vectorise=vectorise,
             index_actions=index_actions,
             one_if_jax=loop != "host",
+            alone="envs=1",
+            lag=self.lag,
         )
         if self.adapter.spec.frame is not None:
             self.recipe, _ = recipe_for_images(recipe)
         self.envs = self.adapter.envs if made else envs
         self.eval_adapter: EnvAdapter | None = None
         if eval_env is not None:
-            self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions)
+            self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions, lag=self.lag)
             self.eval_adapter.arrange(self.adapter.spaces)
             _refuse_other_spaces(self.adapter, self.eval_adapter)
-        elif not made:
-            n = min(eval_episodes, 10)
-            self.eval_adapter = make_adapter(env, n, env_args, seed=SEED, index_actions=index_actions)
-        if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
-            self.eval_adapter.environments
-        ):
-            raise Conflict(
-                "evaluation would reset the training environment in mid-episode, as both are one object: "
-                "give an id, a function that makes a new one at every call, or another one as eval_env.",
-                field="eval_env",
+        source: Any = env
+        self._open_evaluation = (
+            None
+            if made
+            else functools.partial(
+                open_evaluation, source, args=env_args, index_actions=index_actions, lag=self.lag
             )
+        )
+        if self._open_evaluation is not None and eval_env is None and (eval_every or probe):
+            self.eval_adapter = self._open_evaluation(min(eval_episodes, 10), without="eval_every=0")
+        self._refuse_one_object()
         if probe and self.eval_adapter is None:
             raise MissingArgument(
                 f"probe={[*probe]} measures evaluations: pass eval_env beside an environment.",
@@ -198,12 +222,14 @@ class Model:
             "preset": preset,
             "loop": loop,
             "vectorise": vectorise,
+            **self.lag.changes,
         }
         self._env_args = env_args
 
         def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
             new = _copy_environment(env) if isinstance(env, gym.Env | gym.vector.VectorEnv) else env
-            adapter = make_adapter(new, envs, self._env_args | more, seed=seed, index_actions=index_actions)
+            args = self._env_args | more
+            adapter = make_adapter(new, envs, args, seed=seed, index_actions=index_actions, lag=self.lag)
             adapter.arrange(self.adapter.spaces)
             return adapter
 
@@ -213,6 +239,17 @@ class Model:
             prepare(plan)  # refuses a preset without settings for this environment
         self.trainer: Session | None = None
         self._drawn = 0  # number of calls of `predict` that sampled, so that each call draws other numbers
+
+    def _refuse_one_object(self) -> None:
+        """Raise a UsageError if evaluations would step the very environment of training."""
+        if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
+            self.eval_adapter.environments
+        ):
+            raise Conflict(
+                "evaluation would reset the training environment in mid-episode, as both are one object: "
+                "give an id, a function that makes a new one at every call, or another one as eval_env.",
+                field="eval_env",
+            )
 
     @property
     def env_steps(self) -> int:
@@ -317,6 +354,9 @@ class Model:
     ) -> tuple[np.ndarray, Any]:
         """Return actions in the environment's units for one observation or a batch of observations.
 
+        Of a model with a history or delays, the observation is one that the world shows now, which lags by
+        itself, and `state` holds the older ones and the past actions.
+
         Args:
             observation: as the environment returns it (a dict of arrays for Dict spaces), with or without a
                 leading batch axis.
@@ -406,6 +446,13 @@ class Model:
         from qscape.run.evaluation import evaluate
 
         episodes = _whole_number("episodes", episodes, 1)
+        if self.eval_adapter is None and self._open_evaluation is not None:  # of `eval_every=0`
+            opened = self._open_evaluation(
+                min(episodes, 10), without="to save the model and load it to evaluate"
+            )
+            opened.arrange(self.adapter.spaces)
+            self.eval_adapter = opened
+            self._refuse_one_object()
         if self.eval_adapter is None:
             raise MissingArgument(
                 "this model was given an environment, not its id: pass eval_env to evaluate.",
@@ -471,11 +518,16 @@ class Policy:
             memory, first = self.programs.init_noise(n), np.ones(n, bool)
         else:
             counter, memory = _check_memory(state, n)
-        mode = "evaluate" if deterministic else "explore"
+        mode, held, stack = "evaluate" if deterministic else "explore", None, self.adapter.stack
+        if stack is not None:
+            noise, past = (memory, np.zeros((n, stack.width), obs.dtype)) if state is None else memory
+            memory, (obs, held) = noise, stack.see(obs, past, first)
         action, _, memory = self.programs.act(
             self.acting, memory, obs, first, np.int32(counter), evaluation_key(), mode=mode
         )
         native = self.adapter.actions(np.asarray(action))
+        if stack is not None:
+            memory = memory, stack.remember(held, native)
         return (native if batched else native[0]), (counter + 1, memory)
 
 
@@ -541,6 +593,7 @@ def load(
         preset=plan.preset if env is None else None,  # its settings are those of the plan
         loop=plan.loop,
         vectorise=plan.vectorise if env is None else "sync",
+        **plan.lag.changes,
         **cast(dict[str, Any], plan.settings),
     )
     if plan.loop == "compiled" and model.adapter.jax_env is None:
@@ -601,6 +654,26 @@ def _refuse_other_spaces(adapter: EnvAdapter, other: EnvAdapter) -> None:
     there, here = ((of.spec.action_size, of.spec.index_sizes) for of in (other, adapter))
     if there != here:
         raise Mismatch("eval_env takes other actions than env; wrap both alike.", field="eval_env")
+
+
+def _read_lag(**fields: Any) -> Lag:
+    """Return how sensors and actuators lag, by the keyword arguments of a `Model`.
+
+    Raises:
+        UsageError: one is of another type, or out of its range.
+    """
+    for field in dataclasses.fields(Lag):
+        name, value = field.name, fields[field.name]
+        if type(field.default) is int:
+            fields[name] = _whole_number(name, value)
+        elif type(field.default) is bool:
+            if not isinstance(value, bool):
+                raise WrongValue(f"{name} is {value!r}; it must be True or False.", field=name)
+        elif not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+            raise WrongValue(f"{name} is {value!r}; it must be a number.", field=name)
+        else:
+            fields[name] = float(value)
+    return Lag(**fields)
 
 
 def _whole_number(name: str, value: Any, least: int | None = None) -> int:

@@ -7,14 +7,19 @@ its probes, and `module:Name` among them is code. A file alone never makes qscap
 - a module that is imported already, since nothing is imported then;
 - a plug-in: a module that an installed package declares for qscape or for Gymnasium;
 - anything, once the user has said so: `--trust`, or `trust("*")`.
+
+What may be named is imported by `import_named`, which looks in the current folder as well.
 """
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from qscape.errors import Untrusted
@@ -92,6 +97,26 @@ def refuse_untrusted(places: Iterable[str], file: object) -> None:
                 f"{file} names {place}, and a file does not make qscape import a module: if you trust that "
                 f"code, add --trust to the command, or call qs.trust({place!r}) in Python."
             )
+
+
+def import_named(module: str) -> ModuleType:
+    """Return a module that the user named or trusts; one that Python does not find, of the current folder.
+
+    So `module:Name` works beside `module.py`. Other imports never look there, neither those of installed
+    modules nor those that a file asks for.
+
+    Raises:
+        Exception: what the module raises; ModuleNotFoundError if there is none.
+    """
+    here = os.getcwd()
+    if module in sys.modules or _is_importable(module) or here in sys.path:
+        return importlib.import_module(module)
+    sys.path.append(here)
+    try:
+        importlib.invalidate_caches()  # the file may be newer than the caches of the import system
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(here)
 
 
 def _places_in(value: Any) -> Iterator[str]:

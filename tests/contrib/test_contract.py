@@ -108,6 +108,14 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         {"crossq": {"target_critics": True, "renorm_after": None}},
     ),
     "xqc, free outputs": ("sac+xqc+c51", {"xqc": {"project_last": False}, "c51": {"atoms": 11}}),
+    "flashsac, its noise and its aim": (
+        "flash_sac",
+        {"base": {"schedule_updates": 20, "noise_repeat": 3}, "c51": {"atoms": 11}},
+    ),
+    "flashsac on sale, several steps": (
+        "td7+flashsac+pave",
+        {"base": {"n_step": 3, "next_observation": "derived"}},
+    ),
     "simbav2 with savo and pave": ("sac+simbav2+c51+savo+pave", {"c51": {"atoms": 11}}),
     "simba on td7": ("td7+simba+pave", {}),
     "bro": ("bro+dual_policy", {"quantile": {"quantiles": 5}, "resets": {"at": (4,)}, "base": {"warmup": 1}}),
@@ -132,6 +140,17 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rip of a gaussian, sale": ("sac+sale+rip", {}),
     "lsflow": ("lsflow", {}),
+    "q3c": ("q3c+lap", {"base": {"schedule_updates": 20}}),
+    "q3c: nearest pairs, a smoothing that stays": (
+        "q3c+redq+simba",
+        {"base": {"schedule": "constant", "critics": 3}, "separate": {"kind": "near_pairs"}}
+        | {"control_points": {"decay": "constant", "normalise": False}},
+    ),
+    "q3c: maximin, linear": (
+        "q3c+bronet+normalise",
+        {"base": {"schedule": "constant", "n_step": 2}, "separate": {"kind": "maximin"}}
+        | {"control_points": {"decay": "linear", "smoothing_steps": 100, "smoothing": 0.1}},
+    ),
     "lsflow on sale, more dimensions": ("td3+sale+lsflow+pave", {"lsflow": {"extra_dimensions": 2}}),
     "dpo: samples": ("td3+sale+dpo", {"dpo": {"evaluation": "sample"}}),
     "images through dropout": ("sac+conv+droq+c51+redq", {"c51": {"atoms": 11}, "base": {"n_step": 3}}),
@@ -142,7 +161,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Every network, value, rule of targets and `fast` under TD7, PAVE, SAVO and SAVGO.
 MODERN = (
-    *("simba", "simbav2", "bronet", "crossq", "crossq_wn", "xqc", "droq", "redq", "fast"),
+    *("simba", "simbav2", "bronet", "crossq", "crossq_wn", "xqc", "flashsac", "droq", "redq", "fast"),
     *("c51", "hl_gauss", "mean_target", "own_target", "reward_scale"),
 )
 UNDER = {
@@ -155,7 +174,7 @@ TABLE |= UNDER
 # A row of every part, the cheapest where several hold the same code.
 QUICK_ROWS = (
     *("sac+lipsnet", "dqn: dueling, on atoms"),
-    *(f"td3+{part}" for part in ("crossq", "crossq_wn", "xqc", "simba", "simbav2", "dpo", "esa")),
+    *(f"td3+{part}" for part in ("crossq", "crossq_wn", "xqc", "flashsac", "simba", "simbav2", "dpo", "esa")),
     "eas: targets, imitated",
     "smooth actors with l2c2, as released",
     "dropout, own bins",
@@ -163,6 +182,7 @@ QUICK_ROWS = (
     "redq with four",
     "rip",
     "lsflow",
+    "q3c",
     "implicit: without noise, on bins",
     "hindsight: final goals, half of the rows",
     "plain options, scaled rewards",
@@ -190,6 +210,7 @@ contract.SMALL |= {
         "reward_updates": 1,
     },
     "dpo": {"hidden": (WIDTH,)},
+    "control_points": {"points": 5, "nearest": 3},
 }
 
 
@@ -220,7 +241,14 @@ def dpo_moves(was: Any, now: Any, new: State, syncs: bool) -> None:
     assert_follows(was, now, new.part_states["dpo"].params.normaliser)
 
 
+def control_points_moves(was: Any, now: Any, new: State, syncs: bool) -> None:
+    assert now.steps == was.steps
+    falls = now.steps > 1 and new.env_steps > 0  # the row whose smoothing stays counts no steps
+    assert 0 < now.now < was.now if falls else now.now == was.now
+
+
 contract.RULES |= {
+    "control_points": control_points_moves,
     "esa": esa_moves,
     "rip": rip_moves,
     "lsflow": lsflow_moves,

@@ -259,7 +259,7 @@ def test_critics_and_their_targets_are_normalised_by_the_rows_of_both_states(rec
         state = state._replace(critics_target=other)
     now = jnp.asarray(1), jnp.asarray(0), jnp.array(True), jnp.array(False)
     stage = update.Stage(agent, batch, Event(*now), KEY)
-    after, y, td_error = update._step_critics(stage, state, {})
+    after, y, td_error = update._step_critics(stage, state)[:3]
 
     following = agent.functions(state, stage.event).policy(batch.next_observation).mode()
     rows = [jnp.concatenate(x) for x in ((batch.observation, batch.next_observation), (action, following))]
@@ -334,8 +334,8 @@ def test_regularisers_see_running_statistics():
     state = agent.init(KEY)
     settled, training = contexts_of(agent, state)
     agent = dataclasses.replace(agent, regularisers=(Onlooker(),))
-    stage, metrics = update.Stage(agent, batch, settled.event, KEY), {}
-    update._step_critics(stage, state, metrics)
+    stage = update.Stage(agent, batch, settled.event, KEY)
+    metrics = update._step_critics(stage, state)[3]
     metrics |= update._actor_loss(stage, state, state.actor, {})[1]
     obs = batch.observation
     close(metrics["seen_actions"], settled.policy(obs).mode())

@@ -282,9 +282,10 @@ def test_a_vector_environment_is_read_in_its_own_mode_beside_others(mode, said):
     before, rows = adapter.observation, []
     for _ in range(9):
         step = adapter.step(np.zeros((2, 1), np.float32))
-        rows += [
-            (b, a) for b, a, v in zip(before[:, 0], step.next_observation[:, 0], step.valid, strict=True) if v
-        ]
+        made = step.transition
+        valid = np.full(2, True) if made.valid is None else made.valid
+        after = made.next_observation
+        rows += [(b, a) for b, a, v in zip(before[:, 0], after[:, 0], valid, strict=True) if v]
         before = step.observation
     assert set(rows) == {(0, 1), (1, 2), (2, 3)}
 

@@ -704,7 +704,7 @@ def test_smoothness_writes_into_named_runs_alone(paths, tree, tmp_path, capsys):
     file.write_bytes(seal(unseal(file.read_bytes()) | {"seed": 5}))  # else the three would be one run
     shutil.rmtree(root / "two")
     argv = [path.format(root) for path in paths]
-    assert main(["smoothness", *argv, "--episodes", "1", "--reps", "10"]) == 0
+    assert main(["smoothness", *argv, "--episodes", "1"]) == 0
     assert "found below" in capsys.readouterr().out
     written = [path.parent.parent.name for path in root.rglob("smoothness.json")]
     assert written == (["1"] if len(paths) > 1 else [])

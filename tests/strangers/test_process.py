@@ -11,6 +11,7 @@ import tiny
 
 import qscape as qs
 from qscape.cli import main
+from qscape.envs.simulators import playground
 from qscape.errors import RunError, UsageError
 from qscape.run import folder as folders
 from qscape.run import saves
@@ -187,3 +188,22 @@ def wait_until(true, process):
             break
         time.sleep(0.02)
     assert true(), process.communicate()
+
+
+# --- C2: other physics of Playground --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", ["warp", "Warp", "cpp", "", 3])
+def test_physics_of_playground_other_than_those_of_jax_are_refused_truly(impl):
+    with pytest.raises(UsageError, match="leave impl out, or say jax") as caught:
+        playground.load("CheetahRun", {"impl": impl})
+    assert caught.value.field == "env_args"
+
+
+def test_physics_of_jax_are_asked_for_as_before(monkeypatch):
+    asked = []
+    monkeypatch.setattr(playground, "_config", asked.append)
+    for args in ({}, {"impl": "jax"}):
+        with pytest.raises(TypeError):  # this one is no configuration
+            playground.load("CheetahRun", args)
+    assert asked == ["CheetahRun"] * 2

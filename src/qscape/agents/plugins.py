@@ -20,18 +20,27 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
 
-from qscape.errors import NotFound, QscapeError, Taken, Untrusted, UsageError, WrongPart, WrongValue, describe
+from qscape.errors import (
+    NotFound,
+    QscapeError,
+    Taken,
+    Untrusted,
+    UsageError,
+    WrongPart,
+    WrongValue,
+    describe,
+    describe_import,
+)
 from qscape.offpolicy import sockets as off_policy
 from qscape.onpolicy import sockets as on_policy
 from qscape.replay.base import Replay
+from qscape.trusted import import_named
 from qscape.types import Part
 
 GROUP = "qscape.parts"
@@ -45,6 +54,8 @@ RESERVED = frozenset(
      "eval_env", "eval_every", "eval_episodes", "log_every", "save_every", "keep_saves",
      "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out",
      "overwrite", "log", "log_project", "log_group", "log_tags", "log_videos", "loop", "vectorise",
+     "history", "action_delay", "observation_delay", "observation_noise", "dropout", "observe_actions",
+     "stop_at", "stop_times", "patience",
      "devices", "quiet", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
 )  # fmt: skip
 LOSSES = {  # by socket, the methods that return a loss and metrics (`learn` returns extra state as well)
@@ -152,21 +163,11 @@ def import_class(place: str, origin: str = "") -> type:
         )
     module, _, attribute = place.partition(":")
     label = f"The part '{place}'" + (f" of {origin}" if origin else "")
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)  # last, so that a file there hides no installed module
     try:
-        importlib.invalidate_caches()  # the file may be newer than the caches of the import system
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(import_named(module), attribute)
     except Exception as problem:
-        missing = isinstance(problem, ModuleNotFoundError) and problem.name == module.partition(".")[0]
-        looked = "; Python looked in the current folder and where PYTHONPATH says" if missing else ""
-        why = f"{label} cannot be imported ({describe(problem)}){looked}."
+        why = f"{label} cannot be imported {describe_import(problem, place)}."
         raise NotFound(why, part=place) from problem
-    finally:
-        if added:
-            sys.path.remove(here)
 
 
 @functools.cache

@@ -370,6 +370,11 @@ BEST: dict[tuple[str, str, str], Settings] = {
 }
 
 
+def _of_contrib(name: str) -> list[Paper]:
+    """Return the sources that `qscape.contrib` has for a preset."""
+    return [Paper(*source) for source in dict(contrib_table("PRESETS")).get(name, ())]
+
+
 PRESETS: dict[str, list[Paper]] = {
     "paper": [
         Paper("Lee et al. 2026, arXiv 2601.22970", _smooth_control()),
@@ -377,9 +382,12 @@ PRESETS: dict[str, list[Paper]] = {
         Paper("ACPG, arXiv 2509.02737, and Tianshou", _action_collapse()),
         Paper("SAVO, arXiv 2410.11833", _savo()),
         Paper("TQC, arXiv 2005.04269", _tqc()),
-        *(Paper(*paper) for paper in dict(contrib_table("PRESETS")).get("paper", ())),
+        *_of_contrib("paper"),
     ],
-    "released": [Paper(f"SAVO's code, {Q3C}", _savo_released(refined=False))],
+    "released": [
+        Paper(f"SAVO's code, {Q3C}", _savo_released(refined=False)),
+        *_of_contrib("released"),
+    ],
     "refined": [Paper(f"savo_refined of SAVO's code, {Q3C}", _savo_released(refined=True))],
     "tuned": TUNED,
     "best": [Paper("qscape, docs/methods/record.md", BEST)],

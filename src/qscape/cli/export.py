@@ -1,4 +1,4 @@
-"""The command `qscape export RUN --onnx FILE`."""
+"""The command `qscape export RUN --onnx FILE|--c FILE`."""
 
 import dataclasses
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 from qscape.cli import options
 from qscape.cli.running import plain_console, show_tracks
 from qscape.errors import MissingArgument, OutOfRange, WrongValue
-from qscape.export import card, policy
+from qscape.export import c_header, card, policy
 from qscape.inspect.store import write_atomically
 from qscape.run.folder import one_run
 from qscape.run.training import set_up_jax
@@ -22,6 +22,8 @@ class ExportOptions:
     """Flags of `qscape export`."""
 
     onnx: str | None = setting(None, "Write an ONNX file that runs without qscape.")
+    c: str | None = setting(None, "Write a header in C99 that needs nothing but math.h.")
+    prefix: str | None = setting(None, "With --c, what all names in the header begin with; by default FILE.")
     npz: str | None = setting(None, "Write the arrays as .npz, with a description in .json beside it.")
     tolerance: float = setting(
         policy.TOLERANCE,
@@ -39,12 +41,18 @@ def main(argv: list[str]) -> int:
     given = options.parse(ExportOptions(), rest, "qscape export RUN")
     if not given.tolerance > 0:
         raise OutOfRange(f"--tolerance is {given.tolerance:g}; it must be above 0.", field="tolerance")
-    onnx, npz = (_path_with_suffix(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
-    files = [file for file in (onnx, npz) if file is not None]
+    onnx, npz = _path_with_suffix(given.onnx, "onnx"), _path_with_suffix(given.npz, "npz")
+    header = _path_with_suffix(given.c, "c", ".h")
+    files = [file for file in (onnx, header, npz) if file is not None]
     if not files:
         raise MissingArgument(
-            "qscape export RUN needs a file to write: add --onnx FILE, or --npz FILE.", field="onnx"
+            "qscape export RUN needs a file to write: add --onnx FILE, --c FILE or --npz FILE.", field="onnx"
         )
+    if given.prefix is not None and header is None:
+        raise MissingArgument("--prefix is of a header in C: add --c FILE.", field="c")
+    prefix = c_header.check_prefix(given.prefix or (header.stem if header else "policy"))
+    if header is not None:
+        policy.refuse_foreign(header, c_header.MARK)
     policy.refuse_foreign(files[0].with_suffix(".md"), "library_name: qscape")  # before any is written
     if given.runner and onnx is None:
         raise MissingArgument("--runner runs an ONNX file: add --onnx FILE.", field="onnx")
@@ -56,7 +64,7 @@ def main(argv: list[str]) -> int:
     set_up_jax()
     with show_tracks():
         made = policy.load_source(one_run(Path(path)), given.episodes, given.current)
-    console, checked = plain_console(), None
+    console, checked, found = plain_console(), None, None
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
@@ -69,30 +77,34 @@ def main(argv: list[str]) -> int:
             f"single and batched (the library from itself: {checked.rounding:.1e}); "
             f"p50 {checked.p50:.3f} ms, p99 {checked.p99:.3f} ms on one core"
         )
+    if header is not None:
+        with show_tracks():
+            found = c_header.write_header(made, header, prefix, given.tolerance)
+        say(f"{header}: {card.describe_header(found)}")
     if given.runner:
         write_atomically(runner, (files_of("qscape.export") / RUNNER).read_bytes())
         say(f"{runner}: {shlex.join(['python', str(runner), str(onnx)])}")
     if npz is not None:
         files.append(policy.write_arrays(made, npz))
         say(f"{npz}, {files[-1]}")
-    written = card.write_card(made, files, checked)
+    written = card.write_card(made, files, checked, found)
     say(f"{written}: {card.describe_evaluation(made).replace('**', '')}")
     return 0
 
 
-def _path_with_suffix(name: str | None, flag: str) -> Path | None:
-    """Return the path that a flag gives; without a suffix it gets the flag's own.
+def _path_with_suffix(name: str | None, flag: str, suffix: str | None = None) -> Path | None:
+    """Return the path that a flag gives; without a suffix it gets `suffix`, by default the flag's name.
 
     Raises:
         UsageError: it has another suffix.
     """
     if name is None:
         return None
-    path = Path(name)
-    path = path if path.suffix else path.with_suffix(f".{flag}")
-    if path.suffix != f".{flag}":
+    path, suffix = Path(name), suffix or f".{flag}"
+    path = path if path.suffix else path.with_suffix(suffix)
+    if path.suffix != suffix:
         raise WrongValue(
-            f"--{flag} {name}: the file name must end in .{flag}, like {path.with_suffix(f'.{flag}')}.",
+            f"--{flag} {name}: the file name must end in {suffix}, like {path.with_suffix(suffix)}.",
             field=flag,
         )
     return path

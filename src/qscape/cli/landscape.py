@@ -124,11 +124,9 @@ def print_findings(console: "Console", findings: dict[str, Any], place: str = ""
 
     `place`: where the run is, for the heading.
     """
+    from qscape.report.marks import list_gaps
+
     summary = findings["summary"]
-    several = len(summary["proposals"]) > 1
-    lines = {"action" if not several else "chosen action": summary["action"]}
-    if several:
-        lines |= {f"proposal {k}": proposal for k, proposal in enumerate(summary["proposals"])}
     columns = ["", "mean gap", *list(SPREAD.values())[1:], "mean share", "90%"]
     rows = [
         [
@@ -137,7 +135,7 @@ def print_findings(console: "Console", findings: dict[str, Any], place: str = ""
             _percent(spread["share"]["mean"]),
             _percent(spread["share"]["p90"]),
         ]
-        for name, spread in lines.items()
+        for name, spread in list_gaps(summary).items()
     ]
     heading = f"{findings['label']} on {findings['env']}, step {findings['step']:,}{place}"
     console.print(heading, soft_wrap=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
+from qscape.envs.lag import Lag
 from qscape.errors import Conflict, MissingArgument, OutOfRange, UnknownField, WrongValue
 from qscape.run.plan import Pace, anywhere
 from qscape.trusted import list_code, trust
@@ -22,7 +23,7 @@ WIDEST = 100  # columns of help
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(Pace):
+class TrainOptions(Pace, Lag):
     """Flags of `qscape train` beside those of the agent."""
 
     env: str = setting("", "Environment: a Gymnasium id, module:Env-v0, brax/ant, module:make.")

@@ -29,7 +29,7 @@ class PlotOptions:
 def main(argv: list[str]) -> int:
     """Plot each run's learning curve as a thin line, and their interquartile mean; see `qscape compare`."""
     from qscape.report import figures, runs, statistics, tables
-    from qscape.report.labels import describe_shared, shorten_labels
+    from qscape.report.labels import describe_shared, describe_shortened, shorten_labels
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(PlotOptions(), rest, "qscape plot RUNS")
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     save_figure(figure, given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
     console = plain_console()
-    print_notes(console, skipped)
+    print_notes(console, [*skipped, *describe_shortened(names, shared)])
     where = f"{best['env']}, " if rows["env"].nunique() > 1 else ""
     what = statistics.METRIC_NAMES[metric]
     console.print(

@@ -1,12 +1,14 @@
 """The command `qscape resume RUN`."""
 
 import dataclasses
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
 from qscape.cli.running import run_all
-from qscape.errors import NothingToDo, RunError
+from qscape.errors import Conflict, NothingToDo, RunError
 from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
 from qscape.run.groups import group_runs
@@ -27,6 +29,7 @@ class ResumeOptions:
 def main(argv: list[str]) -> int:
     """Continue a run, or every unfinished run of a group. Seeds that shared one program share it again."""
     path, rest = options.positional(argv, "RUN", "qscape resume")
+    _refuse_changes(rest, path)
     given = options.parse(ResumeOptions(), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
     several = len(folders) > 1 and given.save is None  # a group: only its unfinished runs
@@ -45,6 +48,20 @@ def main(argv: list[str]) -> int:
         if code := run_all(group, together=group is not alone, quiet=given.quiet):
             return code
     return 0
+
+
+def _refuse_changes(argv: Sequence[str], path: str) -> None:
+    """Raise UsageError for the first flag of `qscape train` that would change what a run is."""
+    own = options.flags_of({"": ResumeOptions()})
+    for flag in (arg.partition("=")[0].replace("_", "-") for arg in argv if arg.startswith("--")):
+        if flag not in own and ("." in flag or flag in options.flags_of({"": options.TrainOptions()})):
+            run = shlex.quote(str(run_folders(Path(path))[0]))
+            raise Conflict(
+                f"qscape resume does not take {flag}, since a run goes on as it began; this begins a new "
+                "run, of an off-policy agent with its networks: "
+                f"qscape train --config {run}/run.json --from {run} --out NEW {flag}",
+                field=flag.lstrip("-").replace("-", "_"),
+            )
 
 
 def _goes_on(folder: Path, steps: int | None) -> bool:

@@ -14,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskID,
     TextColumn,
@@ -25,8 +26,10 @@ from rich.text import Text
 
 from qscape import tracking, trusted
 from qscape.errors import OutOfRange, RunError, UsageError, one_line
+from qscape.jobs.pace import PERIOD, RemainingTime
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
+from qscape.report.labels import shorten_labels
 from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.run.folder import resumable_save
@@ -34,8 +37,6 @@ from qscape.run.plan import Prepared
 from qscape.system import count_cores
 
 WIDE = 170  # columns of output into a file or a pipe
-PERIOD = 600.0  # the newest seconds whose speed tells the time that is left
-MEASURED = 5.0  # seconds of updates after which a run's time is estimated
 GIB = 2**30
 
 
@@ -95,11 +96,12 @@ def name_column() -> Column:
     return Column(ratio=1, no_wrap=True, overflow="ellipsis")
 
 
-class TimeLeftColumn(TimeRemainingColumn):
-    """The time that is left; unknown while steps are random, since these are faster than those that learn."""
+class TimeLeftColumn(ProgressColumn):
+    """The time that is left by the pace of the run; unknown at first."""
 
     def render(self, task: Task) -> Text:
-        return super().render(task) if task.fields["learns"] else Text("-:--:--", style="progress.remaining")
+        left = task.fields["left"]
+        return Text("-:--:--" if left is None else clock(left), style="progress.remaining")
 
 
 class Screen:
@@ -124,8 +126,8 @@ class Screen:
             console=self.console,
             expand=True,
             disable=quiet or not self.console.is_terminal,
-            speed_estimate_period=PERIOD,
         )
+        self.paces: dict[int, RemainingTime] = {}
         self.tasks: dict[int, TaskID] = {}
         self.names: dict[int, str] = {}
         self.ended: dict[int, ev.Ended] = {}
@@ -146,6 +148,7 @@ class Screen:
 
     def show(self, k: int, event: ev.RunEvent) -> None:
         """Show one event of run k."""
+        self.paces.setdefault(k, RemainingTime()).take(event)
         if isinstance(event, ev.Started):
             self._add_run(k, event)
         elif isinstance(event, ev.Progressed):
@@ -173,17 +176,18 @@ class Screen:
             self.progress.update(self.tasks[k], completed=event.step)
 
     def _add_run(self, k: int, event: ev.Started) -> None:
-        self.names[k] = f"{event.label} {event.env} seed {event.seed}"
+        rest = f"{event.env} seed {event.seed}"
+        self.names[k] = f"{shorten_labels([event.label])[0][event.label]} {rest}"
         self.tasks[k] = self.progress.add_task(
             self.names[k],
             total=event.steps,
             completed=event.step,
             speed="compiling",
             score="",
-            learns=False,
+            left=None,
         )
         if k == 0 or event.step:
-            self.say(f"{self.names[k]}  {event.steps:,} steps", style="bold")
+            self.say(f"{event.label} {rest}  {event.steps:,} steps", style="bold")
             for note in event.notes:
                 self.say(f"  {one_line(note)}", style="dim")
         if self.quiet:
@@ -192,24 +196,20 @@ class Screen:
                 self.console.print(line, style="yellow", soft_wrap=True)
 
     def _measure(self, k: int, event: ev.Progressed) -> None:
-        """Move the bar of run k. Once updates were measured, say how long the command takes."""
-        task = self.progress.tasks[self.tasks[k]]
-        if event.updates and not task.fields["learns"]:
-            self.progress.reset(task.id, completed=event.step)
-            self.progress.update(task.id, learns=True)
-        self.progress.update(task.id, completed=event.step)
-        if task.speed:
-            self.progress.update(task.id, speed=f"{task.speed:,.{0 if task.speed >= 10 else 1}f} steps/s")
-        if self.estimated or not task.fields["learns"] or (task.elapsed or 0.0) < MEASURED:
+        """Move the bar of run k. Once its pace is known, say how long the command takes."""
+        task, pace = self.progress.tasks[self.tasks[k]], self.paces[k]
+        left = pace.left(event.step, int(task.total or 0))
+        self.progress.update(task.id, completed=event.step, left=left)
+        if not pace.speed or left is None:
             return
-        if task.time_remaining is not None and not task.finished:
+        self.progress.update(task.id, speed=f"{pace.speed:,.{0 if pace.speed >= 10 else 1}f} steps/s")
+        if left and not self.estimated:
             self.estimated = True
-            self.say(f"{self.names[k]}  {self._describe_cost(task, event)}", style="dim")
+            self.say(f"{self.names[k]}  {self._describe_cost(pace.speed, left, event)}", style="dim")
 
-    def _describe_cost(self, task: Task, event: ev.Progressed) -> str:
+    def _describe_cost(self, speed: float, left: float, event: ev.Progressed) -> str:
         """Describe how long a run and the whole command still take, and the memory of the run."""
-        left = task.time_remaining or 0.0
-        line = f"about {clock(left)} left at {task.speed:,.1f} steps/s"
+        line = f"about {clock(left)} left at {speed:,.1f} steps/s"
         if event.memory:
             line += f", {event.memory / GIB:.1f} GiB of memory"
         if event.device_memory:
@@ -249,6 +249,8 @@ class Screen:
                 f"{end.seconds:,.0f} s ({rate:,.0f} steps/s)",
                 soft_wrap=True,
             )
+            if end.why:
+                self.console.print(f"  ended by {end.why}", soft_wrap=True)
             if end.interrupted and not together:
                 self.console.print(f"  to continue: {_resume_command(jobs[k])}", soft_wrap=True)
         if together and any(end.interrupted for end in self.ended.values()):

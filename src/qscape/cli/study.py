@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import shlex
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -16,12 +15,13 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import MEASURED, LiveBoard, clock, plain_console, require_positive, table
+from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
 from qscape.errors import Conflict, MissingArgument, RunsFailed, UnknownName
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
 from qscape.jobs.study import Study, find_study, read_study, write_rows
 from qscape.jobs.worker import Job
+from qscape.report.labels import describe_shared, describe_shortened, shorten_labels
 from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.system import count_cores
@@ -32,7 +32,9 @@ from qscape.types import setting
 class StatusOptions:
     """Flags of `qscape study status`."""
 
-    budget: str = setting("full", "Budget of the file to take: quick, short, full or paper.")
+    budget: str | None = setting(
+        None, "Budget of the file to take: quick, short, full or paper. None: the only one, or else full."
+    )
     runs: str = setting("runs", "Folder that holds the studies' folders.")
 
 
@@ -144,13 +146,16 @@ class StudyBoard(LiveBoard):
         self.progress = StudyProgress(study, notice=self.changed)
         self.workers = 1
         self.estimated = False  # whether a line has told the time that is left
+        self.labels, self.shared = shorten_labels(sorted({row.plan.label for row in study.rows}))
 
     def beginning(self) -> Iterator[str]:
         """Yield the first lines: the study, changed agents, and runs that other processes have."""
         yield f"{self.title()}; in {self.progress.study.folder}"
+        yield from filter(None, [describe_shared(self.shared)])
+        yield from describe_shortened(self.labels, self.shared)
         yield from self.progress.describe_changes()
         for run in self.progress.of("elsewhere"):
-            yield line(run)
+            yield line(run, self.labels)
 
     def take(self, k: int, event: ev.RunEvent | Failure | None) -> None:
         """Apply an event of run k; None: its worker has ended."""
@@ -158,18 +163,17 @@ class StudyBoard(LiveBoard):
         before = run.state
         run.take(event)
         for warning in event.warnings if isinstance(event, ev.Logged | ev.Started) else ():
-            self.say(f"{run.row.plan.env} {run.row.plan.label} seed {run.row.plan.seed}: {warning}")
+            self.say(f"{name(run, self.labels)}: {warning}")
         if run.state != before or isinstance(event, ev.Started):
             self.changed(run)
-        learnt = time.monotonic() - run.learns_since[0] if run.learns_since and run.speed else 0.0
-        if learnt >= MEASURED and not self.estimated:
+        if run.pace.speed and not self.estimated:
             self.estimated = True
             self.say(self.cost())
 
     def changed(self, run: RunProgress) -> None:
         """Print the new state of a run, unless a live table shows it."""
         if not self.console.is_terminal:
-            self.say(line(run))
+            self.say(line(run, self.labels))
 
     def left(self) -> float | None:
         """Estimate the worker-seconds that are left; None before the speed of a run is known.
@@ -178,8 +182,8 @@ class StudyBoard(LiveBoard):
         """
         taken: dict[Path, list[float]] = {}
         for run in self.progress.runs:
-            if run.speed:
-                taken.setdefault(run.row.folder.parent, []).append(1 / run.speed)
+            if run.pace.speed:
+                taken.setdefault(run.row.folder.parent, []).append(1 / run.pace.speed)
         if not taken:
             return None
         step = {group: mean(of) for group, of in taken.items()}
@@ -207,7 +211,7 @@ class StudyBoard(LiveBoard):
 
     def table(self) -> Group:
         """Make the table of all runs."""
-        return Group(Text(self.title()), runs_table(self.progress.runs))
+        return Group(Text(self.title()), runs_table(self.progress.runs, self.labels))
 
     def short_table(self) -> Group:
         """Make the table of as many runs as fit on the screen, the running ones first."""
@@ -217,7 +221,7 @@ class StudyBoard(LiveBoard):
             shown = sorted(shown, key=lambda s: STATES.index(s.state))[:room]
         says = "; ".join(filter(None, [self.title(), self.cost()]))
         title = Text(says, overflow="ellipsis", no_wrap=True)
-        made = runs_table(shown)
+        made = runs_table(shown, self.labels)
         made.expand, made.columns[1].ratio, made.columns[1].no_wrap = True, 1, True
         made.columns[1].overflow = "ellipsis"
         return Group(title, made)
@@ -232,21 +236,21 @@ class StudyBoard(LiveBoard):
 STATES = ("running", "failed", "elsewhere", "waiting", "done")
 
 
-def runs_table(runs: list[RunProgress]) -> Table:
-    """Make a table with one row for each run."""
+def runs_table(runs: list[RunProgress], labels: Mapping[str, str]) -> Table:
+    """Make a table with one row for each run; `labels`: the shown name of every label."""
     columns = ["environment", "agent", "seed", "state", "steps", "of", "steps/s", "return", "left"]
-    made = table("", columns, [cells(s) for s in runs])
+    made = table("", columns, [cells(s, labels) for s in runs])
     made.columns[1].justify = "left"
     return made
 
 
-def cells(run: RunProgress) -> list[str]:
+def cells(run: RunProgress, labels: Mapping[str, str]) -> list[str]:
     """Return the cells of a run's row in the table."""
     plan = run.row.plan
-    speed = run.speed if run.state == "running" else None
+    speed = run.pace.speed if run.state == "running" else None
     return [
         run.row.folder.parents[1].name,
-        plan.label,
+        labels[plan.label],
         str(plan.seed),
         run.state,
         f"{run.step:,}",
@@ -257,7 +261,7 @@ def cells(run: RunProgress) -> list[str]:
     ]
 
 
-def line(run: RunProgress) -> str:
+def line(run: RunProgress, labels: Mapping[str, str]) -> str:
     """Describe the state of a run in one line."""
     score = "" if run.score is None else f", return {format_return(run.score)}"
     says = {
@@ -267,9 +271,9 @@ def line(run: RunProgress) -> str:
         "failed": run.why,
         "waiting": f"{run.step:,} steps{score}; {run.why or 'stopped'}; to be continued",
     }
-    return f"{run.state:<9} {name(run)}  {says[run.state]}"
+    return f"{run.state:<9} {name(run, labels)}  {says[run.state]}"
 
 
-def name(run: RunProgress) -> str:
+def name(run: RunProgress, labels: Mapping[str, str]) -> str:
     """Return the environment, agent and seed of a run as text."""
-    return f"{run.row.folder.parents[1].name} {run.row.plan.label} seed {run.row.plan.seed}"
+    return f"{run.row.folder.parents[1].name} {labels[run.row.plan.label]} seed {run.row.plan.seed}"

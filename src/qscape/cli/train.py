@@ -21,6 +21,7 @@ from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.data import RECORDED
 from qscape.envs.build import refuse_without_version
+from qscape.envs.lag import Lag
 from qscape.envs.simulators import is_simulator
 from qscape.errors import BadFile, Conflict, MissingArgument, MootSetting, OutOfRange, WrongValue
 from qscape.report import environment_label
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
             dataset=anywhere(run.dataset),
             start=anywhere(run.from_, dataset=False),
             keep_data=run.keep_data,
-            **{f.name: getattr(run, f.name) for f in dataclasses.fields(Pace)},
+            **{f.name: getattr(run, f.name) for f in (*dataclasses.fields(Pace), *dataclasses.fields(Lag))},
         )
         for seed in run.seeds
     ]
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> int:
     together = _together(run.seeds_as, plans, agent, in_jax, run.log)
     task = (str(Path(run.dataset)) if run.dataset else run.env).strip("/\\")
     args = encode_args(plans[0].env_args)
-    place = folder_name(environment_label({"env": task, "env_args": args}))
+    place = folder_name(environment_label({"env": task, "env_args": args, **plans[0].lag.changes}))
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)
@@ -205,7 +206,7 @@ def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Tra
         recipe, settings = record["recipe"], {name: dict(of) for name, of in given.items()}
         fields = {name: record[name] for name in ("env", "steps", "envs")}
         pace = [f.name for f in dataclasses.fields(Pace) if f.name != "loop"]  # which follows from the rest
-        names = ["dataset", "keep_data", "preset", *pace]
+        names = ["dataset", "keep_data", "preset", *pace, *(f.name for f in dataclasses.fields(Lag))]
         fields |= {name: record[name] for name in names if record.get(name) is not None}
         fields |= {"from_": record["start"]}
         fields["env_args"] = [*itertools.starmap(options.env_pair, decode_args(record["env_args"]).items())]

@@ -17,6 +17,7 @@ from qscape.cli import options
 from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
 from qscape.envs import make as make_adapter
 from qscape.envs.build import refuse_without_version
+from qscape.envs.lag import Lag
 from qscape.errors import MissingArgument, OutOfRange, RunsFailed
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
@@ -30,7 +31,7 @@ SHOWN = 10  # maximal number of trials in the table at the end
 
 
 @dataclasses.dataclass(frozen=True)
-class TuneOptions:
+class TuneOptions(Lag):
     """Flags of `qscape tune`; those of the agent, such as --base.batch-size 64, fix fields."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
@@ -42,6 +43,9 @@ class TuneOptions:
     metric: Metric = setting("final", "What a trial is worth: its last evaluation or its best.")
     seed: int = setting(0, "Of the sampler.")
     workers: int | None = setting(None, "Runs side by side; None: one to a core.")
+    storage: str | None = setting(
+        None, "Journal file of the search, e.g. journal.log, which several processes and machines share."
+    )
     out: str | None = setting(None, "Folder of the search; None: runs/tune/ENV/RECIPE.")
     eval_every: int | None = setting(None, "Environment steps between evaluations; None: a tenth of the run.")
     eval_episodes: int = setting(10, "Episodes of one evaluation.")
@@ -75,6 +79,7 @@ def main(argv: list[str]) -> int:
         env_args=options.env_args(given.env_args),
         settings=settings,
         preset=given.preset,
+        **given.lag.changes,
         eval_every=given.eval_every or max(1, given.steps // 10),
         eval_episodes=given.eval_episodes,
     )
@@ -83,10 +88,12 @@ def main(argv: list[str]) -> int:
         plain_console().print(note, soft_wrap=True)
     ranges = find_ranges(plan, given.fields, Path(given.ranges) if given.ranges else None)
     index_actions = build(recipe, settings).index_actions
-    adapter = make_adapter(plan.env, env_args=dict(plan.env_args), index_actions=index_actions)
+    args = dict(plan.env_args)
+    adapter = make_adapter(plan.env, env_args=args, index_actions=index_actions, lag=plan.lag)
     adapter.close()  # made so that an unfit environment is refused before a folder is created
     folder = Path(given.out) if given.out else Path("runs", "tune", file_name(plan.env), folder_name(recipe))
-    search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
+    journal = Path(given.storage) if given.storage else None
+    search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed, journal)
     return run(search, given.trials, given.workers or count_cores(), shlex.join(["qscape", "tune", *argv]))
 
 
@@ -125,6 +132,11 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
     with open_search(search, board.changed, board.warned) as tuner:
         board.tuner = tuner
         board.say(board.counts())
+        if tuner.changes:
+            board.say(
+                f"trials from before and from now are not of one program: {'; '.join(tuner.changes)}; "
+                "another --out begins anew"
+            )
         with board.live():
             whole = tuner.run(trials, workers)
         board.ending()
@@ -255,6 +267,8 @@ def train_command(trial: Trial) -> list[str]:
     command += ["--eval-every", str(plan.eval_every), "--eval-episodes", str(plan.eval_episodes)]
     if plan.env_args:
         command += ["--env-args", *itertools.starmap(options.env_pair, plan.env_args.items())]
+    for name, value in plan.lag.changes.items():
+        command += flag(name, value, isinstance(value, bool))
     if plan.preset:
         command += ["--preset", plan.preset]
     if search.seeds > 1:

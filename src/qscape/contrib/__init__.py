@@ -6,9 +6,11 @@ belongs here.
 """
 
 from qscape.contrib.agents import AGENTS
+from qscape.contrib.best_point import BestPoint
 from qscape.contrib.bronet import BroNet
 from qscape.contrib.c51 import C51
 from qscape.contrib.carsm import CARSM
+from qscape.contrib.control_points import ControlPoints
 from qscape.contrib.crossq import CrossQ, CrossQWN
 from qscape.contrib.dpo import DPO
 from qscape.contrib.droq import DroQ
@@ -16,6 +18,7 @@ from qscape.contrib.dual_policy import DualPolicy
 from qscape.contrib.eas import EAS
 from qscape.contrib.esa import ESA, OnPolicyESA
 from qscape.contrib.fast import Fast
+from qscape.contrib.flashsac import FlashSAC
 from qscape.contrib.her import HER
 from qscape.contrib.hl_gauss import HLGauss
 from qscape.contrib.imitate import Imitate
@@ -29,6 +32,7 @@ from qscape.contrib.presets import PRESETS
 from qscape.contrib.redq import REDQ
 from qscape.contrib.reward_scale import RewardScale
 from qscape.contrib.rip import RIP
+from qscape.contrib.separate import Separate
 from qscape.contrib.simba import Simba
 from qscape.contrib.simbav2 import SimbaV2
 from qscape.contrib.xqc import XQC
@@ -55,6 +59,7 @@ PARTS: tuple[type, ...] = (
     CrossQ,
     CrossQWN,
     XQC,
+    FlashSAC,
     MeanTarget,
     OwnTarget,
     REDQ,
@@ -63,4 +68,7 @@ PARTS: tuple[type, ...] = (
     Fast,
     HER,
     CARSM,
+    ControlPoints,
+    BestPoint,
+    Separate,
 )

@@ -10,6 +10,18 @@ from qscape.offpolicy.sockets import Composition, Network, Output, Role
 from qscape.types import Key
 
 
+def explain_unequal_widths(name: str, base: Base) -> str | None:
+    """Return why the residual blocks of a network cannot have these widths; None: they can."""
+    for field in ("actor_hidden", "critic_hidden"):
+        widths = getattr(base, field)
+        if len(set(widths)) > 1:
+            return (
+                f"base.{field} is {widths}, and the blocks of {name} all have one width: write it "
+                f"once for each block, such as {(widths[0],) * len(widths)}."
+            )
+    return None
+
+
 class BlockNetwork(Network):
     """Base of networks with residual blocks: one entry of `base.critic_hidden` for each block.
 
@@ -23,14 +35,7 @@ class BlockNetwork(Network):
     gains: ClassVar[dict[str, float]] = {"critic": 1.0, "mean": 1.0, "log_std": 1.0}
 
     def conflict(self, agent: Composition) -> str | None:
-        for field in ("actor_hidden", "critic_hidden"):
-            widths = getattr(agent.base, field)
-            if len(set(widths)) > 1:
-                return (
-                    f"base.{field} is {widths}, and the blocks of {self.name} all have one width: write it "
-                    f"once for each block, such as {(widths[0],) * len(widths)}."
-                )
-        return None
+        return explain_unequal_widths(self.name, agent.base)
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         if role == "actor":

@@ -4,7 +4,7 @@ The refined action is executed and stored in replay. The actor learns as ever.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ FIXED = 0  # seed of the key of landscapes, which have none
 @dataclasses.dataclass(frozen=True)
 class Refiner(Single):
     """Base of selectors that execute one actor's action after `refine` has improved it."""
+
+    repeats_noise: ClassVar[bool] = False
 
     apply_at: Literal["collect", "act", "all"] = setting(
         "collect",

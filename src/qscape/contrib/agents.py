@@ -8,6 +8,19 @@ TWO_UPDATES = {"updates_per_step": 2.0}
 CAUTIOUS = {"initial_temperature": 0.01, "entropy_per_action": -0.5, "temperature_loss": "alpha"}
 # By name: base and parts, what it is and where it comes from, and its settings by part; the fields of
 # `qscape.agents.Expansion`.
+# FlashSAC for one environment, as on MuJoCo, the DeepMind Control Suite, HumanoidBench and MyoSuite.
+FLASH_SAC = {
+    "base": {"batch_size": 512, "warmup": 10_000, "noise_repeat": 16}
+    | {"schedule": "cosine", "rate_end": 0.5, "actor_horizon": "updates"},
+    "soft": {"initial_temperature": 0.01, "target_std": 0.15, "temperature_loss": "alpha"},
+    "polyak": {"rate": 0.01},
+}
+# For 1,024 environments of a simulator on a GPU: learning starts at 100,000 transitions.
+FLASH_SAC_PARALLEL = FLASH_SAC | {
+    "base": FLASH_SAC["base"]
+    | {"counts": "vector_steps", "warmup": 98, "updates_per_step": 2.0, "batch_size": 2048}
+    | {"replay_capacity": 10_000_000},
+}
 AGENTS: dict[str, tuple[str, str, Mapping[str, Mapping[str, Any]]]] = {
     "eas_td3": (
         "td3+eas+imitate",
@@ -85,6 +98,17 @@ AGENTS: dict[str, tuple[str, str, Mapping[str, Mapping[str, Any]]]] = {
             "soft": CAUTIOUS,
         },
     ),
+    "flash_sac": (
+        "sac+flashsac+c51+reward_scale",
+        "SAC with residual batch-normalised networks, repeated noise and few updates on large batches "
+        "(FlashSAC 2026, arXiv 2604.04539).",
+        FLASH_SAC,
+    ),
+    "flash_sac_parallel": (
+        "sac+flashsac+c51+reward_scale",
+        "FlashSAC for about 1,024 environments at once (FlashSAC 2026, arXiv 2604.04539).",
+        FLASH_SAC_PARALLEL,
+    ),
     "redq": (
         "sac+redq",
         "SAC with ten critics, two of them drawn for a target, at 20 updates per step (Chen et al. 2021, "
@@ -105,6 +129,17 @@ AGENTS: dict[str, tuple[str, str, Mapping[str, Mapping[str, Any]]]] = {
             "c51": {"low": -250.0, "high": 250.0},
             "normalise": {"epsilon": 0.01},
             "polyak": {"rate": 0.1, "when": "always"},
+        },
+    ),
+    "q3c": (
+        "td3+control_points+best_point+separate",
+        "Q-learning without an actor: the best of N points of a critic is its maximum (NeurIPS 2025, arXiv "
+        "2510.18828).",
+        {
+            "base": {"critic_hidden": (400, 300), "critic_learning_rate": 1e-3, "schedule": "delayed"}
+            | {"gradient_clip": 10.0, "critic_clip": "each", "critic_loss_scale": 0.5, "policy_delay": 1}
+            | {"warmup": 30_000, "replay_capacity": 100_000, "updates_per_step": 0.25},
+            "polyak": {"when": "always"},
         },
     ),
     "fast_sac": (

@@ -28,7 +28,8 @@ class REDQ(MinTarget):
     )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        return {"critics": 10, "updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"}
+        objective = {} if agent.selector.acts_by_points else {"actor_objective": "mean"}
+        return {"critics": 10, "updates_per_step": 20.0, "policy_delay": 20} | objective
 
     def conflict(self, agent: Composition) -> str | None:
         if self.subset <= agent.base.critics:

@@ -17,9 +17,11 @@ How an environment resets itself:
     is always the true successor, and `Step.observation` is what the agent acts on next.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -34,8 +36,11 @@ from qscape.envs.answers import SUCCESS, pack_infos, read_flag, read_reward, rea
 from qscape.envs.build import build_env
 from qscape.envs.goals import ACHIEVED, DESIRED, GoalFunction, Goals, has_goals, refuse_goals
 from qscape.envs.kept_spaces import describe_space, order_like
+from qscape.envs.lag import NO_LAG, JaxLag, Lag, RowStack, add_lag, find_lag, refuse_longer
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
 from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
+from qscape.envs.outside import Outside, own_generators
+from qscape.envs.patience import Call
 from qscape.envs.spaces import (
     box_leaves,
     describe_other_table,
@@ -56,6 +61,7 @@ from qscape.errors import (
     NotFinite,
     OutOfRange,
     QscapeError,
+    UnmakeableEnv,
     WrongEnv,
     WrongValue,
     describe,
@@ -124,6 +130,7 @@ HOST_ONLY = (
     *(f"gymnasium.envs.{kind}." for kind in ("classic_control", "box2d", "mujoco", "toy_text")),
     "gymnasium.core",
     "gymnasium.wrappers.common",
+    "qscape.envs.lag",
     "qscape.envs.levels",
     "qscape.envs.reach",
     "gymnasium_robotics.",
@@ -141,6 +148,8 @@ def make(
     vectorise: Literal["sync", "async", "envpool"] = "sync",
     index_actions: bool = False,
     one_if_jax: bool = False,
+    alone: str = "envs=1",
+    lag: Lag = NO_LAG,
 ) -> "EnvAdapter":
     """Make an environment, or E of them, and the adapter around it.
 
@@ -156,9 +165,13 @@ def make(
             mode is next step.
         index_actions: pass discrete actions by index, as on-policy agents do.
         one_if_jax: make only one of an environment in JAX, whose copies a compiled program holds.
+        alone: what the user may say so that one copy suffices, for errors of environments of which only one
+            may exist.
+        lag: how sensors and actuators lag.
 
     Raises:
-        UsageError: an unknown id, a missing package, wrong `env_args`, or spaces that do not fit.
+        UsageError: an unknown id, a missing package, wrong `env_args`, spaces that do not fit, or a lag that
+            does not.
     """
     args = dict(env_args or {})
     if envs < 1:
@@ -170,7 +183,12 @@ def make(
                 "give its id or a function that makes it",
                 field="env_args",
             )
-        return EnvAdapter(with_time_limit(env_id), seed=seed, index_actions=index_actions)
+        if lag != NO_LAG and isinstance(env_id, VectorEnv):
+            raise Conflict(f"{_name_flags(lag)}: a vector environment is made already; {_GIVE}", field="env")
+        one = with_time_limit(env_id)
+        name = None if lag == NO_LAG else _id_of(one, one) or _class_name(one)  # before it is wrapped
+        one = _lagged(one, lag, index_actions, name)
+        return EnvAdapter(one, seed=seed, env_id=name, index_actions=index_actions)
     if not isinstance(env_id, str) and not callable(env_id):  # such as one of another library
         raise WrongValue(
             f"{env_id!r} is no environment of Gymnasium: give an id, a function that makes one, a "
@@ -178,45 +196,85 @@ def make(
             field="env",
         )
 
-    def build() -> gym.Env:
-        return build_env(env_id, args)
+    if vectorise == "envpool" and lag != NO_LAG:
+        raise Conflict(
+            f"{_name_flags(lag)}: EnvPool steps environments that do not lag; leave --vectorise envpool out",
+            field="vectorise",
+        )
 
-    spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
+    name = env_id if isinstance(env_id, str) else None
+    opened: list[gym.Env] = []
 
-    def build_there() -> gym.Env:
+    def build(copy: int = 0) -> gym.Env:
+        with own_generators(seed + copy):
+            opened.append(_lagged(build_env(env_id, args), lag, index_actions, name))
+        return opened[-1]
+
+    spec = gym.registry.get(name.rpartition(":")[2]) if name else None
+
+    def build_there(copy: int) -> gym.Env:
         """Make one in another process, which has not run what the user's script registers."""
         if spec is not None:
             gym.registry.setdefault(spec.id, spec)
-        return build()
+        return build(copy)
 
     first = build()
-    name = env_id if isinstance(env_id, str) else None
-    alone = envs == 1 and vectorise != "envpool"
-    if alone or (one_if_jax and find_jax_env(first) is not None):
+    if (envs == 1 and vectorise != "envpool") or (one_if_jax and find_jax_env(first) is not None):
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     try:
+        if vectorise != "sync":
+            first.close()  # of some environments only as many may exist as are asked for
         if vectorise == "envpool":
             many: VectorEnv = EnvPoolEnv(env_id, envs, args, first)
         elif vectorise == "async":
-            many = Workers([build_there] * envs, autoreset)
+            many = Workers([functools.partial(build_there, i) for i in range(envs)], autoreset)
         else:
-            many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
+            others = [functools.partial(build, i) for i in range(1, envs)]
+            many = SyncVectorEnv([lambda: first, *others], autoreset_mode=autoreset)
+    except UnmakeableEnv as problem:  # the first one could be made
+        _close_quietly(opened)
+        if vectorise == "envpool":  # one pool makes all copies
+            raise
+        raise problem.saying(f"{str(problem).rstrip('.')}; {_only_one(alone)}", field="envs") from problem
     except QscapeError:
+        _close_quietly(opened)
         raise
     except Exception as problem:  # e.g. copies with different spaces
+        _close_quietly(opened)
         raise Conflict(
-            f"{env_id} cannot be made {envs} times ({_describe(problem)})", field="envs"
+            f"{env_id} cannot be made {envs} times ({_describe(problem)}); {_only_one(alone)}", field="envs"
         ) from problem
     adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
-    if vectorise != "sync":
-        first.close()
-    elif len(adapter.environments) < envs:
+    adapter.alone = alone
+    if vectorise == "sync" and len(adapter.environments) < envs:
         raise Conflict(
             f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
             "call: let it make a new one",
             field="envs",
         )
     return adapter
+
+
+_GIVE = "give the id of an environment, or a function that makes one"
+
+
+def _lagged(env: gym.Env, lag: Lag, index_actions: bool, name: str | None) -> gym.Env:
+    """Return an environment whose sensors and actuators lag. Raises UsageError if they cannot."""
+    if lag == NO_LAG:
+        return env
+    name = name or _class_name(env)
+    _find_space(env, "observation_space", name)
+    try:
+        refuse_longer(lag, _time_limit(env), name)
+        return add_lag(env, lag, name, index_actions)
+    except QscapeError:
+        env.close()
+        raise
+
+
+def _name_flags(lag: Lag) -> str:
+    """Return the flags of a lag, for errors."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in lag.changes.items())
 
 
 class EnvAdapter:
@@ -235,11 +293,15 @@ class EnvAdapter:
         time_limit: steps after which an episode is truncated; None: no limit is known.
         spaces: the spaces of an observation and of an action as JSON, which saves keep (`kept_spaces`).
         jax_env: the environment as pure functions, if it is written in JAX; else None.
+        stack: what a policy carries where the world lags by itself; None: nothing.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         goals: what `follow_goals` notes of the goals; None: nothing.
         statistics: the state between two steps.
-        interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
-            "" as long as there was none.
+        interrupted: what ended a step before its end: an error, or `SystemExit` or `KeyboardInterrupt` from
+            within; "" if an episode can go on.
+        called: the call of the environment that has not returned yet; None: there is none.
+        constants: what `snapshot.remember` found.
+        alone: what the user may say so that one copy suffices; "" if there is one copy only.
     """
 
     def __init__(
@@ -261,6 +323,9 @@ class EnvAdapter:
             index_actions: pass discrete actions by index.
         """
         self.env, self.seed, self.interrupted = env, seed, ""
+        self.called: Call | None = None
+        self.constants: dict[str, Any] | None = None
+        self.alone = ""
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -278,7 +343,7 @@ class EnvAdapter:
         self.jax_env = find_jax_env(env)
         bare, declared = about.unwrapped, declared_by(about)
 
-        def read_space(space: gym.Space) -> _Observations:
+        def read_space(space: gym.Space, bare: Any = bare) -> _Observations:
             return _read_space(space, actions, self.env_id, bare, declared, index_actions)
 
         self._read_space, seen = read_space, read_space(space)
@@ -304,7 +369,8 @@ class EnvAdapter:
             first, *others = env.unwrapped.get_attr("action_table")
             if not all(np.array_equal(first, other) for other in others):
                 raise Mismatch(describe_other_table(self.env_id))
-        self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
+        self._space = seen.space
+        self._lag = find_lag(about)
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
         actor_size = None
@@ -330,6 +396,7 @@ class EnvAdapter:
             self._source = _Copies(env.envs, find_reset_mode(env), self.env_id, reader)
         else:
             self._source = _Vector(env, self.env_id, reader)
+        self._set_raw(seen)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
         kind = np.uint8 if self._as_bytes else np.float32
@@ -348,10 +415,26 @@ class EnvAdapter:
             return
         seen = self._read_space(space)
         self._observation_space, self.spaces = space, self.spaces | {"observation": describe_space(space)}
-        self._space, self._actor_space, self._flatten = seen.space, seen.actor_space, seen.flatten
+        self._space = seen.space
         self._source.read = _Reader(seen.flatten, self.masks)
+        self._set_raw(seen)
         if self.goals is not None:
             self.goals.first, _ = self._find_goal()
+
+    def _set_raw(self, seen: "_Observations") -> None:
+        """Find out how the environment's own observations become those that networks see, as in `seen`."""
+        self._raw, self.stack, lag = seen, None, self._lag
+        if lag is None:
+            return
+        if isinstance(lag, JaxLag):
+            self._raw = self._read_space(lag.inner.observation_space, GymnasiumEnv(lag.inner))
+            index, code = lag.find_sources(), lag.code
+        else:
+            self._raw = self._read_space(lag.env.observation_space)
+            index = lag.find_sources(self._leaves_of(self._raw.space), self.leaves)
+            code = lag.code
+        stack = RowStack(lag.lag, self._raw.size, code, index)
+        self.stack = stack if stack.width else None
 
     def follow_goals(self) -> Goals:
         """Note what is achieved and desired from the next reset on, in a task with goals; return that."""
@@ -413,19 +496,31 @@ class EnvAdapter:
     @property
     def leaves(self) -> list[tuple[tuple[str, ...], Box]]:
         """The Boxes of the observation space and the keys that lead to them, in the order of a flat row."""
-        return box_leaves(self._space, (), self.env_id, images=self.spec.frame is not None)
+        return self._leaves_of(self._space)
+
+    def _leaves_of(self, space: gym.Space) -> list[tuple[tuple[str, ...], Box]]:
+        return box_leaves(space, (), self.env_id, images=self.spec.frame is not None)
 
     @property
     def form(self) -> str:
-        """The shapes of an observation as text: `(3,)`, or `goal (2,), robot.joints (7,)` of a Dict."""
-        return ", ".join(f"{'.'.join(path)} {box.shape}".strip() for path, box in self.leaves)
+        """The shapes of the environment's own observation as text: `(3,)`, or `goal (2,), robot.joints (7,)`
+        of a Dict.
+        """
+        leaves = self._leaves_of(self._raw.space)
+        return ", ".join(f"{'.'.join(path)} {box.shape}".strip() for path, box in leaves)
 
     @property
     def actor_leaves(self) -> list[tuple[tuple[str, ...], Box]]:
-        """The `leaves` of what actors see, which are the first ones."""
-        if self._actor_space is None:
-            return self.leaves
-        return box_leaves(self._actor_space, (), self.env_id, images=self.spec.frame is not None)
+        """The Boxes that actors see of the environment's own observation, in the order of a flat row."""
+        return self._leaves_of(self._raw.actor_space or self._raw.space)
+
+    @property
+    def raw_sizes(self) -> tuple[int, int]:
+        """Entries of the environment's own observation, and how many of them, the first ones, actors see."""
+        raw = self._raw
+        if raw.actor_space is None:
+            return raw.size, raw.size
+        return raw.size, sum(int(np.prod(box.shape)) for _, box in self.actor_leaves)
 
     @property
     def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
@@ -494,6 +589,22 @@ class EnvAdapter:
             statistics.resetting = ended
         return Step(transition, now, finished)
 
+    @property
+    def outside(self) -> list[Outside]:
+        """What environments keep outside their instances: one for each copy that is stepped here."""
+        return self._source.outside
+
+    def take_warnings(self) -> list[str]:
+        """Return sentences that the user has not seen: what falls of what a run promises."""
+        late = {name for outside in self.outside for name in outside.late}
+        for outside in self.outside:
+            outside.late.clear()
+        return [
+            f"{self.env_id} changed {name} late in training, so runs of one seed may differ: what it keeps "
+            "outside its instance is looked for in its first steps; use self.np_random and attributes of self"
+            for name in sorted(late)
+        ]
+
     def render_frame(self) -> np.ndarray:
         """Render the first environment as an image `[H, W, 3]`, uint8.
 
@@ -508,14 +619,26 @@ class EnvAdapter:
             raise MissingPackage(
                 f'{self.env_id} draws with a missing package: pip install "qscape[video]"'
             ) from problem
-        return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+        picture = np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if picture.ndim != 3 or picture.shape[2] not in (1, 3, 4) or picture.dtype.kind not in "biuf":
+            what = f"{picture.dtype}{list(picture.shape)}" if frame is not None else "None"
+            raise BrokenEnv(
+                f"{self.env_id} renders {what}; a picture is an array [H, W, 3] of bytes, or grey"
+            )
+        if picture.dtype.kind == "f" or picture.dtype == np.bool_:  # shares of white
+            picture = np.clip(picture.astype(np.float64), 0, 1) * 255
+        colours = np.repeat(picture, 3, 2) if picture.shape[2] == 1 else picture[..., :3]
+        return colours.astype(np.uint8)
 
     def observations(
         self, observation: Any, action_mask: Any = None, whole: bool = False
     ) -> tuple[Float[np.ndarray, "n S"], bool]:
-        """Return observations of the environment's space as flat rows, and whether there was a batch axis.
+        """Return observations of the environment's own space as flat rows, and was there a batch axis?
 
-        What critics alone see may be left out; it becomes zeros, on which no action depends.
+        Where networks see more of the past, `stack` makes of them what networks see. What critics alone see
+        may be left out; it becomes zeros, on which no action depends.
 
         Args:
             observation: of the environment's space, one or a batch.
@@ -534,7 +657,7 @@ class EnvAdapter:
                 hint = "; of (observation, info), which reset returns, pass the first"
             what = type(observation).__name__
             raise Mismatch(f"{self.env_id} has observations {self.form}, not this {what}{hint}") from problem
-        if missing := self.spec.observation_size - rows.shape[1]:
+        if missing := self._raw.size - rows.shape[1]:
             if whole:
                 raise Mismatch(
                     f"this observation of {self.env_id} lacks what critics alone see, and Q depends on it; "
@@ -548,10 +671,10 @@ class EnvAdapter:
 
     def _flatten_given(self, observation: Any) -> tuple[np.ndarray, bool]:
         """Return rows of a user's observations, and whether there was a batch axis."""
-        flatten, leaves = self._flatten, self.leaves
-        if self._actor_space is not None and self._is_actor_part(observation):
+        flatten, leaves = self._raw.flatten, self._leaves_of(self._raw.space)
+        if self._raw.actor_space is not None and self._is_actor_part(observation):
             images = self.spec.frame is not None
-            flatten, leaves = make_flatten(self._actor_space, self.env_id, images)[1], self.actor_leaves
+            flatten, leaves = make_flatten(self._raw.actor_space, self.env_id, images)[1], self.actor_leaves
         shapes = [
             np.shape(functools.reduce(lambda part, key: part[key], path, observation)) for path, _ in leaves
         ]
@@ -600,9 +723,9 @@ class EnvAdapter:
 
     def _is_actor_part(self, observation: Any) -> bool:
         """Return whether something is left out that critics alone see."""
-        if isinstance(self._space, gym.spaces.Dict):
-            return not self._space.spaces.keys() <= observation.keys()
-        return np.shape(observation)[-1:] == (self.spec.actor_size,)
+        if isinstance(self._raw.space, gym.spaces.Dict):
+            return not self._raw.space.spaces.keys() <= observation.keys()
+        return np.shape(observation)[-1:] == (self.raw_sizes[1],)
 
     def actions(self, action: Float[np.ndarray, "n A"]) -> np.ndarray:
         """Return actions in the environment's units and shape, one for each row of `action` in [-1, 1]."""
@@ -650,17 +773,24 @@ class EnvAdapter:
 
     def _call_env(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call the environment; an error becomes a RunError of one sentence, with the cause attached."""
+        self.called = Call(call.__name__, time.monotonic())
         try:
             return call(*arguments)
-        except QscapeError:
+        except QscapeError as problem:
+            self.interrupted = describe(problem)
             raise
         except Exception as problem:
+            self.interrupted = describe(problem)
             step = self.statistics.steps - self.statistics.began.max()
             why, hint = _describe(problem), _hint(problem)
+            if self.alone and not self.statistics.episodes.any() and step <= 1 and not hint:
+                hint = f"; {_only_one(self.alone)}"
             raise BrokenEnv(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
         except BaseException as problem:
             self.interrupted = describe(problem)
             raise
+        finally:
+            self.called = None
 
     def _check_finite(self, rows: np.ndarray, field: str, given: np.ndarray | None = None) -> None:
         """Raise a RunError if a number is NaN or infinite; `given`: the numbers before they were cast."""
@@ -671,6 +801,7 @@ class EnvAdapter:
         value = float((rows if given is None else given)[(row, *index)])
         episode = int(self.statistics.episodes[row]) + 1
         seen = self.spec.observation_size
+        self.interrupted = f"{field} was not finite"
         raise NotFinite(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
 
 
@@ -774,6 +905,7 @@ class _Copies:
         """
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
         self.goals: Goals | None = None
+        self.outside = [Outside(env) for env in envs]
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | None) -> np.ndarray:
@@ -782,8 +914,8 @@ class _Copies:
         return np.concatenate([self._reset(i, one) for i, one in enumerate(seeds)])
 
     def _reset(self, i: int, seed: int | None = None) -> np.ndarray:
-        """Return the row `[1, S]` of the first observation of one environment."""
-        given = self.envs[i].reset(seed=seed)
+        """Return the row `[1, S]` of the first observation of environment i."""
+        given = self.outside[i].reset(self.envs[i], seed)
         row = self.read.one(*given)
         if self.goals is not None:
             self.goals.begin(i, given[0])
@@ -804,7 +936,8 @@ class _Copies:
                 now.append(after[-1])
                 successes.append(None)
                 continue
-            observation, given, *ends, info = env.step(action[i].copy())  # environments keep it
+            given_action = action[i].copy()  # environments keep it
+            observation, given, *ends, info = self.outside[i].call(env.step, given_action)
             terminated[i], truncated[i] = (read_flag(end, self.env_id) for end in ends)
             reward[i] = read_reward(given, self.env_id)
             successes.append(read_success(info, self.env_id))  # before a reset that may fill `info` anew
@@ -829,6 +962,7 @@ class _Vector:
     def __init__(self, env: VectorEnv, env_id: str, read: _Reader):
         self.env, self.env_id, self.read = env, env_id, read
         self.goals: Goals | None = None
+        self.outside = [Outside(env)]
         self.mode = find_reset_mode(env)
         self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
         if isinstance(env.unwrapped, SyncVectorEnv):
@@ -838,7 +972,7 @@ class _Vector:
     def reset(self, seed: int | None) -> np.ndarray:
         """Return the first observations `[E, S]`."""
         envs = self.env.num_envs
-        observation, info = self.env.reset(seed=seed)
+        observation, info = self.outside[0].reset(self.env, seed)
         self._begin(observation, np.ones(envs, bool))
         return self.read.many(observation, info, np.zeros(envs, bool), np.ones(envs, bool))
 
@@ -847,7 +981,7 @@ class _Vector:
 
         `valid` is False for rows that only reset in this step; their reward and flags do not count.
         """
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.outside[0].call(self.env.step, action)
         reward = np.where(valid, read_rewards(reward, len(valid), self.env_id), 0.0)
         terminated, truncated = np.asarray(terminated) & valid, np.asarray(truncated) & valid
         ended = terminated | truncated
@@ -866,9 +1000,10 @@ class _Vector:
         if same_step:
             self._begin(observation, ended)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
-            start = self.env.reset(options={"reset_mask": ended})
-            self._begin(start[0], ended)
-            first = self.read.many(*start, np.zeros(len(ended), bool), ended)
+            again = functools.partial(self.env.reset, options={"reset_mask": ended})
+            observation, info = self.outside[0].call(again)
+            self._begin(observation, ended)
+            first = self.read.many(observation, info, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
 
@@ -976,6 +1111,18 @@ def describe_not_finite(
     )
 
 
+def _close_quietly(envs: Sequence[gym.Env]) -> None:
+    """Close environments, whose further errors do not matter, since there is one already."""
+    for env in envs:
+        with contextlib.suppress(Exception):
+            env.close()
+
+
+def _only_one(alone: str) -> str:
+    """Return the end of an error of an environment of which only one may exist."""
+    return f"if only one may exist at a time, {alone} makes one suffice"
+
+
 def _describe(problem: BaseException) -> str:
     """Return `errors.describe` of an environment's error, in this process or in another one."""
     return str(problem) if isinstance(problem, WorkerError) else describe(problem)
@@ -983,7 +1130,7 @@ def _describe(problem: BaseException) -> str:
 
 def _hint(problem: BaseException) -> str:
     """Return what an environment has to return, if an error tells that it returned something else."""
-    text = str(problem) if isinstance(problem, ValueError) else ""
+    text = describe(problem) if isinstance(problem, ValueError) else ""
     if "cannot reshape array" in text:
         shape = "observations must have the shape of observation_space"
         return f"; {shape}, and reset must return (observation, info)"
@@ -1000,9 +1147,14 @@ def _spec_of(about: Any) -> EnvSpec | None:
 
 def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
     """Return a space of an environment, or a UsageError if it has none."""
-    space = getattr(env, name, None)
+    which = env_id or type(env.unwrapped).__name__
+    try:
+        space = getattr(env, name)
+    except Exception as problem:
+        if not (isinstance(problem, AttributeError) and f"no attribute '{name}'" in describe(problem)):
+            raise WrongEnv(f"{which}: its {name} cannot be read ({describe(problem)})") from problem
+        space = None
     if not isinstance(space, gym.Space):
-        which = env_id or type(env.unwrapped).__name__
         raise WrongEnv(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
     return space
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from qscape.errors import BrokenEnv
+from qscape.errors import BrokenEnv, show
 
 SUCCESS = ("success", "is_success")  # the first that is not None counts
 _READ = {*SUCCESS, "action_mask", "candidates", "final_obs"}
@@ -36,8 +36,7 @@ def read_reward(reward: Any, env_id: str) -> float:
 
 def describe_reward(reward: Any, env_id: str) -> str:
     """Return the error for a reward that is no number."""
-    text = " ".join(str(reward).split())
-    what = f"{env_id}: the reward is {text if len(text) < 80 else text[:77] + '...'}"
+    what = f"{env_id}: the reward is {show(reward, str)}"
     if np.size(reward) > 1:
         return (
             f"{what}, {np.size(reward)} numbers; an agent maximises one: weigh them, as "
@@ -72,7 +71,9 @@ def read_flag(flag: Any, env_id: str) -> bool:
         return bool(flag)
     if np.size(flag) == 1 and np.asarray(flag).dtype.kind in "biuf" and np.ravel(flag)[0] in (0, 1):
         return bool(np.ravel(flag)[0])
-    raise BrokenEnv(f"{env_id}: terminated and truncated must be True or False, and one of them is {flag!r}")
+    raise BrokenEnv(
+        f"{env_id}: terminated and truncated must be True or False, and one of them is {show(flag)}"
+    )
 
 
 def read_success(info: Mapping[str, Any], env_id: str) -> float | None:
@@ -89,9 +90,8 @@ def read_success(info: Mapping[str, Any], env_id: str) -> float | None:
         if first is None:
             continue
         if not isinstance(first, bool | int | float | np.bool_ | np.integer | np.floating):
-            raise BrokenEnv(
-                f'{env_id}: info["{key}"] is {value!r}; success must be True, False or a number from 0 to 1'
-            )
+            what = f'{env_id}: info["{key}"] is {show(value)}'
+            raise BrokenEnv(f"{what}; success must be True, False or a number from 0 to 1")
         return float(first)
     return None
 

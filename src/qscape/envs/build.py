@@ -19,6 +19,7 @@ from qscape.envs.levels import discretise
 from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
 from qscape.errors import (
+    LONGEST_TEXT,
     MissingPackage,
     OutOfRange,
     QscapeError,
@@ -30,7 +31,9 @@ from qscape.errors import (
     WrongVersion,
     describe,
     describe_import,
+    show,
 )
+from qscape.trusted import import_named
 
 # package: (extra of qscape that installs it, ids that need it, does importing it register them?)
 _PACKAGES = {
@@ -41,6 +44,22 @@ _PACKAGES = {
         True,
     ),
     "ale_py": ("atari", r"ale_py:|ALE/", True),
+}
+
+# module: (what pip installs, ids without the module in front); docs/how-to/environments.md has more of them
+_OTHERS = {
+    "flappy_bird_gymnasium": ("flappy-bird-gymnasium", r"FlappyBird"),
+    "gym_aloha": ("gym-aloha", r"gym_aloha/"),
+    "gym_anytrading": ("gym-anytrading", r"(stocks|forex)-v"),
+    "gym_pusht": ("gym-pusht", r"gym_pusht/"),
+    "highway_env": ("highway-env", r"(highway|racetrack|parking|merge|roundabout|intersection)(-\w+)*-v"),
+    "metaworld": ("metaworld", r"Meta-World/"),
+    "minigrid": ("minigrid", r"(MiniGrid|BabyAI)-"),
+    "miniworld": ("miniworld", r"MiniWorld-"),
+    "mo_gymnasium": ("mo-gymnasium", r"mo-"),
+    "myosuite": ("myosuite", r"myo[A-Z]"),
+    "panda_gym": ("panda-gym", r"Panda"),
+    "shimmy": ("shimmy[dm-control]", r"dm_control/"),
 }
 
 CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
@@ -71,6 +90,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
+        if isinstance(env_id, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[^:]+", env_id):
+            import_named(env_id.partition(":")[0])
         env = _env_creator(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
     except QscapeError:
         raise
@@ -87,8 +108,9 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
             ) from problem
         if not args and not isinstance(problem, TypeError):
             raise UnmakeableEnv(f"{name} cannot be made ({describe(problem)})") from problem
+        said = show(problem, str, LONGEST_TEXT)
         raise UnmakeableEnv(
-            f"{name} cannot be made with env_args {args}: {problem}{_list_arguments(env_id)}",
+            f"{name} cannot be made with env_args {args}: {said}{_list_arguments(env_id)}",
             field="env_args",
         ) from problem
     if not isinstance(env, gym.Env):
@@ -224,9 +246,17 @@ def _explain_failure(env_id: str, problem: Exception) -> UsageError:
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
             why = f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
             return MissingPackage(why, field="env")
+    for module, (package, ids) in _OTHERS.items():
+        bare = re.match(ids, env_id) and isinstance(problem, gym.error.UnregisteredEnv)
+        if (bare or env_id.startswith(f"{module}:")) and importlib.util.find_spec(module) is None:
+            write = f" and write {module}:{env_id}" if bare else ""
+            why = f'{env_id} needs a package that is not installed: pip install "{package}"{write}'
+            return MissingPackage(why, field="env")
+        if bare:
+            return UnknownName(f"{env_id} is of another package: write {module}:{env_id}", field="env")
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
         missing = isinstance(problem, ModuleNotFoundError)
-        why = f" {describe_import(problem, env_id)}" if missing else f": {problem}"
+        why = f" {describe_import(problem, env_id)}" if missing else f": {show(problem, str, LONGEST_TEXT)}"
         return UnmakeableEnv(f"{env_id} cannot be made{why}", field="env")
     newest: dict[str, Any] = {}  # for each name, the id of the highest version
     for spec in gym.registry.values():

@@ -1,7 +1,6 @@
 """Environments that a function or class makes, by the id `module:make`."""
 
 import dataclasses
-import importlib
 import inspect
 import typing
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from qscape.envs import simulators
 from qscape.envs.native import JaxEnv
 from qscape.envs.simulators.pool import make_pool
 from qscape.errors import UnfitEnv, WrongEnv
+from qscape.trusted import import_named
 
 
 def find_maker(env_id: str) -> Callable[..., Any] | None:
@@ -29,7 +29,7 @@ def find_maker(env_id: str) -> Callable[..., Any] | None:
     if not module or not name.isidentifier() or name in gym.registry:
         return None
     try:
-        maker = getattr(importlib.import_module(module), name, None)
+        maker = getattr(import_named(module), name, None)
     except ImportError:
         return None  # Gymnasium's error says what is missing
     if maker is None or name in gym.registry:

@@ -1,23 +1,38 @@
 """The exact state of an `EnvAdapter` as plain data, so that a resumed run equals an uninterrupted one.
 
-A snapshot captures numbers, arrays, random generators and plain Python objects that are attributes of the
-environment or its wrappers; MuJoCo's simulation state and the numbers of its model (an environment may move a
-door at every reset); and the adapter's `EpisodeStatistics`. Environments in other processes (`Workers`) are
-asked there. Other objects (a Box2D world, EnvPool's threads) cannot be captured, nor can an environment in
-another process that waits for its reset (next-step autoreset). Then the snapshot says so, and `restore`
-starts a new episode with a seed of its own. Nothing of it is loaded by pickle, so loading a snapshot runs no
-code.
+A snapshot captures numbers, arrays and views of them, texts, bytes, dates, iterators of Python, random
+generators, nested environments and plain Python objects that are attributes of the environment or its
+wrappers; MuJoCo's simulation state and the numbers of its model (an environment may move a door at every
+reset); what an environment keeps outside its instance (`outside`); and the adapter's `EpisodeStatistics`.
+Environments in other processes (`Workers`) are asked there. Objects that can only be compared (tables, arrays
+of objects) are no obstacle as long as they are what a reset makes (`remember`). Other objects (a Box2D world,
+EnvPool's threads) cannot be captured, nor can an environment in another process that waits for its reset
+(next-step autoreset). Then the snapshot says so, and `restore` starts a new episode with a seed of its own.
+Nothing of it is loaded by pickle, so loading a snapshot runs no code.
 
-The following state is not captured, without a warning: global variables and function closures, changed shapes
-of an `MjModel` (meshes, height fields), and MuJoCo contacts that an environment reads before it steps.
+The following state is not captured, without a warning: function closures, globals of other modules, changed
+shapes of an `MjModel` (meshes, height fields), and MuJoCo contacts that an environment reads before it steps.
 """
 
 import collections
+import contextlib
+import copy
+import datetime
+import decimal
 import enum
+import fractions
 import functools
+import hashlib
+import io
+import itertools
+import json
+import pathlib
+import pickle
 import random
 import sys
 import types
+import uuid
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,8 +43,10 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from qscape.envs.adapter import EnvAdapter, EpisodeStatistics
 from qscape.envs.native import JaxEnv
-from qscape.envs.workers import EnvPoolEnv, Workers
+from qscape.envs.outside import Outside, iterate_spaces
+from qscape.envs.workers import EnvPoolEnv, Reached, Workers
 from qscape.errors import one_line
+from qscape.values import decode, encode
 
 # Classes of objects without state, which the environment's constructor makes again.
 _FIXED = (
@@ -48,6 +65,7 @@ _CONSTANT |= {"_saved_kwargs": dict | None, "_ezpickle_args": tuple, "_ezpickle_
 # Of Gymnasium's vector environment; skipped there. The last is in saves of 0.2.0.
 _BUFFERS = {"env_fns", "_env_obs", "_observations", "_rewards", "_add_info"}
 
+_OUTSIDE = "(outside)"  # the layer of what an environment keeps outside its instance
 _DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped if an object of these modules
 _DRAWN_BY = ("pygame", "pyglet", "glfw", "mujoco_py", "mujoco.render", "mujoco.viewer")
 _DRAWN_BY += ("gymnasium.envs.mujoco.mujoco_rendering",)
@@ -92,6 +110,18 @@ class Snapshot(NamedTuple):
     meta: dict[str, Any]
 
 
+_NUMERIC, _CODED = "biufc", "SUMmV"  # kinds of arrays of which a save holds the numbers, and the bytes
+_CODE = ".dtype"  # ends the name of an array that holds the dtype and the shape of another one
+# Values that cannot change, of which `values` makes equal ones.
+_EXACT = (complex, range, slice, datetime.date, datetime.time, datetime.datetime, datetime.timedelta)
+_EXACT += (decimal.Decimal, fractions.Fraction, uuid.UUID, type(pathlib.Path()))
+# Packages whose objects have bytes that hold everything, so that equal bytes are equal objects.
+_WHOLE = {"builtins", "collections", "datetime", "networkx", "numpy", "pandas", "polars", "pyarrow", "re"}
+_WHOLE |= {"scipy", "shapely", "zoneinfo"}
+_ITERATORS = (itertools.cycle, itertools.count, itertools.repeat)
+_ITERATORS += (type(iter([])), type(iter(())), type(iter(range(0))))
+
+
 class _NotCapturable(Exception):
     """Something cannot be captured, or a captured value does not fit the environment."""
 
@@ -111,6 +141,7 @@ def take(adapter: EnvAdapter) -> Snapshot:
         layers = dict(_iterate_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
+        writer.finish()
         if isinstance(adapter.env, Workers):
             if adapter.statistics.resetting.any():  # Gymnasium keeps that in a variable of the process
                 raise _NotCapturable("an environment in another process waits for its reset")
@@ -119,10 +150,53 @@ def take(adapter: EnvAdapter) -> Snapshot:
                     raise _NotCapturable(captured)
                 meta["layers"] |= captured[0]
                 writer.arrays |= captured[1]
+        else:
+            for i, outside in enumerate(adapter.outside):
+                meta["layers"] |= _capture_outside(outside, writer, f"env.{i}.{_OUTSIDE}")
+        _compare_constants(adapter, writer)
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins there: {problem}"
         return Snapshot({}, meta | {"exact": False, "why": why})
     return Snapshot(writer.arrays, meta)
+
+
+def remember(adapter: EnvAdapter) -> None:
+    """Remember what a reset has put into an adapter and a snapshot can only compare, such as tables.
+
+    Called after a reset. Without it, the first snapshot remembers what it meets.
+    """
+    if isinstance(adapter.env, Workers):
+        adapter.env.apply(_remember_one)
+        return
+    adapter.constants = {}
+    with contextlib.suppress(_NotCapturable):  # `take` will say so
+        adapter.constants = _find_constants(dict(_iterate_layers(adapter)))
+
+
+def _remember_one(reached: Reached, _: None) -> None:
+    """Remember constants of an environment in its own process."""
+    reached.constants = {}
+    with contextlib.suppress(_NotCapturable):
+        reached.constants = _find_constants(dict(_iterate_wrappers(reached.env, f"env.{reached.index}")))
+
+
+def _find_constants(layers: dict[str, Any]) -> dict[str, Any]:
+    """Return what can only be compared, by digest."""
+    writer = _Writer(layers, light=True)
+    for name, layer in layers.items():
+        with contextlib.suppress(_NotCapturable):
+            writer.attributes(layer, name)
+    writer.finish()
+    return writer.constants
+
+
+def _compare_constants(holder: EnvAdapter | Reached, writer: "_Writer") -> None:
+    """Raise _NotCapturable if something that can only be compared is not what the last reset made."""
+    if holder.constants is None:
+        holder.constants = writer.constants
+    for digest, value in writer.constants.items():
+        if digest not in holder.constants:
+            raise _NotCapturable(f"a {type(value).__name__} in it has changed, which can only be compared")
 
 
 def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
@@ -137,17 +211,23 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
     meta = snapshot.meta
     why = meta["why"]
     adapter.reset()  # so that all attributes that are set below exist
+    remember(adapter)
     try:
         if meta["exact"]:
             if meta.get("autoreset", adapter.autoreset) != adapter.autoreset:
                 raise _NotCapturable("it resets itself in another way now")
             layers, arrays, inside = dict(_iterate_layers(adapter)), snapshot.arrays, {}
+            outside = {k: v for k, v in meta["layers"].items() if k.endswith(f".{_OUTSIDE}")}
             if isinstance(adapter.env, Workers):
                 parts = [_part(meta["layers"], arrays, f"env.{i}.") for i in range(adapter.envs)]
                 inside = {name: saved for of, _ in parts for name, saved in of.items()}
                 if why := next(filter(None, adapter.env.apply(_restore_one, parts)), ""):
                     raise _NotCapturable(why)
-            _set_attributes(layers, {k: v for k, v in meta["layers"].items() if k not in inside}, arrays)
+            else:
+                for i, own in enumerate(adapter.outside):
+                    _restore_outside(own, outside, arrays, f"env.{i}.{_OUTSIDE}")
+            there = {k: v for k, v in meta["layers"].items() if k not in inside and k not in outside}
+            _set_attributes(layers, there, arrays)
             return ""
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins: {problem}"
@@ -162,8 +242,7 @@ def _set_attributes(layers: dict[str, Any], saved: dict[str, Any], arrays: dict[
     """Restore the attributes of layers, by name. Raises _NotCapturable if they do not fit."""
     if layers.keys() != saved.keys():
         raise _NotCapturable("it is wrapped in another way now")
-    reader = _Reader(arrays)
-    reader.objects |= layers  # an attribute of a layer may be another layer
+    reader = _Reader(arrays, layers)
     for name, layer in layers.items():
         before = dict(vars(layer))
         reader.attributes(layer, saved[name], name)
@@ -201,23 +280,47 @@ def _part(
     return tuple({k: v for k, v in of.items() if k.startswith(prefix)} for of in (layers, arrays))  # type: ignore[return-value]
 
 
-def _capture_one(env: gym.Env, index: int, _: None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | str:
+def _capture_one(reached: Reached, _: None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | str:
     """Return the layers and arrays of an environment in its own process, or why there are none."""
-    layers = dict(_iterate_wrappers(env, f"env.{index}"))
+    name = f"env.{reached.index}"
+    layers = dict(_iterate_wrappers(reached.env, name))
     writer = _Writer(layers)
     try:
-        return {name: writer.attributes(layer, name) for name, layer in layers.items()}, writer.arrays
+        captured = {name: writer.attributes(layer, name) for name, layer in layers.items()}
+        writer.finish()
+        _compare_constants(reached, writer)
+        captured |= _capture_outside(reached.outside, writer, f"{name}.{_OUTSIDE}")
+        return captured, writer.arrays
     except _NotCapturable as problem:
         return str(problem)
 
 
-def _restore_one(env: gym.Env, index: int, part: tuple[dict[str, Any], dict[str, np.ndarray]]) -> str:
+def _restore_one(reached: Reached, part: tuple[dict[str, Any], dict[str, np.ndarray]]) -> str:
     """Restore an environment in its own process. Returns why it cannot be restored, or ""."""
+    name, (saved, arrays) = f"env.{reached.index}", part
+    outside = f"{name}.{_OUTSIDE}"
     try:
-        _set_attributes(dict(_iterate_wrappers(env, f"env.{index}")), *part)
+        _restore_outside(reached.outside, saved, arrays, outside)
+        there = {k: v for k, v in saved.items() if k != outside}
+        _set_attributes(dict(_iterate_wrappers(reached.env, name)), there, arrays)
     except _NotCapturable as problem:
         return str(problem)
     return ""
+
+
+def _capture_outside(outside: Outside, writer: "_Writer", name: str) -> dict[str, Any]:
+    """Return what an environment keeps outside its instance as a layer; none if that is nothing."""
+    own = outside.read()
+    return {name: {key: writer.value(value, f"{name}.{key}") for key, value in own.items()}} if own else {}
+
+
+def _restore_outside(
+    outside: Outside, saved: dict[str, Any], arrays: dict[str, np.ndarray], name: str
+) -> None:
+    """Restore what `_capture_outside` returned. Raises _NotCapturable if it does not fit."""
+    reader, own = _Reader(arrays), saved.get(name, {})
+    if why := outside.write({key: reader.value(data, None, f"{name}.{key}") for key, data in own.items()}):
+        raise _NotCapturable(why)
 
 
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
@@ -246,6 +349,56 @@ def _is_mujoco(value: Any, kind: str) -> bool:
     """Return whether the value is an instance of the MuJoCo class `kind`."""
     mujoco: Any = sys.modules.get("mujoco")  # an MjData can only exist if it was imported
     return mujoco is not None and isinstance(value, getattr(mujoco, kind))
+
+
+def _has_bytes(value: np.ndarray | np.generic) -> bool:
+    """Return whether bytes are all that an array holds: no objects."""
+    return value.dtype.kind in _NUMERIC + _CODED and not value.dtype.hasobject
+
+
+def _open(iterator: Any) -> Any:
+    """Return what is inside an iterator of Python, as data from which `_close` makes one like it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of copies of itertools; there is no other way
+        _, arguments, *state = iterator.__reduce__()
+    return [list(arguments), *state]
+
+
+def _close(kind: str, parts: Any) -> Any:
+    """Return an iterator of `_ITERATORS` from what `_open` returned."""
+    arguments, *state = parts
+    cls = next(cls for cls in _ITERATORS if cls.__name__ == kind)
+    made: Any = cls(*arguments) if cls.__module__ == "itertools" else iter(*arguments)
+    if state:
+        made.__setstate__(state[0])
+    return made
+
+
+class _Whole(pickle.Pickler):
+    """Pickles objects of which bytes are known to hold everything. Its output is compared and never read."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Refuse an object whose bytes may leave out what changes."""
+        places = type(value).__module__, str(getattr(value, "__module__", ""))  # of functions the second
+        if isinstance(value, type | types.FunctionType | enum.Enum) or _is_plain(value):
+            return NotImplemented
+        if any(place.partition(".")[0] in _WHOLE for place in places):
+            return NotImplemented
+        raise TypeError(f"the bytes of a {type(value).__name__} may not hold all of it")
+
+
+def _digest(value: Any) -> str:
+    """Return a checksum of what a value holds. Raises an error if that cannot be read.
+
+    Equal objects give equal checksums, whichever of their parts are one object.
+    """
+    if hasattr(value, "to_xml") and type(value).__module__.startswith("mujoco"):
+        return hashlib.sha256(value.to_xml().encode()).hexdigest()
+    written = io.BytesIO()
+    pickler = _Whole(written, protocol=4)
+    pickler.fast = True  # without it, bytes tell which parts are one object
+    pickler.dump(value)
+    return hashlib.sha256(written.getbuffer()).hexdigest()
 
 
 def _stateless_name(value: Any) -> str | None:
@@ -286,17 +439,9 @@ def _type_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _iterate_spaces(space: gym.Space) -> Iterator[gym.Space]:
-    """Yield a space and, recursively, its parts."""
-    yield space
-    parts: Any = getattr(space, "spaces", ())
-    for part in parts.values() if isinstance(parts, dict) else parts:
-        yield from _iterate_spaces(part)
-
-
 def _iterate_generators(space: gym.Space) -> Iterator[np.random.Generator | None]:
     """Yield the random generators of a space and its parts; None for a generator that was never used."""
-    return (part._np_random for part in _iterate_spaces(space))
+    return (part._np_random for part in iterate_spaces(space))
 
 
 class _Writer:
@@ -305,9 +450,14 @@ class _Writer:
     Layers are written one by one. A layer that is an attribute of another layer is not written twice.
     """
 
-    def __init__(self, layers: dict[str, Any]):
+    def __init__(self, layers: dict[str, Any], light: bool = False):
+        """Begin a snapshot of layers; `light`: copy no arrays, of which only paths are wanted."""
         self.layers = {id(layer): name for name, layer in layers.items()}
+        self.light = light
         self.arrays: dict[str, np.ndarray] = {}
+        self.constants: dict[str, Any] = {}  # what can only be compared, by digest
+        self.simulated: list[tuple[dict[str, Any], np.ndarray, str]] = []  # views of foreign memory
+        self.fields: list[np.ndarray] = []  # MuJoCo's memory that is in the snapshot
         # First path and object, by id; the reference keeps the object alive, so that its id stays unique.
         self.seen: dict[int, tuple[str, Any]] = {}
 
@@ -339,12 +489,19 @@ class _Writer:
         """
         if value is None or type(value) in (bool, int, float, str):
             return value
+        if type(value) in _EXACT:
+            with contextlib.suppress(TypeError):  # of a time zone, such as files do not hold
+                return {"value": encode(value)}
+        if type(value) in (bytes, bytearray):
+            self.keep(np.frombuffer(bytes(value), np.uint8), path)
+            return {type(value).__name__: path}
         if id(value) in self.layers:
             return {"same": self.layers[id(value)]}
         if isinstance(value, np.str_):
             return {"text": str(value)}
         if isinstance(value, np.ndarray | np.generic):
-            return self.array(value, path)
+            is_known = type(value) is np.ndarray or isinstance(value, np.generic)
+            return self.array(value, path) if is_known and _has_bytes(value) else self.constant(value, path)
         for kind, (read, _) in _RANDOM.items():
             if type(value) is kind:
                 return {"random": self.value(read(value), path)}
@@ -352,7 +509,11 @@ class _Writer:
             return {"tuple": self.parts(value, path)}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return {"fields": [_type_name(value), self.parts(value, path)]}
-        if type(value) in (list, dict, collections.deque):
+        if type(value) is frozenset:
+            return {"frozenset": self.parts(value, path)}
+        if type(value) in _ITERATORS:
+            return {"iterator": [type(value).__name__, self.value(_open(value), path)]}
+        if type(value) in (list, dict, set, collections.deque):
             first, _ = self.seen.setdefault(id(value), (path, value))
             if first != path:
                 return {"same": first}
@@ -365,7 +526,9 @@ class _Writer:
         if isinstance(value, enum.Enum):
             return {"member": [_type_name(value), value.name]}
         if _is_mujoco(value, "MjModel"):
-            self.arrays[path] = np.concatenate([field.ravel() for field in _parameters(value).values()])
+            fields = [*_parameters(value).values()]
+            self.fields += fields
+            self.arrays[path] = np.concatenate([field.ravel() for field in fields])
             return {"model": path}
         if (owner := _owner(value)) is not None:
             return {"bound": [getattr(value, "__name__", ""), self.value(owner, f"{path}.of")]}
@@ -377,39 +540,93 @@ class _Writer:
             return {"fixed": name}
         if _is_mujoco(value, "MjData"):
             return {"mujoco": self.mujoco(value, path)}
-        if _is_plain(value):
+        if _is_plain(value) or isinstance(value, gym.Env | VectorEnv):
             known = self.seen.get(id(value))
             return (
                 {"same": known[0]} if known else {"thing": [_type_name(value), self.attributes(value, path)]}
             )
-        raise _NotCapturable(f"{path} ({type(value).__name__}) is neither a number nor an array")
+        return self.constant(value, path)
+
+    def constant(self, value: Any, path: str) -> dict[str, Any]:
+        """Return the data of a value that can be compared and not restored, such as a table.
+
+        Raises _NotCapturable for a value that cannot be compared either.
+        """
+        try:
+            digest = _digest(value)
+        except Exception:
+            kind = type(value).__name__ + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
+            raise _NotCapturable(f"{path} ({kind}) is neither a number nor an array") from None
+        self.constants[digest] = value
+        return {"constant": [_type_name(value), digest]}
+
+    def keep(self, array: np.ndarray, path: str) -> None:
+        """Put a copy of an array into the snapshot."""
+        self.arrays[path] = array if self.light else np.array(array)
 
     def parts(self, values: Iterable[Any], path: str) -> list[Any]:
         """Return the data of several values."""
         return [self.value(part, f"{path}.{i}") for i, part in enumerate(values)]
 
-    def array(self, value: np.ndarray | np.generic, path: str) -> dict[str, str]:
+    def array(self, value: np.ndarray | np.generic, path: str) -> dict[str, Any]:
         """Return the data of a scalar or array; one array under two names is stored once.
 
-        Raises _NotCapturable for views, arrays of objects and subclasses of arrays, which may hold more.
+        Of a view, the array is stored of which it is a part, and the place there. A view of MuJoCo's memory
+        is made again by a reset, and the model and the data are restored on their own.
+
+        Raises _NotCapturable for other views of foreign memory, and for parts of an array of another kind.
         """
-        if not isinstance(value, np.generic) and type(value) is not np.ndarray:
-            raise _NotCapturable(f"{path} is a {type(value).__name__}")
-        if value.dtype.kind not in "biufc":
-            raise _NotCapturable(f"{path} is an array of {value.dtype}")
-        if isinstance(value, np.ndarray):
-            owner: Any = value
-            while isinstance(owner.base, np.ndarray):
-                owner = owner.base
-            if owner.base is not None and value.flags.writeable:
+        if isinstance(value, np.generic):
+            self.store(np.asarray(value), path)
+            return {"scalar": path}
+        owner: Any = value
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        if owner.base is not None:
+            if not value.flags.writeable:
+                owner = value
+            elif type(owner.base).__name__ == "PyCapsule":
+                data: dict[str, Any] = {"simulated": [value.dtype.str, list(value.shape)]}
+                self.simulated.append((data, value, path))
+                return data
+            else:
                 raise _NotCapturable(f"{path} is a view of foreign memory")
-            first, seen = self.seen.setdefault(id(owner), (path, value))
-            if first != path:
-                if seen is not value:
-                    raise _NotCapturable(f"{path} and {first} share memory")
-                return {"array": first}
-        self.arrays[path] = np.array(value)
-        return {("array" if isinstance(value, np.ndarray) else "scalar"): path}
+        known = id(owner) in self.seen
+        first, _ = self.seen.setdefault(id(owner), (path if owner is value else f"{path}.whole", owner))
+        if owner is value:
+            if not known:
+                self.store(value, path)
+            return {"array": first}
+        flags = owner.flags
+        if (
+            type(owner) is not np.ndarray
+            or not _has_bytes(owner)
+            or not (flags.c_contiguous or flags.f_contiguous)
+        ):
+            raise _NotCapturable(f"{path} is a part of a {type(owner).__name__} of {owner.dtype}")
+        if not known:
+            self.store(owner, first)
+        start, whole = (of.__array_interface__["data"][0] for of in (value, owner))
+        descr, layout = np.lib.format.dtype_to_descr(value.dtype), [start - whole, list(value.strides)]
+        return {"view": [first, descr, list(value.shape), *layout, bool(value.flags.writeable)]}
+
+    def finish(self) -> None:
+        """Find out which views of foreign memory are MuJoCo's and in the snapshot; compare the others."""
+        for data, value, path in self.simulated:
+            if not any(np.may_share_memory(value, field) for field in self.fields):
+                data.clear()
+                data |= self.constant(value, path)
+
+    def store(self, array: np.ndarray, path: str) -> None:
+        """Put an array into the snapshot; one that is not of numbers as bytes, with its dtype and shape."""
+        if array.dtype.kind in _NUMERIC:
+            self.keep(array, path)
+            return
+        self.keep(np.frombuffer(array.tobytes("A"), np.uint8), path)
+        is_turned = not array.flags.c_contiguous and array.flags.f_contiguous
+        about = np.lib.format.dtype_to_descr(array.dtype), list(array.shape), is_turned
+        descr = json.dumps(about)
+        self.keep(np.frombuffer(descr.encode(), np.uint8), f"{path}{_CODE}")
 
     def mujoco(self, data: Any, path: str) -> str:
         """Capture MuJoCo's integration state (with the solver's warm start) and the derived quantities.
@@ -418,10 +635,13 @@ class _Writer:
         before it steps, and these positions are one substep old.
         """
         mujoco: Any = sys.modules["mujoco"]
+        if self.light:
+            return path
         state = np.empty(mujoco.mj_stateSize(data.model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(data.model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         self.arrays[f"{path}.state"] = state
         for name, field in _derived(data).items():
+            self.fields.append(field)
             self.arrays[f"{path}.derived.{name}"] = field.copy()
         return path
 
@@ -448,13 +668,23 @@ def _parameters(model: Any) -> dict[str, np.ndarray]:
     }
 
 
+def _as_descr(data: Any) -> Any:
+    """Return a dtype's description as NumPy reads it: JSON has made lists of its tuples."""
+    if isinstance(data, str):
+        return data
+    return [(name, _as_descr(kind), *map(tuple, shape)) for name, kind, *shape in data]
+
+
 class _Reader:
     """Restores what `_Writer` wrote."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self.arrays = arrays
+    def __init__(self, arrays: dict[str, np.ndarray], layers: dict[str, Any] | None = None):
+        """Begin to restore `layers`, an attribute of which may be another one, from these arrays."""
+        self.arrays, self.layers = arrays, layers or {}
+        self.things: dict[str, list[Any]] | None = None  # objects after a reset, by class
+        self.constants: dict[str, Any] | None = None  # what can only be compared, by digest
         self.made: dict[str, np.ndarray] = {}
-        self.objects: dict[str, Any] = {}  # layers, objects and lists by their first path
+        self.objects: dict[str, Any] = dict(self.layers)  # layers, objects and lists by their first path
         self.filled: set[int] = set()  # ids of the objects that were restored already
 
     def attributes(self, layer: Any, saved: dict[str, Any], path: str) -> None:
@@ -480,11 +710,30 @@ class _Reader:
             return data
         ((kind, content),) = data.items()
         if kind == "array":
-            if content not in self.made:
-                self.made[content] = self.arrays[content].copy()
-            return self.made[content]
+            return self.array(content)
+        if kind == "view":
+            first, descr, shape, offset, strides, is_writeable = content
+            dtype, whole = np.lib.format.descr_to_dtype(_as_descr(descr)), self.array(first)
+            memory: Any = whole if whole.flags.c_contiguous else whole.T
+            made = np.ndarray(shape, dtype, memory, offset, strides)
+            made.flags.writeable = is_writeable
+            return made
+        if kind == "simulated":
+            dtype, shape = content
+            if not isinstance(old, np.ndarray) or [old.dtype.str, list(old.shape)] != [dtype, shape]:
+                raise _NotCapturable(f"{path} is a view of MuJoCo's memory, which a reset does not put there")
+            return old
         if kind == "scalar":
-            return self.arrays[content][()]
+            return self.array(content)[()]
+        if kind == "value":
+            return decode(content)
+        if kind in ("bytes", "bytearray"):
+            return (bytes if kind == "bytes" else bytearray)(self.arrays[content].tobytes())
+        if kind == "frozenset":
+            return frozenset(self.parts(content, None, path))
+        if kind == "iterator":
+            name, inside = content
+            return _close(name, self.value(inside, None, path))
         if kind == "text":
             return np.str_(content)
         if kind == "same":
@@ -493,9 +742,19 @@ class _Reader:
             return self.objects[content]
         if kind == "tuple":
             return tuple(self.parts(content, old, path))
-        if kind in ("list", "deque", "dict"):
+        if kind in ("list", "deque", "dict", "set"):
             self.objects[path] = made = self.container(kind, content, old, path)
             return made
+        if kind == "constant":
+            saved_type, digest = content
+            if saved_type == _type_name(old) and digest == _digest(old):
+                return old
+            self.constants = _find_constants(self.layers) if self.constants is None else self.constants
+            if digest not in self.constants:
+                raise _NotCapturable(f"{path} ({saved_type}) holds something else after a reset")
+            return self.constants[digest]
+        if kind == "thing":
+            old = self.find_thing(content[0], old, path)
         if old is None:
             raise _NotCapturable(f"a {kind} that existed when it was saved does not exist after a reset")
         if kind in ("thing", "fields", "member"):
@@ -524,8 +783,6 @@ class _Reader:
         if kind == "random":
             _RANDOM[type(old)][1](old, self.value(content, None, path))
         elif kind == "thing":
-            if id(old) in self.filled:
-                raise _NotCapturable("two objects that differed when it was saved are one after a reset")
             self.filled.add(id(old))
             self.objects[path] = old
             self.attributes(old, content, path)
@@ -539,10 +796,55 @@ class _Reader:
             raise _NotCapturable("an earlier version wrote it in another way")
         return old
 
+    def array(self, path: str) -> np.ndarray:
+        """Return an array of the snapshot, the same one at each call."""
+        if path not in self.made:
+            made = self.arrays[path].copy(order="K")
+            if (code := self.arrays.get(f"{path}{_CODE}")) is not None:
+                descr, shape, is_turned = json.loads(code.tobytes())
+                dtype = np.lib.format.descr_to_dtype(_as_descr(descr))
+                made = np.ndarray(shape, dtype, bytearray(made.tobytes()), order="F" if is_turned else "C")
+                made = made.copy(order="K")
+            self.made[path] = made
+        return self.made[path]
+
+    def find_thing(self, name: str, old: Any, path: str) -> Any:
+        """Return the object that becomes the saved one: that at its place, if it is of the class and free.
+
+        Otherwise another one of its class, which no saved object is yet, or a copy of one: lists may hold
+        objects in another order, or more of them, than after a reset.
+        """
+        if old is not None and _type_name(old) == name and id(old) not in self.filled:
+            return old
+        if self.things is None:
+            found = _Writer(self.layers, light=True)
+            with contextlib.suppress(_NotCapturable):
+                for layer_name, layer in self.layers.items():
+                    found.attributes(layer, layer_name)
+            self.things = collections.defaultdict(list)
+            for _, thing in found.seen.values():
+                self.things[_type_name(thing)].append(thing)
+        like = self.things.get(name, [])
+        for thing in like:
+            if id(thing) not in self.filled:
+                return thing
+        if like:
+            try:
+                made = copy.deepcopy(like[0], {id(layer): layer for layer in self.layers.values()})
+            except Exception as problem:
+                raise _NotCapturable(f"{path} cannot be copied ({problem})") from problem
+            like.append(made)
+            return made
+        if old is None or _type_name(old) != name:
+            return old
+        raise _NotCapturable("two objects that differed when it was saved are one after a reset")
+
     def container(self, kind: str, content: list[Any], old: Any, path: str) -> Any:
         """Restore a list, deque or dict; its elements are restored into those of `old`."""
         if kind == "list":
             return self.parts(content, old, path)
+        if kind == "set":
+            return set(self.parts(content, None, path))
         if kind == "deque":
             if not isinstance(old, collections.deque):  # a snapshot does not hold its greatest length
                 raise _NotCapturable(f"{path} is a deque, which a reset does not put there")
@@ -565,7 +867,7 @@ class _Reader:
 
     def space(self, space: gym.Space, content: list[Any], path: str) -> None:
         """Restore the random generators of a space and its parts."""
-        spaces = [*_iterate_spaces(space)]
+        spaces = [*iterate_spaces(space)]
         if len(spaces) != len(content):
             raise _NotCapturable(f"{path} is another space now")
         for part, state in zip(spaces, content, strict=True):

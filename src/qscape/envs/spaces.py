@@ -13,6 +13,7 @@ from qscape.envs.native import GymnasiumEnv
 from qscape.errors import BrokenEnv, Mismatch, UnfitEnv, WrongEnv
 
 LARGEST_PRODUCT = 500_000  # actions of a product of discrete sets in a table
+DARKEST = 128  # an image has a bound of at least this
 ENDLESS = 1e30  # a bound from here on, or from half of what its dtype holds, is finite by name only
 
 
@@ -173,8 +174,14 @@ def index_sizes(space: spaces.Space, index_actions: bool) -> dict[str, Any]:
 
 
 def is_image(space: spaces.Space) -> bool:
-    """Return whether an observation is an image, a uint8 Box with at least two axes."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2
+    """Return whether an observation is an image, a uint8 Box with at least two axes and bounds of bytes.
+
+    With smaller bounds it is a board, whose numbers are kinds of pieces: a vector. Divided by 255 they would
+    hardly differ.
+    """
+    if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2):
+        return False
+    return int(space.high.max(initial=0)) >= DARKEST
 
 
 def make_flatten(
@@ -201,7 +208,7 @@ def make_flatten(
         raise UnfitEnv(f"{env_id} has an empty observation: an agent needs at least one number")
     if isinstance(space, spaces.Box):
         kind = np.uint8 if as_bytes and is_image(space) else np.float32
-        return size, lambda observation, rows: _to_numbers(observation, kind, env_id).reshape(rows, size)
+        return size, lambda observation, rows: to_numbers(observation, kind, env_id).reshape(rows, size)
 
     def flatten(observation: Any, rows: int) -> np.ndarray:
         columns = []
@@ -209,13 +216,13 @@ def make_flatten(
             value = observation
             for key in path:
                 value = value[key]
-            columns.append(_to_numbers(value, np.float32, env_id).reshape(rows, -1))
+            columns.append(to_numbers(value, np.float32, env_id).reshape(rows, -1))
         return np.concatenate(columns, axis=1)
 
     return size, flatten
 
 
-def _to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
+def to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
     """Return an observation as a new array of dtype `kind`; BrokenEnv if that would lose something."""
     array = np.asarray(observation)
     if array.dtype.kind in "cSUVMm" or isinstance(observation, np.ma.MaskedArray):

@@ -17,6 +17,7 @@ from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import batch_space
 
 from qscape.envs.answers import pack_infos
+from qscape.envs.outside import Outside
 from qscape.errors import Mismatch, MissingPackage, QscapeError, UnknownName, UnmakeableEnv, describe
 from qscape.system import safe_path, start_method
 
@@ -51,8 +52,8 @@ class Workers(AsyncVectorEnv):
             super().__init__(env_fns, context=start_method(), worker=_work, autoreset_mode=autoreset_mode)
             stack.pop_all()
 
-    def apply(self, function: Callable[[gym.Env, int, Any], Any], given: Sequence[Any] | None = None) -> Any:
-        """Call `function(environment, index, argument)` in every process; return the results, in order.
+    def apply(self, function: Callable[["Reached", Any], Any], given: Sequence[Any] | None = None) -> Any:
+        """Call `function(reached, argument)` in every process; return the results, in order.
 
         Args:
             function: a function of a module; it must not raise an error.
@@ -125,28 +126,35 @@ class Workers(AsyncVectorEnv):
             )
 
 
-class _Reached(gym.Wrapper):
-    """The environment inside its process: `Workers.apply` reaches it, and its errors can be sent."""
+class Reached(gym.Wrapper):
+    """The environment inside its process: `Workers.apply` reaches it, and its errors can be sent.
+
+    Attributes:
+        index: its number.
+        outside: what it keeps outside its instance.
+        constants: what `snapshot.remember` found.
+    """
 
     given: Any = None  # `Workers.apply` sets it
+    constants: dict[str, Any] | None = None
 
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
-        self.index = index
+        self.index, self.outside = index, Outside(env)
 
-    def apply(self, function: Callable[[gym.Env, int, Any], Any]) -> Any:
-        """Call a function with the environment, its index and what was given."""
-        return function(self.env, self.index, self.given)
+    def apply(self, function: Callable[["Reached", Any], Any]) -> Any:
+        """Call a function with this environment and what was given."""
+        return function(self, self.given)
 
-    def reset(self, **options: Any) -> Any:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """Reset the environment."""
         with _sendable_errors():
-            return self.env.reset(**options)
+            return self.outside.reset(self.env, seed)
 
     def step(self, action: Any) -> Any:
         """Step the environment."""
         with _sendable_errors():
-            observation, reward, terminated, truncated, info = self.env.step(action)
+            observation, reward, terminated, truncated, info = self.outside.call(self.env.step, action)
             if terminated or truncated:  # they are sent after the reset, which may write to their arrays
                 observation, info = copy.deepcopy((observation, info))
             return observation, reward, terminated, truncated, info
@@ -170,7 +178,7 @@ def _work(index: int, env_fn: Callable[[], gym.Env], pipe: Any, *rest: Any) -> N
     with contextlib.suppress(BrokenPipeError):  # the process that trains has ended
         try:
             with _sendable_errors():
-                env = _Reached(env_fn(), index)
+                env = Reached(env_fn(), index)
         except (QscapeError, WorkerError) as problem:
             _, _, errors, *_ = rest
             pipe.recv()  # the first command, which is answered by the error

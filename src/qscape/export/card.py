@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from qscape.errors import CannotRead, one_line
-from qscape.export.policy import OnnxCheck, PolicySource, describe
+from qscape.export.c_header import HeaderCheck
+from qscape.export.policy import CHECKED, OnnxCheck, PolicySource, describe
 from qscape.inspect.store import write_atomically
 from qscape.report import intervals
 from qscape.run.folder import origin
@@ -19,14 +20,19 @@ from qscape.sealed import read_json
 from qscape.values import decode_args
 
 
-def write_card(source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
+def write_card(
+    source: PolicySource,
+    files: Sequence[Path],
+    checked: OnnxCheck | None = None,
+    header: HeaderCheck | None = None,
+) -> Path:
     """Write FILE.md beside the first of the exported files and return its path.
 
     Raises:
         RunError: the file cannot be written.
     """
     card = files[0].with_suffix(".md")
-    write_atomically(card, render_card(source, files, checked).encode())
+    write_atomically(card, render_card(source, files, checked, header).encode())
     return card
 
 
@@ -42,7 +48,11 @@ def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
 
 
 def render_card(
-    source: PolicySource, files: Sequence[Path], checked: OnnxCheck | None, further: Sequence[str] = ()
+    source: PolicySource,
+    files: Sequence[Path],
+    checked: OnnxCheck | None = None,
+    header: HeaderCheck | None = None,
+    further: Sequence[str] = (),
 ) -> str:
     """Render the card in Markdown, with the header that model hubs read.
 
@@ -83,6 +93,7 @@ def render_card(
         "",
         *(["## Files", "", *(f"- `{file.name}`" for file in files)] if files else []),
         *_describe_check(checked),
+        *(["", f"The header in C: {describe_header(header)}."] if header else []),
         "",
         *_usage_example(files, about, masks.entries if masks else None),
         "## Agent",
@@ -178,6 +189,15 @@ def _describe_check(checked: OnnxCheck | None) -> list[str]:
         f"observations (the library differs from itself, single against batched, by {checked.rounding:.1e}). "
         f"One action took {checked.p50:.3f} ms (p50), {checked.p99:.3f} ms (p99), on one core.",
     ]
+
+
+def describe_header(header: HeaderCheck) -> str:
+    """Describe the check of a header in C, and the memory that it needs."""
+    if header.difference is None:
+        said = "not compared with the library, because there is no C compiler here"
+    else:
+        said = f"largest difference {header.difference:.1e} on {CHECKED:,} observations"
+    return f"{said}; {header.constant_bytes:,} bytes of constants, {header.stack_bytes:,} bytes of stack"
 
 
 def _usage_example(files: Sequence[Path], about: dict[str, Any], valid: int | None) -> list[str]:

@@ -28,21 +28,29 @@ def to_onnx(
     metadata: dict[str, str],
     name: str = "policy",
     actions: int | None = None,
+    memory: int | None = None,
 ) -> onnx.ModelProto:
     """Convert `function`, from "observation" float32 [batch, size] to "action" [batch, ...].
+
+    With a memory, two arguments follow the observation, "memory" float32 [batch, memory] and "start" bool
+    [batch, 1], and the function returns the next memory too, "next_memory".
 
     Args:
         function: a jax function of a batch of observations.
         size: length of an observation.
         metadata: strings stored in the file.
         name: name of the graph.
-        actions: length of a second argument "action_mask", bool [batch, actions]; None: there is none.
+        memory: length of a memory; None: there is none.
+        actions: length of a further argument "action_mask", bool [batch, actions]; None: there is none.
 
     Raises:
         UsageError: the function uses an operation without a conversion to ONNX.
     """
     (batch,) = symbolic_shape("batch")
     inputs = {"observation": (size, jnp.float32, TensorProto.FLOAT)}
+    if memory is not None:
+        inputs["memory"] = (memory, jnp.float32, TensorProto.FLOAT)
+        inputs["start"] = (1, jnp.bool_, TensorProto.BOOL)
     if actions is not None:
         inputs["action_mask"] = (actions, jnp.bool_, TensorProto.BOOL)
     try:
@@ -54,9 +62,10 @@ def to_onnx(
             f"this policy's code needs the batch size, which an ONNX file leaves open ({problem})."
         ) from problem
     graph = Graph(batch, TABLE | CONTROL, CALLS)
-    (result,) = graph.run(traced, [GraphArray(name, (batch, width)) for name, (width, *_) in inputs.items()])
-    (aval,) = traced.out_avals
-    graph.node("Identity", [graph.whole(result, aval)], out="action")
+    results = graph.run(traced, [GraphArray(name, (batch, width)) for name, (width, *_) in inputs.items()])
+    outputs = dict(zip(("action", "next_memory"), zip(results, traced.out_avals, strict=True), strict=False))
+    for out, (result, aval) in outputs.items():
+        graph.node("Identity", [graph.whole(result, aval)], out=out)
     dims = lambda shape: ["batch" if d is batch or str(d) == "batch" else int(d) for d in shape]  # noqa: E731
     made = helper.make_graph(
         graph.nodes,
@@ -65,7 +74,10 @@ def to_onnx(
             helper.make_tensor_value_info(given, kind, ["batch", width])
             for given, (width, _, kind) in inputs.items()
         ],
-        [helper.make_tensor_value_info("action", element_type(aval.dtype), dims(aval.shape))],
+        [
+            helper.make_tensor_value_info(out, element_type(aval.dtype), dims(aval.shape))
+            for out, (_, aval) in outputs.items()
+        ],
         graph.constants,
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)

@@ -75,7 +75,7 @@ class Graph:
             return list(outputs) if equation.primitive.multiple_results else [outputs]
         if primitive in RANDOM:
             raise Unexportable(
-                "this policy samples its actions, which an ONNX file cannot do; export a deterministic one."
+                "this policy samples its actions, which a file cannot do; export a deterministic one."
             )
         if primitive not in self.conversions:
             raise Unexportable(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")

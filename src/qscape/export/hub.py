@@ -193,7 +193,7 @@ def _render(source: PolicySource, repository: str, pictures: list[Path]) -> str:
     lines = ["```python", "import qscape as qs", "", f'model = qs.load("hub:{repository}")', "```", ""]
     for picture in pictures:
         lines += [f"![{SAYS[picture.stem]}]({PICTURES}/{picture.name})", ""]
-    return render_card(source, [], None, lines)
+    return render_card(source, [], further=lines)
 
 
 # --- from the hub to here -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import jax
@@ -29,12 +29,16 @@ from qscape.envs.spaces import ActionBox, FactoredActions
 from qscape.errors import Inexact, MissingPackage, OutOfRange, Taken, Unexportable
 from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
+from qscape.report import changed_lag
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, rollouts
 from qscape.run.folder import read_record
 from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating, evaluation_key
 from qscape.tracking import track
+
+if TYPE_CHECKING:  # of the extra `export`
+    import onnx
 
 CHECKED = 1_000  # observations on which file and library are compared
 TOLERANCE = 1e-5  # largest accepted difference of an action, as a share of half its range
@@ -63,18 +67,27 @@ class PolicySource:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnnxCheck:
-    """Comparison of an ONNX model with the library.
+class ExportCheck:
+    """Comparison of an exported policy with the library.
 
     Attributes:
         difference: the largest absolute difference of an action, in the environment's units.
         rounding: the library's largest difference from itself, one observation at a time against one batch.
-        p50: median time for one observation on one core, in milliseconds.
-        p99: 99% quantile of that time.
     """
 
     difference: float
     rounding: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxCheck(ExportCheck):
+    """Comparison of an ONNX model with the library, and its speed.
+
+    Attributes:
+        p50: median time for one observation on one core, in milliseconds.
+        p99: 99% quantile of that time.
+    """
+
     p50: float
     p99: float
 
@@ -96,7 +109,10 @@ def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: i
     record = read_record(folder)
     if record["env"] == RECORDED:  # trained on a dataset without an environment to act in
         return PolicySource(folder, record, loaded, [], read(record["dataset"]).observation)
-    done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    try:
+        done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    finally:
+        loaded.adapter.close()
     return PolicySource(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
@@ -131,30 +147,52 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
 # --- the function ------------------------------------------------------------------------------------
 
 
-def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Array]:
+def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Any]:
     """Return the policy as a function from raw observations [B, S] to actions in the environment's units.
 
     Normalisation and action scaling are inside. Of a task whose critics see more than its actor, the function
-    takes the actor's part. Of a task with masks it takes a second array [B, n], the masks as the environment
+    takes the actor's part. Of a task with masks it takes a further array [B, n], the masks as the environment
     gives them: an entry for each action, or for each value of each factor of a product.
+
+    Of an agent that sees more of the past it takes, behind the observations, a memory [B, W] and where
+    episodes start [B, 1], and returns (actions, the next memory): see `qscape.envs.lag.RowStack`.
     """
     agent, convert = loaded.programs.agent, make_action_map(loaded.adapter)
     spec, masks = loaded.adapter.spec, loaded.adapter.masks
     if spec.mask is not None:  # a file takes the mask as it is, not packed
         agent = dataclasses.replace(agent, spec=dataclasses.replace(spec, mask=spec.mask.unpacked))
 
-    def policy(obs: Float[Array, "B S"], valid: Bool[Array, "B n"] | None = None) -> Array:
-        if spec.actor_size is not None:  # the normaliser knows whole observations
-            rest = jnp.zeros((obs.shape[0], spec.observation_size - spec.actor_size))
-            obs = jnp.concatenate([obs, rest], axis=1)
+    (whole, seen), stack = loaded.adapter.raw_sizes, loaded.adapter.stack
+
+    def fill(obs: Float[Array, "B S"], valid: Bool[Array, "B n"] | None) -> Array:
+        """Return rows with zeros for what critics alone see, and masks."""
+        if whole > seen:  # the normaliser knows whole observations
+            obs = jnp.concatenate([obs, jnp.zeros((obs.shape[0], whole - seen))], axis=1)
         if masks is not None:
             assert valid is not None
             obs = jnp.concatenate([obs, masks.to_rows(valid).astype(jnp.float32)], axis=1)
-        first = jnp.ones(obs.shape[0], bool)
-        action, _, _ = agent.act(loaded.acting, None, obs, first, 0, evaluation_key(), "evaluate")
-        return convert(action)
+        return obs
 
-    return policy
+    def act(rows: Array) -> Array:
+        first = jnp.ones(rows.shape[0], bool)
+        return agent.act(loaded.acting, None, rows, first, 0, evaluation_key(), "evaluate")[0]
+
+    def policy(obs: Float[Array, "B S"], valid: Bool[Array, "B n"] | None = None) -> Array:
+        return convert(act(fill(obs, valid)))
+
+    def remembering(
+        obs: Float[Array, "B S"],
+        memory: Float[Array, "B W"],
+        start: Bool[Array, "B 1"],
+        valid: Bool[Array, "B n"] | None = None,
+    ) -> tuple[Array, Array]:
+        assert stack is not None
+        rows, held = stack.see(fill(obs, valid), memory, start[:, 0], jnp)
+        action = act(rows)
+        chosen = make_action_map(loaded.adapter, units=False)(action)
+        return convert(action), stack.remember(held, chosen, jnp)
+
+    return policy if stack is None else remembering
 
 
 def action_space(adapter: EnvAdapter) -> gym.Space:
@@ -162,21 +200,27 @@ def action_space(adapter: EnvAdapter) -> gym.Space:
     return getattr(adapter.env, "single_action_space", None) or adapter.env.action_space  # type: ignore[union-attr]
 
 
-def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
+def make_action_map(adapter: EnvAdapter, units: bool = True) -> Callable[[Array], Array]:
     """Return the map from [-1, 1]^A to the environment's actions as a jax function; float32 or int32.
 
-    Levels of a Box (`action_levels`) become numbers in its units, which the environment without them takes.
+    `units`: levels of a Box (`action_levels`) become numbers in its units, which the environment without them
+    takes.
     """
     space, table = action_space(adapter), adapter.spec.table
     if (factored := FactoredActions.from_space(space)) is not None:
         convert = factored.from_unit if adapter.spec.factors is None else factored.from_indices
-        if isinstance(space, LevelSpace):
+        if isinstance(space, LevelSpace) and units:
             return lambda action: space.to_units(convert(action), np.float32)
         return lambda action: convert(action).astype(jnp.int32)
     start = int(getattr(space, "start", 0))
     if table is not None:
         search = ActionTable(table)
-        return lambda action: search.nearest(action)[:, 0] + start
+
+        def to_index(action: Array) -> Array:
+            found = search.nearest(action)[:, 0]
+            return jnp.where(found < len(table), found, 0) + start  # of NaN the first, as in the library
+
+        return to_index
     if not isinstance(space, gym.spaces.Box):  # the action is an index already
         return lambda action: jnp.round(action[:, 0]).astype(jnp.int32) + start
     box = ActionBox.from_space(space, np.float32)
@@ -215,7 +259,8 @@ def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
     Input "observation" float32 [batch, S], and of a task with masks "action_mask" bool [batch, n]; output
-    "action" [batch, ...] in the environment's units.
+    "action" [batch, ...] in the environment's units. Of an agent that sees more of the past also "memory"
+    float32 [batch, W] and "start" bool [batch, 1], and "next_memory".
 
     Raises:
         UsageError: a package is missing, or the policy uses an operation without a conversion.
@@ -224,20 +269,32 @@ def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -
     try:
         import onnxruntime  # noqa: F401
 
-        from qscape.export.convert import to_onnx
+        model = make_onnx(source)
     except ImportError as problem:
         raise MissingPackage(
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
-    about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
-    masks = source.loaded.adapter.masks
-    actions = None if masks is None else masks.entries
-    size = source.loaded.adapter.spec.of_actor.observation_size
-    model = to_onnx(make_policy_function(source.loaded), size, about, actions=actions)
     data = model.SerializeToString()
     checked = check_onnx(data, source, tolerance)
     write_atomically(file, data)
     return checked
+
+
+def make_onnx(source: PolicySource) -> "onnx.ModelProto":
+    """Return the policy as an ONNX model; inputs and output as in `write_onnx`.
+
+    Raises:
+        ImportError: a package is missing.
+        UsageError: the policy uses an operation without a conversion.
+    """
+    from qscape.export.convert import to_onnx
+
+    about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
+    masks, stack = source.loaded.adapter.masks, source.loaded.adapter.stack
+    actions = None if masks is None else masks.entries
+    memory = None if stack is None else stack.width
+    function, size = make_policy_function(source.loaded), source.loaded.adapter.raw_sizes[1]
+    return to_onnx(function, size, about, actions=actions, memory=memory)
 
 
 def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) -> OnnxCheck:
@@ -252,36 +309,67 @@ def check_onnx(data: bytes, source: PolicySource, tolerance: float = TOLERANCE) 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    seconds = np.empty(CHECKED)
+
+    def act(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        batched = np.asarray(session.run(None, inputs)[0])
+        single = np.empty_like(batched)
+        for k in range(len(batched)):
+            begun = time.perf_counter()
+            answer, *_ = session.run(None, {name: rows[k : k + 1] for name, rows in inputs.items()})
+            seconds[k] = time.perf_counter() - begun
+            single[k] = np.asarray(answer)[0]
+        return [batched, single]
+
+    compared = compare(source, "ONNX model", act, tolerance)
+    p50, p99 = np.percentile(seconds * 1e3, [50, 99])
+    return OnnxCheck(compared.difference, compared.rounding, float(p50), float(p99))
+
+
+def compare(
+    source: PolicySource,
+    what: str,
+    act: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]],
+    tolerance: float = TOLERANCE,
+) -> ExportCheck:
+    """Compare an exported policy with the library, which sees 1,000 observations in one batch and one by one.
+
+    Args:
+        source: the policy.
+        what: the name of its other form, for the error.
+        act: returns the actions of that form [1000, ...], as often as it computes them, for inputs
+            [1000, size] by name, those of `write_onnx`.
+        tolerance: as in `check_onnx`.
+
+    Raises:
+        RunError: as `check_onnx`.
+    """
     obs = sample_observations(source)
     wanted = act_as_library(source.loaded, obs).astype(np.float64)
     one_by_one = track(range(len(obs)), "observations to check")
     alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in one_by_one])
-    spec, masks = source.loaded.adapter.spec, source.loaded.adapter.masks
-    given = {"observation": np.ascontiguousarray(obs[:, : spec.of_actor.observation_size])}
+    adapter = source.loaded.adapter
+    spec, masks, stack = adapter.spec, adapter.masks, adapter.stack
+    rows, memory = (obs, None) if stack is None else stack.split(obs)
+    inputs = {"observation": np.ascontiguousarray(rows[:, : adapter.raw_sizes[1]])}
+    if memory is not None:
+        inputs |= {"memory": memory, "start": np.zeros((len(obs), 1), bool)}
     if masks is not None:
         valid = np.asarray(masks.mask.unpack(jnp.asarray(obs[:, spec.observation_size :])))
-        given["action_mask"] = masks.from_rows(valid)
-    batched = np.asarray(session.run(None, given)[0])
-    single, seconds = np.empty_like(batched), np.empty(len(obs))
-    for k in range(len(obs)):
-        begun = time.perf_counter()
-        (answer,) = session.run(None, {name: rows[k : k + 1] for name, rows in given.items()})
-        seconds[k] = time.perf_counter() - begun
-        single[k] = np.asarray(answer)[0]
-    rounding = float(np.abs(alone - wanted).max())
-    difference = max(float(np.abs(actions - wanted).max()) for actions in (batched, single))
+        inputs["action_mask"] = masks.from_rows(valid)
+    flat = wanted.reshape(len(obs), -1)
+    models = [np.abs(actions.reshape(flat.shape) - flat) for actions in act(inputs)]
+    itself = np.abs(alone.reshape(flat.shape) - flat)
     half, rounded = _action_scale(source.loaded.adapter)
-    *models, itself = (np.abs(x - wanted).reshape(len(obs), -1) for x in (single, batched, alone))
-    off = np.maximum(*models)
+    off = np.maximum.reduce(models)
     if not (off <= tolerance * half + rounded).all():  # also where it is NaN
         raise Inexact(
-            f"{source.folder}: the ONNX model differs from the library by {np.max(off / half):.2g} of half "
+            f"{source.folder}: the {what} differs from the library by {np.max(off / half):.2g} of half "
             f"an action's range on {len(obs):,} observations, more than --tolerance {tolerance:.2g} (the "
             f"library differs from itself, single against batched, by {np.max(itself / half):.2g}); no file "
             "was written."
         )
-    p50, p99 = np.percentile(seconds * 1e3, [50, 99])
-    return OnnxCheck(difference, rounding, float(p50), float(p99))
+    return ExportCheck(float(off.max()), float(itself.max()))
 
 
 def _action_scale(adapter: EnvAdapter) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:
@@ -358,7 +446,8 @@ def describe(source: PolicySource) -> dict[str, Any]:
         "seed": record["seed"],
         "step": loaded.step,
         "policy": loaded.policy,
-        "observation": {"size": adapter.spec.of_actor.observation_size, "order": order},
+        "observation": {"size": adapter.raw_sizes[1], "order": order},
+        "lag": changed_lag(record),
         "action": {
             "shape": list(space.shape or ()),
             "dtype": str(space.dtype),

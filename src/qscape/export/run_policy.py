@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+LATE = ("action_delay", "observation_delay", "observation_noise", "dropout")  # what no environment does
 COPIES = 10  # of an environment that episodes run in, as in `qscape evaluate`
 
 
@@ -33,18 +34,34 @@ def load(file: str) -> tuple[ort.InferenceSession, dict]:
     return session, json.loads(session.get_modelmeta().custom_metadata_map["policy"])
 
 
-def act(session: ort.InferenceSession, observation: np.ndarray, valid: Any = None) -> np.ndarray:
+def act(
+    session: ort.InferenceSession, observation: np.ndarray, valid: Any = None, memory: dict | None = None
+) -> np.ndarray:
     """Return the action for one observation `[S]`, or the actions for a batch `[B, S]`.
 
     `valid` `[n]` or `[B, n]`: which actions are valid, as the environment says it, for a policy with masks;
-    without it all are.
+    without it all are. `memory`: for a policy that sees its past, an empty dict where an episode starts, and
+    that same dict, which this function changes, in each of its later steps.
     """
     rows = np.atleast_2d(np.asarray(observation, np.float32))
     given = {"observation": rows}
-    for mask in session.get_inputs()[1:]:
-        shape = len(rows), mask.shape[1]
-        given[mask.name] = np.ones(shape, bool) if valid is None else np.asarray(valid, bool).reshape(shape)
-    actions = np.asarray(session.run(None, given)[0])
+    for one in session.get_inputs()[1:]:
+        shape = len(rows), one.shape[1]
+        if one.name == "memory":
+            if memory is None:
+                raise ValueError(
+                    "this policy sees its past: pass memory={}, and that dict again in every step"
+                )
+            given["start"] = np.full((len(rows), 1), "past" not in memory)
+            given["memory"] = memory.get("past", np.zeros(shape, np.float32))
+        elif one.name == "action_mask":
+            given[one.name] = (
+                np.ones(shape, bool) if valid is None else np.asarray(valid, bool).reshape(shape)
+            )
+    actions, *past = session.run(None, given)
+    if past and memory is not None:
+        memory["past"] = past[0]
+    actions = np.asarray(actions)
     return actions if np.ndim(observation) == 2 else actions[0]
 
 
@@ -64,11 +81,12 @@ def flatten(observation: Any, order: list[dict]) -> np.ndarray:
 
 def read_mask(session: ort.InferenceSession, observation: Any, info: dict) -> np.ndarray | None:
     """Return which actions an environment says are valid; None for a policy without masks."""
-    if len(session.get_inputs()) == 1:
+    masks = [one for one in session.get_inputs() if one.name == "action_mask"]
+    if not masks:
         return None
     if "candidates" in info:
         rows = np.asarray(info["candidates"])
-        return np.isin(np.arange(session.get_inputs()[1].shape[1]), rows[rows >= 0])
+        return np.isin(np.arange(masks[0].shape[1]), rows[rows >= 0])
     return np.ravel(info["action_mask"] if "action_mask" in info else observation["action_mask"])
 
 
@@ -84,6 +102,13 @@ def make_env(about: dict, env_id: str) -> Any:
         ValueError: gymnasium is missing or cannot make it, or it has other observations or actions.
     """
     kwargs = about.get("make_args", about["env_args"]) if env_id == about["env"] else {}
+    lag = {name: value for name, value in about.get("lag", {}).items() if name in LATE}
+    if lag:
+        said = ", ".join(f"{name} {value}" for name, value in lag.items())
+        raise ValueError(
+            f"in training {about['env']} had {said}, and gymnasium alone makes it without: evaluate the run "
+            "with qscape, or call `act` where the world lags by itself"
+        )
     if re.search(r'{"\$\w+":', json.dumps(kwargs)):  # such as tuples and paths
         raise ValueError(f"{env_id} needs {kwargs}, which JSON cannot hold: make it yourself, and call `act`")
     try:
@@ -120,10 +145,10 @@ def run_episodes(
     for episode in range(episodes):
         env = envs[episode % len(envs)]
         observation, info = env.reset(seed=seed + episode if episode < len(envs) else None)
-        total, steps, over = 0.0, 0, False
+        total, steps, over, memory = 0.0, 0, False, {}
         while not over:
             valid = read_mask(session, observation, info)
-            action = act(session, flatten(observation, about["observation"]["order"]), valid)
+            action = act(session, flatten(observation, about["observation"]["order"]), valid, memory)
             observation, reward, terminated, truncated, info = env.step(
                 action if action.shape else action.item()
             )
@@ -167,12 +192,14 @@ def main() -> None:
             raise ValueError(f"it holds no rows of {size} numbers")
     except (OSError, ValueError, EOFError) as problem:
         parser.exit(2, f"{parser.prog}: {given.observations} cannot be read ({first_line(problem)}).\n")
-    for row, action in zip(rows, act(session, rows), strict=True):
+    for row, action in zip(
+        rows, act(session, rows, memory={}), strict=True
+    ):  # each as the first of an episode
         print(np.round(row, 3), "->", action)
-    seconds = []
+    seconds, memory = [], {}
     for _ in range(1_000):
         start = time.perf_counter()
-        act(session, rows[0])
+        act(session, rows[0], memory=memory)
         seconds.append(time.perf_counter() - start)
     print(f"one action takes {1e3 * np.median(seconds):.3f} ms")
 

@@ -21,7 +21,7 @@ from qscape.envs import EnvAdapter
 from qscape.errors import BadFile, CannotRead, Inexact, Mismatch, MissingPackage, NotFound
 from qscape.export.policy import TOLERANCE, action_space
 from qscape.run import folder as folders
-from qscape.run.adapters import open_adapters
+from qscape.run.adapters import open_adapter
 from qscape.run.engines.base import copy_buffers
 from qscape.run.plan import Plan, label
 from qscape.run.programs import act_evaluating
@@ -86,7 +86,7 @@ def convert_file(
         recipe, env, steps, env_args=args, settings=_read_settings(recipe, arrays, about), label=label(agent)
     )
     folders.refuse_taken(folder, overwrite)
-    adapter, _ = open_adapters(plan, agent)
+    adapter = open_adapter(plan, agent)
     _refuse_other_spaces(file, arrays, about, adapter)
     session = make_session(plan, agent, adapter)
     learner: Any = session.learner

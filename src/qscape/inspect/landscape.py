@@ -160,6 +160,8 @@ def _as_observation(trained: TrainedAgent, state: Any) -> Float[np.ndarray, " S"
         adapter = trained.make()
         try:
             rows, batched = adapter.observations(state, whole=True)
+            if adapter.stack is not None:  # as the first ones of episodes
+                rows = adapter.stack.begin(rows)
         finally:
             adapter.close()
         if batched:

@@ -15,6 +15,7 @@ from qscape.errors import Mismatch, MissingArgument, OutOfRange, UnfitEnv
 from qscape.inspect import geometry
 from qscape.inspect.trained_agent import ObservationNoise, TrainedAgent, require_distances, to_env_units
 from qscape.ops import spectrum
+from qscape.report import changed_lag
 from qscape.run.evaluation import SEED, Rollout
 from qscape.run.probes import PolicyEvaluation
 
@@ -149,6 +150,7 @@ def _describe_run(trained: TrainedAgent) -> dict[str, Any]:
         "label": record.get("label") or trained.agent.recipe,
         "env": record.get("env"),
         "env_args": record.get("env_args", {}),
+        **changed_lag(record),
         "dataset": record.get("dataset"),
         "seed": record.get("seed"),
         "step": trained.step,

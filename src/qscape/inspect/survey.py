@@ -191,8 +191,9 @@ class Surveyor:
         return np.asarray(self._slopes(rows, acting, obs)).reshape(action.shape)
 
     def _q(self, acting: ActingState, obs: Array, action: Array) -> Array:
-        # An image is encoded once for all actions.
-        rows = len(action) if self.agent.task.frame is None else 1
+        # An image is encoded once for all actions, and points are proposed once.
+        is_shared = self.agent.task.frame is not None or self.agent.representation.makes_points
+        rows = 1 if is_shared else len(action)
         obs = jnp.broadcast_to(obs, (rows, *obs.shape))
         return combine_heads(self.base, critic_values(self.agent, acting, obs, action))
 

@@ -19,7 +19,7 @@ from qscape.offpolicy.sockets import PartState, bind_critics
 from qscape.offpolicy.state import ActingState
 from qscape.run import saves
 from qscape.run.evaluation import SEED, ObservationFilter, Rollout, rollouts
-from qscape.run.folder import one_run, read_record
+from qscape.run.folder import one_run, read_plan, read_record
 from qscape.run.policy import load_policy, make_programs, read_acting
 from qscape.run.programs import Acts, evaluation_key
 from qscape.run.training import set_up_jax
@@ -171,11 +171,12 @@ def load_trained_agent(folder: Path | str, current: bool = False) -> TrainedAgen
     loaded = load_policy(folder, current=current)
     loaded.adapter.close()
 
-    agent = loaded.programs.agent
+    agent, lag = loaded.programs.agent, read_plan(folder).lag
 
     def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
         args = {**decode_args(record["env_args"]), **more}
-        adapter = make_adapter(record["env"], envs, args, seed=seed, index_actions=agent.index_actions)
+        about: Any = {"index_actions": agent.index_actions, "lag": lag, "alone": "--episodes 1"}
+        adapter = make_adapter(record["env"], envs, args, seed=seed, **about)
         adapter.arrange(loaded.adapter.spaces)
         return adapter
 

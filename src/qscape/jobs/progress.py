@@ -3,14 +3,15 @@
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from qscape.agents import flatten
+from qscape.envs.lag import Lag
 from qscape.errors import NoUpdate, QscapeError, Taken
+from qscape.jobs.pace import RemainingTime
 from qscape.jobs.pool import Failure
 from qscape.jobs.study import Row, Study
 from qscape.jobs.worker import Job
@@ -24,6 +25,7 @@ State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
 LOSSES = 3  # a run fails if it loses this many workers in a row without a new save
 # Fields of a plan, beside the settings, in which a run must equal the study's plan to count as its run.
 COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "probe")
+COMPARED += tuple(field.name for field in dataclasses.fields(Lag))
 
 
 def is_final(failure: Failure, losses: int) -> bool:
@@ -46,12 +48,11 @@ class RunProgress:
         job: the job that is left while the run is waiting; else None.
         step: environment steps made.
         score: return of the last evaluation; None before the first.
-        speed: steps per second since its worker was seen to learn; None before.
+        pace: its speed, of its worker or of the last one.
         why: the reason of a failure, or of a lost worker.
         began: whether the worker has begun the run.
         failure: the failure that the worker reported; the state changes once the worker has ended.
         losses: number of workers lost since the last save.
-        learns_since: the time and the event at which its worker was first seen to learn; None before.
     """
 
     row: Row
@@ -59,13 +60,11 @@ class RunProgress:
     job: Job | None = None
     step: int = 0
     score: float | None = None
-    speed: float | None = None
+    pace: RemainingTime = dataclasses.field(default_factory=RemainingTime)
     why: str = ""
     began: bool = False
     failure: Failure | None = None
     losses: int = 0
-    learns_since: tuple[float, ev.Progressed] | None = None
-    _last: ev.Progressed | None = None
 
     def refresh(self) -> None:
         """Read the state, the steps made, the last return and the job that is left from the run folder."""
@@ -119,29 +118,15 @@ class RunProgress:
             self.failure = event
         elif isinstance(event, ev.Started | ev.Progressed | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
             self.began, self.step = True, event.step
-            if isinstance(event, ev.Progressed):
-                self._measure(event)
-            elif isinstance(event, ev.Evaluated):
+            self.pace.take(event)
+            if isinstance(event, ev.Evaluated):
                 self.score = event.mean
             elif isinstance(event, ev.Saved):
                 self.losses = 0
 
-    def _measure(self, event: ev.Progressed) -> None:
-        """Set `speed`. It counts from updates on: random steps are faster, and updates are compiled first."""
-        now = time.monotonic()
-        if self.learns_since is None:
-            if self._last and event.updates > self._last.updates:
-                self.learns_since = now, event
-            self._last = event
-            return
-        since, first = self.learns_since
-        if now > since and event.step > first.step:
-            self.speed = (event.step - first.step) / (now - since)
-
     def _settle(self) -> None:
         """Set the state after the worker ended; reads the folder, which another process may have changed."""
         failure, self.failure = self.failure, None
-        self.learns_since = self._last = None
         began, self.began = self.began, False
         before = self._left()
         self.refresh()

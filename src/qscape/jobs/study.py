@@ -24,6 +24,7 @@ from qscape.data import read_origin
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import refuse_without_version
+from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import CannotWrite, NotFound, UnknownName, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
@@ -39,6 +40,7 @@ BUNDLED = Path(__file__).parent / "studies"
 ROWS = "study.json"  # in the folder of a study
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset", "envs")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "dataset", "steps", "budgets", "envs", "eval_episodes")
+LAG_KEYS = tuple(field.name for field in dataclasses.fields(Lag))  # further ones
 # Numbers in [budgets.NAME], with their smallest allowed values.
 NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}
 
@@ -110,18 +112,18 @@ def find_study(name: str) -> Path:
     return BUNDLED / f"{name}.toml"
 
 
-def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
+def read_study(file: Path, budget: str | None = None, runs: Path = Path("runs")) -> Study:
     """Read the runs of a study file. Code that it names must be trusted (see `qscape.trusted`).
 
     Args:
         file: the study file, in TOML.
-        budget: one of the file's budgets: quick, short, full or paper.
+        budget: one of the file's budgets: quick, short, full or paper. None: the only one, or else full.
         runs: the folder that holds the folders of studies.
 
     Raises:
         UsageError: the file cannot be read, or has an unknown name or value; the error names the line.
     """
-    if budget not in BUDGETS:
+    if budget not in (None, *BUDGETS):
         raise UnknownName(f"--budget is '{budget}'; it is one of {', '.join(BUDGETS)}.", field="budget")
     source = Source.read(file)
     source.check_keys((), ("name", "budgets", "agents", "environments"))
@@ -129,6 +131,8 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     if not name or "/" in name or name.startswith("."):
         raise source.error(("name",), f"name is {name!r}; it names a folder: no / and no . in front")
     budgets = {b: _budget(source, ("budgets", b)) for b in source.table(("budgets",), BUDGETS)}
+    if budget is None:
+        budget = next(iter(budgets)) if len(budgets) == 1 else "full"
     if budget not in budgets:
         known = f"only {', '.join(budgets)}" if budgets else "none at all"
         raise UnknownName(
@@ -264,17 +268,22 @@ def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]
 
 def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
     """Read an entry [[environments]]; make the environment once, to see that it exists and fits."""
-    source.table(path, ENVIRONMENT_KEYS)
+    source.table(path, ENVIRONMENT_KEYS + LAG_KEYS)
     env, args = source.get((*path, "id"), str), source.get((*path, "args"), dict, {})
     if env is None:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
+    lag = {key: value for key in LAG_KEYS if (value := _lag_field(source, (*path, key))) is not None}
     try:
         trusted.refuse_untrusted(trusted.list_code(env, args, ()), source.file)
         refuse_without_version(env)
-        adapter = make_adapter(env, env_args=args, index_actions=index_actions)
+        adapter = make_adapter(env, env_args=args, index_actions=index_actions, lag=Lag(**lag))
         adapter.close()
     except UsageError as problem:
         where = "args" if problem.field == "env_args" else "id"
+        if problem.field in lag:
+            where = str(problem.field)
+            why = str(problem).replace(f"--{where.replace('_', '-')}", f"environments.{where}")
+            raise source.error((*path, where), why, problem) from problem
         raise source.error((*path, where), f"environments.{where}: {problem}", problem) from problem
     numbers = {key: source.number((*path, key), 1) for key in ("envs", "eval_episodes")}
     dataset = anywhere(source.get((*path, "dataset"), str, ""))
@@ -283,9 +292,21 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
             read_origin(dataset)
     except UsageError as problem:
         raise source.error((*path, "dataset"), f"environments.dataset: {problem}", problem) from problem
-    fields = {"env": env, "env_args": args, "dataset": dataset}
+    fields: dict[str, Any] = {"env": env, "env_args": args, "dataset": dataset, **lag}
     fields |= {key: n for key, n in numbers.items() if n is not None}
     return Entry(path, fields, _steps(source, (*path, "steps")), adapter)
+
+
+def _lag_field(source: Source, path: Where) -> Any:
+    """Read a field of `Lag`; None if it is not there."""
+    usual, value = getattr(NO_LAG, str(path[-1])), source.at(path)
+    if type(usual) is int:
+        return source.get(path, int)
+    fits = type(value) is bool if type(usual) is bool else type(value) in (int, float)
+    if value is not None and not fits:
+        kind = "true or false" if type(usual) is bool else "a number"
+        raise source.error(path, f"{path[-1]} is {value!r}; it must be {kind}")
+    return value
 
 
 def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, Any]) -> Plan:

@@ -34,6 +34,7 @@ class Search:
         seeds: runs per trial, with the seeds 0, 1, ...
         metric: the objective of a trial: the last or the highest evaluation of its learning curve.
         seed: seed of the sampler.
+        journal: the file in which several processes share the trials; None: one process holds the folder.
     """
 
     plan: Plan
@@ -42,6 +43,7 @@ class Search:
     seeds: int = 1
     metric: Metric = "final"
     seed: int = 0
+    journal: Path | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return everything that must be equal for trials to belong to one search."""
@@ -51,6 +53,7 @@ class Search:
         fields |= {k: getattr(plan, k) for k in ("env", "steps", "eval_every", "eval_episodes")}
         fields["env_args"] = encode_args(plan.env_args)
         fields |= {"preset": plan.preset} if plan.preset else {}
+        fields |= plan.lag.changes
         fields |= flatten(plan.settings)
         fields |= {f"range of {r.field}": r.to_json() for r in self.ranges}
         return json.loads(json.dumps(fields))

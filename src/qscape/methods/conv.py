@@ -69,7 +69,8 @@ class Conv(Representation):
         return (
             f"conv needs images of at least {least} × {least} with one axis of channels at most, and these "
             f"are {spec.frame}; wrap it in gymnasium.wrappers.GrayscaleObservation, ResizeObservation and "
-            "FrameStackObservation, or set fewer conv.strides."
+            "FrameStackObservation, set fewer conv.strides, or, if they are boards, leave conv out and take "
+            "gymnasium.wrappers.FlattenObservation."
         )
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:

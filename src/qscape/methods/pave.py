@@ -83,6 +83,22 @@ class PAVE(Regulariser):
             notes.append("pave.sigma is in units of the normalised observation")
         return notes
 
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        """Say that returns are small beside the demanded curvature, which then decides what Q is.
+
+        From its peak to a bound of the action Q is to fall by δ / 2, whatever rewards are worth.
+        """
+        returned = abs(metrics.get("return", 0.0)) / metrics.get("reward_divisor", 1.0)
+        if not returned or not self.curvature or self.delta / 2 < SMALL * returned:
+            return None
+        divided = " (divided)" if "reward_divisor" in metrics else ""
+        return (
+            f"pave: returns of {returned:.3g}{divided} are small beside pave.delta = {self.delta:g}, the "
+            "curvature that it demands of Q, so critics may learn that and little of the rewards; if nothing "
+            "is learned, make pave.delta and pave.curvature smaller in the same proportion, or leave "
+            "reward_scale out."
+        )
+
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.table is None:
             return None
@@ -128,6 +144,7 @@ class PAVE(Regulariser):
         return total, {f"pave_{name}": value for name, value in metrics.items()} | {"pave_loss": total}
 
 
+SMALL = 0.02  # share of the return that the curvature may ask for without a word
 TERMS = ("mixed_partial", "vector_field", "curvature")
 
 

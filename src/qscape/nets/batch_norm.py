@@ -18,7 +18,7 @@ class Statistics(NamedTuple):
     """Running statistics of a layer's inputs.
 
     Attributes:
-        mean, variance: moving averages; the variance is the population's.
+        mean, variance: moving averages; the variance is the population's, unless the layer is `unbiased`.
         batches: how many batches were averaged.
     """
 
@@ -40,6 +40,7 @@ class BatchNorm(eqx.Module):
         epsilon: ε.
         momentum: weight of the old running statistics in the moving average.
         renorm_after: number of batches with plain batch statistics; None: always plain.
+        unbiased: the running variance averages the batches' B / (B − 1) times, as PyTorch's does.
     """
 
     scale: Float[Array, " n"]
@@ -48,13 +49,20 @@ class BatchNorm(eqx.Module):
     epsilon: float = eqx.field(static=True)
     momentum: float = eqx.field(static=True)
     renorm_after: int | None = eqx.field(static=True)
+    unbiased: bool = eqx.field(static=True)
 
     def __init__(
-        self, size: int, epsilon: float = 1e-3, momentum: float = 0.99, renorm_after: int | None = None
+        self,
+        size: int,
+        epsilon: float = 1e-3,
+        momentum: float = 0.99,
+        renorm_after: int | None = None,
+        unbiased: bool = False,
     ) -> None:
         self.scale, self.shift = jnp.ones(size), jnp.zeros(size)
         self.statistics = Statistics(jnp.zeros(size), jnp.ones(size), jnp.zeros((), jnp.int32))
         self.epsilon, self.momentum, self.renorm_after = epsilon, momentum, renorm_after
+        self.unbiased = unbiased
 
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
         """Normalise by the running statistics."""
@@ -71,8 +79,10 @@ class BatchNorm(eqx.Module):
             used = jax.tree.map(
                 lambda new, plain: jnp.where(corrected, new, plain), self._renormalise(*used), used
             )
-        old = self.statistics
-        keep = self.momentum
+        old, keep = self.statistics, self.momentum
+        if self.unbiased:
+            rows = x.size // x.shape[-1]
+            variance = variance * (rows / (rows - 1))
         statistics = Statistics(
             jax.lax.stop_gradient(keep * old.mean + (1.0 - keep) * mean),
             jax.lax.stop_gradient(keep * old.variance + (1.0 - keep) * variance),

@@ -177,7 +177,10 @@ def describe_small_image(shape: Sequence[int]) -> str | None:
     if min(image_layout(shape)[1][:2]) >= min_image_size():
         return None
     least = f"{min_image_size()} × {min_image_size()}"
-    return f"its convolutions need images of at least {least}, and these are {tuple(shape)}."
+    return (
+        f"its convolutions need images of at least {least}, and these are {tuple(shape)}; boards become "
+        "vectors by gymnasium.wrappers.FlattenObservation."
+    )
 
 
 def min_image_size(layers: Sequence[Layer] = NATURE) -> int:

@@ -49,6 +49,10 @@ class SquashedNormal(eqx.Module):
         u = self.mean + jnp.exp(self.log_std) * noise
         return jnp.tanh(u), squashed_log_prob(u, self.mean, self.log_std, self.density)
 
+    def at(self, noise: Float[Array, "*b A"]) -> Float[Array, "*b A"]:
+        """Return the action of a draw of N(0, I)."""
+        return jnp.tanh(self.mean + jnp.exp(self.log_std) * noise)
+
     def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         u = jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
         return squashed_log_prob(u, self.mean, self.log_std, self.density)
@@ -79,6 +83,11 @@ class Snapped(eqx.Module):
     def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
         action, log_prob = self.raw.sample(key)
         return self.table.snap(action, self.mask), log_prob
+
+    def at(self, noise: Float[Array, "*b A"]) -> Float[Array, "*b A"]:
+        """Return the row nearest to the proposal of a draw of N(0, I)."""
+        raw: Any = self.raw
+        return self.table.snap(raw.at(noise), self.mask)
 
     def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         return self.raw.log_prob(action)

@@ -18,10 +18,16 @@ from qscape.types import Key
 Inputs: TypeAlias = Array | tuple[Array, ...]
 
 
-class UnitLinear(eqx.Module):
-    """A linear layer in which the weight vector of every output unit has length 1.
+class OfGivenLength(eqx.Module):
+    """A module with parameters of a given length, which `project` restores after every optimiser step."""
 
-    `project` restores the length after every step of an optimiser.
+    def projected(self) -> "OfGivenLength":
+        """Return the module with its parameters at their length."""
+        raise NotImplementedError
+
+
+class UnitLinear(OfGivenLength):
+    """A linear layer in which the weight vector of every output unit has length 1.
 
     Attributes:
         weight: [o, i], rows of length 1.
@@ -30,6 +36,10 @@ class UnitLinear(eqx.Module):
 
     weight: Float[Array, "o i"]
     bias: Float[Array, " o"] | None = None
+
+    def projected(self) -> "UnitLinear":
+        length = jnp.linalg.norm(self.weight, axis=-1, keepdims=True)
+        return dataclasses.replace(self, weight=self.weight / jnp.maximum(length, 1e-8))
 
 
 class LayerNorm(eqx.Module):
@@ -84,15 +94,12 @@ Tree = TypeVar("Tree")
 
 
 def project(tree: Tree) -> Tree:
-    """Return a tree of networks in which every row of every `UnitLinear` is divided by its length."""
+    """Return a tree of networks in which all parameters of a given length have it."""
 
-    def unit_rows(module: Any) -> Any:
-        if not isinstance(module, UnitLinear):
-            return module
-        length = jnp.linalg.norm(module.weight, axis=-1, keepdims=True)
-        return dataclasses.replace(module, weight=module.weight / jnp.maximum(length, 1e-8))
+    def restore(module: Any) -> Any:
+        return module.projected() if isinstance(module, OfGivenLength) else module
 
-    return jax.tree.map(unit_rows, tree, is_leaf=lambda x: isinstance(x, UnitLinear))
+    return jax.tree.map(restore, tree, is_leaf=lambda x: isinstance(x, OfGivenLength))
 
 
 def find_decayed(tree: Tree, matrices_only: bool) -> Tree:

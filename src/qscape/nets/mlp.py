@@ -202,10 +202,16 @@ class Actor(eqx.Module):
         extra = None if conditioning is None else conditioning.concat
         return self.head(self.torso(self.stage(obs, *embeddings, extra), conditioning))
 
-    def train(self, obs: Array, embeddings: Sequence[Array]) -> tuple[Dist, "Actor"]:
-        """Return the distribution, normalised by the batch; and the actor with new running statistics."""
+    def train(
+        self, obs: Array, embeddings: Sequence[Array], count: int | None = None
+    ) -> tuple[Dist, "Actor"]:
+        """Return the distribution, normalised by the batch; and the actor with new running statistics.
+
+        Args:
+            count: how many rows, the first ones, the distribution is wanted of; None: all.
+        """
         features, torso = train_features(self.torso, self.stage(obs, *embeddings))
-        return self.head(features), eqx.tree_at(lambda m: m.torso, self, torso)
+        return self.head(features[:count]), eqx.tree_at(lambda m: m.torso, self, torso)
 
 
 @runtime_checkable

@@ -40,6 +40,7 @@ from qscape.offpolicy.sockets import (
     Version,
     bind_critics,
     bind_network,
+    bind_points,
 )
 from qscape.offpolicy.state import ActingState, State
 from qscape.ops.devices import replicate
@@ -167,7 +168,10 @@ class Agent(Bound):
                     advice = (
                         "take a recipe with conv in its place" if part is rep else f"leave {part.name} out"
                     )
-                    return f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}."
+                    return (
+                        f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}, or, if "
+                        "they are boards, take gymnasium.wrappers.FlattenObservation."
+                    )
         if self.base.discount_rule == "time_limit" and spec.time_limit is None:
             return (
                 "base.discount_rule = time_limit, and it has no known time limit: give it one "
@@ -381,7 +385,9 @@ class Agent(Bound):
             return base.optimiser(params, **part.optimiser_options(base))
         return base.optimiser(actor_params, delayed=True, **part.actor_optimiser_options(base))
 
-    def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
+    def functions(
+        self, state: State, event: Event, trains_actors: bool = False, beside: Array | None = None
+    ) -> Context:
         """Return the state's networks as functions of normalised observations and actions.
 
         Parts receive the result as `context`.
@@ -390,27 +396,35 @@ class Agent(Bound):
             event: which update this is.
             trains_actors: actors with batch normalisation normalise by the batch that they are called with.
                 For the policy's own loss only; everybody else sees running statistics.
+            beside: normalised observations [B, S + M] that join that batch; None: none do.
         """
         online = ActingState(state.actor, state.critics, state.part_states)
-        networks, rep = self._networks(online, event, trains_actors), self.representation
+        networks, rep = self._networks(online, event, trains_actors, beside), self.representation
         if self.network.keeps_target_critics:
             encoder = rep.encoder_params(state.part(rep), "target")
             q_target = hide_mask(bind_critics(rep, encoder, state.critics_target), self.task)
-            networks = networks._replace(q_target=q_target)
+            points = hide_mask(bind_points(rep, state.critics_target), self.task)
+            networks = networks._replace(q_target=q_target, points_target=points)
         context = self._with_policies(networks, online)
         if not self.base.target_actor:
             return context
-        slow = networks._replace(bind=partial(networks.bind, which="target"), q=networks.q_target)
+        slow = networks._replace(
+            bind=partial(networks.bind, which="target"), q=networks.q_target, points=networks.points_target
+        )
         policy_target = self.selector.policy(state.actor_target, state.part(self.selector), slow)
         return context._replace(policy_target=policy_target)
 
-    def _networks(self, acting: ActingState, event: Event, trains_actors: bool = False) -> BoundNetworks:
+    def _networks(
+        self, acting: ActingState, event: Event, trains_actors: bool = False, beside: Array | None = None
+    ) -> BoundNetworks:
         """Return the online networks as functions; the online critics are the target critics, too."""
         rep, rep_state = self.representation, acting.part(self.representation)
+        beside = None if beside is None else self.task.actor_part(beside)
         table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
         def bind(module: PyTree, which: Version = "fixed", settled: bool = not trains_actors) -> Callable:
-            function = bind_network(rep, rep.encoder_params(rep_state, which), module, not settled)
+            encoder = rep.encoder_params(rep_state, which)
+            function = bind_network(rep, encoder, module, not settled, beside)
             if not isinstance(module, Actor):
                 return hide_mask(function, self.task)
             function = hide_privileged(function, self.task)
@@ -421,7 +435,9 @@ class Agent(Bound):
             hide_mask(bind_critics(rep, encoder, acting.critics, read=read), self.task)
             for read in (None, self.value.levels)
         )
-        return BoundNetworks(q, q, levels, bind, self.nets, event, self.task, self.base, table)
+        points = hide_mask(bind_points(rep, acting.critics), self.task)
+        bound = q, q, levels, points, points, bind
+        return BoundNetworks(*bound, self.nets, event, self.task, self.base, table)
 
     def _with_policies(self, networks: BoundNetworks, acting: ActingState) -> Context:
         """Return networks with the policies that the selector makes of them."""

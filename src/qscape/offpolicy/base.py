@@ -5,7 +5,9 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, ArrayLike
 
 from qscape.errors import Conflict, OutOfRange
 from qscape.nets.layers import find_decayed
@@ -33,6 +35,10 @@ EXPLORES = {"exploration_noise": "without exploration noise, such as base.explor
 EXPLORES_BY_EPSILON = {f"{claim} or epsilon_mode=greedy": why for claim, why in EXPLORES.items()}
 OF_ENVIRONMENTS = EXPLORES | {
     "exploration=per_environment": "without noise of each environment, base.exploration = per_environment"
+}
+KEEPS_NOISE = {
+    "head=gaussian": "with a deterministic policy, base.head = deterministic",
+    "selector.repeats_noise": "with {agent.selector.name}, which draws fresh noise at every step",
 }
 HAS_TABLE = {"spec.table": "without an action table"}
 
@@ -177,8 +183,10 @@ class Base:
         None, "Adam's b1 of the actor; None: `adam_b1`.", within="(0, 1)", only_if=HAS_ACTOR
     )
     adam_b2: float = setting(0.999, "Adam's b2 of actor and critics.", within="(0, 1)")
-    schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "How all learning rates change over the run."
+    schedule: Literal["constant", "linear", "cosine", "delayed"] = setting(
+        "constant",
+        "How all learning rates change over the run; delayed: with the fifth root of what is left of it, the "
+        "random phase included, so that they fall at its very end (Q3C).",
     )
     rate_end: float = setting(
         0.1,
@@ -274,6 +282,19 @@ class Base:
         "Mean-reversion rate θ of the OU noise: x ← (1 − θ) x + σ N(0, 1).",
         within="[0, 1]",
         only_if=EXPLORES | {"exploration=ou": "without Ornstein-Uhlenbeck noise, base.exploration = ou"},
+    )
+    noise_repeat: int = setting(
+        1,
+        "Most steps for which a Gaussian policy keeps the noise of its sample: k in 1, 2, ... with a "
+        "probability that is proportional to k^-`noise_repeat_power`; 1: each step has noise of its own.",
+        within=">= 1",
+        only_if=KEEPS_NOISE,
+    )
+    noise_repeat_power: float = setting(
+        2.0,
+        "How fast longer repetitions of the noise get rarer.",
+        within=">= 0",
+        only_if=KEEPS_NOISE | {"noise_repeat!=1": "without repeated noise, such as base.noise_repeat = 16"},
     )
     epsilon_start: float = setting(
         1.0, "ε when the random phase ends.", within="[0, 1]", only_if=EXPLORES_BY_EPSILON
@@ -430,7 +451,25 @@ class Base:
         steps = max(1, round(self.schedule_updates / (self.policy_delay if shortened else 1)))
         if self.schedule == "linear":
             return optax.linear_schedule(start, self.rate_end * start, steps)
+        if self.schedule == "delayed":
+            before = self.warmup * self.updates_per_step / self.schedule_updates
+            rate: Any = partial(delayed_rate, start, self.rate_end, before, steps)
+            return rate
         return optax.cosine_decay_schedule(start, steps, self.rate_end)
+
+
+def delayed_rate(start: float, end: float, before: float, steps: int, made: ArrayLike) -> Array:
+    """Return the learning rate start · (end + (1 − end) p^0.2), p the share of the run that is left.
+
+    Args:
+        start: at the start of the run.
+        end: share of it that is left at the end.
+        before: share of the run that passes before the first step.
+        steps: steps of the optimiser that a whole run would have.
+        made: steps that were made before this one.
+    """
+    left = jnp.maximum(1.0 - before - (jnp.asarray(made) + 1) / steps, 0.0)
+    return start * (end + (1.0 - end) * left**0.2)
 
 
 def clip_each(norm: float) -> optax.GradientTransformation:

@@ -2,14 +2,16 @@
 
 The default is TD3's Gaussian noise of constant size. SAVO and its baselines use an Ornstein-Uhlenbeck process
 whose factor ε decays from 1 to 0.01 (arXiv 2410.11833, Algorithm 1 and Table 2). FastTD3's environments each
-draw a standard deviation for an episode (arXiv 2505.22642).
+draw a standard deviation for an episode (arXiv 2505.22642). FlashSAC keeps the noise of its samples for
+several steps (arXiv 2604.04539).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from qscape.offpolicy.base import Base
@@ -113,6 +115,44 @@ def explore(
     noise, noise_state = sample_noise(context, noise_state, first, action.shape, key)
     action = add_noise(context, obs, action, noise)
     return (apply_epsilon_greedy(context, obs, action, k_uniform) if greedy else action), noise_state
+
+
+class HeldNoise(NamedTuple):
+    """Noise of a policy's samples that is kept for some steps.
+
+    Attributes:
+        noise: the draw of N(0, I) of each environment.
+        left: for how many more steps it is kept; the same for all environments.
+        added: the state of the noise that is added to the action (`init_noise`).
+    """
+
+    noise: Float[Array, "E A"]
+    left: Int[Array, " E"]
+    added: Float[Array, "E ..."] | None
+
+
+def init_held_noise(base: Base, envs: int, size: int) -> HeldNoise:
+    """Return the state before any noise was drawn."""
+    return HeldNoise(jnp.zeros((envs, size)), jnp.zeros(envs, jnp.int32), init_noise(base, envs, size))
+
+
+def hold_noise(base: Base, held: HeldNoise, key: Key) -> HeldNoise:
+    """Return the noise of the next step: as it was, or a new draw after its k steps (FlashSAC).
+
+    One k is drawn for all environments. An episode's end does not renew the noise.
+    """
+    k_length, k_noise = jax.random.split(key)
+    steps = draw_repeats(jax.random.uniform(k_length), base.noise_repeat, base.noise_repeat_power)
+    is_over = held.left == 0
+    noise = jnp.where(is_over[:, None], jax.random.normal(k_noise, held.noise.shape), held.noise)
+    return held._replace(noise=noise, left=jnp.where(is_over, steps, held.left) - 1)
+
+
+def draw_repeats(u: Float[Array, "*b"], most: int, power: float) -> Int[Array, "*b"]:
+    """Return k in 1..`most` with P(k) = k^-power / Σ j^-power, at uniform numbers u in [0, 1)."""
+    weights = np.arange(1, most + 1, dtype=np.float64) ** -power
+    below = jnp.asarray(np.cumsum(weights)[:-1] / weights.sum(), jnp.float32)
+    return 1 + (u[..., None] >= below).sum(-1, dtype=jnp.int32)
 
 
 def apply_epsilon_greedy(

@@ -17,7 +17,14 @@ from qscape.nets.initial import normal_linear, xavier_linear
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso, small_linear
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import add_noise, explore, init_noise, sample_uniform_action
+from qscape.offpolicy.exploration import (
+    add_noise,
+    explore,
+    hold_noise,
+    init_held_noise,
+    init_noise,
+    sample_uniform_action,
+)
 from qscape.offpolicy.sockets import (
     ActingStep,
     ActionSelector,
@@ -56,7 +63,7 @@ class Plain(Representation):
     name: ClassVar[str] = "plain"
     splits_observations: ClassVar[bool] = True
 
-    def encoder_params(self, state: PartState, which: Version) -> None:
+    def encoder_params(self, state: PartState, which: Version) -> PyTree:
         return None
 
     def actor_embeddings(self, encoder: PyTree, obs: Array) -> list[Array]:
@@ -229,6 +236,7 @@ class DPG(PolicyLoss):
 
 
 LEARNED = {"temperature=None": "with an α that is fixed, by {part.name}.temperature"}
+WITHOUT_TARGET = {"target_entropy=None": "beside {part.name}.target_entropy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +258,14 @@ class Entropic(PolicyLoss):
     entropy_per_action: float = setting(
         -1.0,
         "Entropy that a learned α aims at for each entry of the action, without `target_entropy`.",
-        only_if=LEARNED | {"target_entropy=None": "beside {part.name}.target_entropy"},
+        only_if=LEARNED | WITHOUT_TARGET | {"target_std=None": "beside {part.name}.target_std"},
+    )
+    target_std: float | None = setting(
+        None,
+        "σ, if a learned α aims at the entropy of N(0, σ²) for each entry of the action, before tanh; None: "
+        "at `entropy_per_action`.",
+        within="> 0",
+        only_if=LEARNED | WITHOUT_TARGET,
     )
     temperature_loss: Literal["log_alpha", "alpha"] = setting(
         "log_alpha",
@@ -296,6 +311,15 @@ class Entropic(PolicyLoss):
             else jax.lax.stop_gradient(jnp.exp(actor_params))
         )
 
+    def aim(self, spec: Spec) -> float:
+        """Return the entropy that a learned α aims at."""
+        if self.target_entropy is not None:
+            return self.target_entropy
+        each = self.entropy_per_action
+        if self.target_std is not None:
+            each = 0.5 * math.log(2.0 * math.pi * math.e * self.target_std**2)
+        return each * spec.action_size
+
     def tuning(self, actor_params: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
         """Compute the loss of α, −log α · (log π + target entropy) or with α, and metrics of the entropy.
 
@@ -306,8 +330,7 @@ class Entropic(PolicyLoss):
         metrics: Metrics = {"entropy": -log_prob.mean()}
         if actor_params is None:
             return 0.0, metrics
-        target = self.target_entropy
-        target = self.entropy_per_action * spec.action_size if target is None else target
+        target = self.aim(spec)
         factor = actor_params if self.temperature_loss == "log_alpha" else jnp.exp(actor_params)
         loss = -(factor * jax.lax.stop_gradient(log_prob + target)).mean()
         return loss, metrics | {"temperature": self.alpha(actor_params)}
@@ -348,8 +371,9 @@ class Single(ActionSelector):
     """A single actor whose action is executed as is."""
 
     name: ClassVar[str] = "single"
+    repeats_noise: ClassVar[bool] = True
 
-    def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         return nets.actor(key)
 
     def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
@@ -376,7 +400,13 @@ class Single(ActionSelector):
         return context.policy
 
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+        if base is not None and self.holds_noise(base):
+            return init_held_noise(base, envs, spec.action_size)
         return init_noise(base, envs, spec.action_size)
+
+    def holds_noise(self, base: Base) -> bool:
+        """Return whether the noise of samples is kept for several steps."""
+        return self.repeats_noise and base.head == "gaussian" and base.noise_repeat > 1
 
     def act(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
@@ -386,12 +416,19 @@ class Single(ActionSelector):
             return sample_uniform_action(context.spec, obs, step.key), {}, step.noise_state
         if step.mode == "evaluate":
             return context.policy(obs).mode(), {}, step.noise_state
-        dist = self.behaviour_policy(state.params, context)(obs)
+        dist: Any = self.behaviour_policy(state.params, context)(obs)
         k_sample, k_noise = jax.random.split(step.key)
         # Noise on a row of an action table whose rows lie far apart would be snapped back to this row.
-        drawn = (unsnap(dist) if context.base.exploration_noise else dist).sample(k_sample)[0]
-        action, noise_state = explore(context, obs, drawn, step.noise_state, step.first, k_noise)
-        return action, {}, noise_state
+        dist = unsnap(dist) if context.base.exploration_noise else dist
+        if not self.holds_noise(context.base):
+            drawn = dist.sample(k_sample)[0]
+            action, noise_state = explore(context, obs, drawn, step.noise_state, step.first, k_noise)
+            return action, {}, noise_state
+        held = step.noise_state
+        held = self.init_noise(context.spec, len(obs), context.base) if held is None else held
+        held = hold_noise(context.base, held, k_sample)
+        action, added = explore(context, obs, dist.at(held.noise), held.added, step.first, k_noise)
+        return action, {}, held._replace(added=added)
 
 
 def smooth_action(base: Base, action: Array, key: Key) -> Array:

@@ -9,7 +9,7 @@ not define have a default that does nothing and adds nothing to the compiled pro
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -31,6 +31,8 @@ Net = TypeVar("Net", Actor, Critic)
 Version = Literal["online", "fixed", "target"]
 Role = Literal["actor", "critic"]
 Output = Literal["critic", "mean", "log_std"]
+# Observations [*b, S] -> for each critic its points [*b, N, A] and their heights [*b, N].
+PointsFn = Callable[[Array], list[tuple[Array, Array]]]
 
 
 class Nets(NamedTuple):
@@ -50,6 +52,10 @@ class Nets(NamedTuple):
     torso: Callable[[Key, int], Features]
 
 
+# typing.Self, which beartype does not check in functions
+NetworksT = TypeVar("NetworksT", bound="BoundNetworks")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundNetworks:
     """The agent's networks as functions, and its settings: what a policy is made of.
@@ -62,6 +68,9 @@ class BoundNetworks:
         q_target: the target critics in the same form; while the agent acts, the online critics.
         levels: the online critics as m numbers each, whose mean is the value: (obs, action) -> a list of
             [..., m], one per critic; see `Value.levels`.
+        points: the points of the online critics and their heights, obs [..., S] -> a list of pairs, one per
+            critic; see `Representation.propose`.
+        points_target: those of the target critics; while the agent acts, of the online critics.
         bind: `(module, which="fixed")` makes a function of an actor or critic module:
             `(obs[, action][, conditioning])` -> distribution, or values [...]. While actors improve, those
             with batch normalisation normalise by the batch, but not with `settled=True`.
@@ -75,6 +84,8 @@ class BoundNetworks:
     q: QFn
     q_target: QFn
     levels: QFn
+    points: PointsFn
+    points_target: PointsFn
     bind: Callable[..., Callable]
     nets: Nets
     event: Event
@@ -82,12 +93,12 @@ class BoundNetworks:
     base: Base
     table: ActionTable | None
 
-    def _replace(self, **changes: Any) -> Self:
+    def _replace(self: NetworksT, **changes: Any) -> NetworksT:
         """Return the same with other fields, as a NamedTuple does."""
         return dataclasses.replace(self, **changes)
 
     @property
-    def settled(self) -> Self:
+    def settled(self: NetworksT) -> NetworksT:
         """The same, but actors with batch normalisation use running statistics also while they improve."""
         return self._replace(bind=partial(self.bind, settled=True))
 
@@ -158,6 +169,8 @@ class Composition(Protocol):
     @property
     def selector(self) -> "ActionSelector": ...
     @property
+    def regularisers(self) -> "tuple[Regulariser, ...]": ...
+    @property
     def normaliser(self) -> "Normaliser": ...
 
 
@@ -220,6 +233,8 @@ class Network(StatefulPart):
             (s, a) and (s', a') as one batch.
         refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
             of the actor, or with every update.
+        actor_rows: which observations an actor with batch normalisation is normalised by while it improves:
+            s, or as the critics by s and s' together.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
         has_plain_layers: the hidden layers are those that the base describes, and nothing else.
         drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
@@ -230,6 +245,7 @@ class Network(StatefulPart):
     socket: ClassVar[str] = "network"
     trains_on_joint_batch: ClassVar[bool] = False
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
+    actor_rows: ClassVar[Literal["now", "both"]] = "now"
     keeps_target_critics: ClassVar[bool] = True
     has_plain_layers: ClassVar[bool] = False
     drops_units: ClassVar[bool] = False
@@ -393,6 +409,7 @@ class Representation(StatefulPart):
         splits_observations: actors may see less of an observation than critics, because no network embeds it
             for both.
         indexes_actions: critics compute an output for each discrete action, which is passed by its index.
+        makes_points: critics propose N actions of a state, one of which is their maximum: see `propose`.
     """
 
     socket: ClassVar[str] = "representation"
@@ -401,6 +418,7 @@ class Representation(StatefulPart):
     has_smooth_critics: ClassVar[bool] = False
     splits_observations: ClassVar[bool] = False
     indexes_actions: ClassVar[bool] = False
+    makes_points: ClassVar[bool] = False
 
     def encoder_params(self, state: PartState, which: Version) -> PyTree:
         """Return the encoder that embeddings are computed with.
@@ -441,6 +459,12 @@ class Representation(StatefulPart):
     def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
         """Make a new critic; `conditioning` is as for the actor."""
         raise NotImplementedError
+
+    def propose(
+        self, critic: Critic, obs: Float[Array, "*b S"]
+    ) -> tuple[Float[Array, "*b N A"], Float[Array, "*b N"]]:
+        """Return the points of a critic that this part made, and their heights; only with `makes_points`."""
+        raise NotImplementedError(f"critics of {self.name} have no points")
 
     def penalty(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch, key: Key
@@ -628,6 +652,8 @@ class ActionSelector(StatefulPart):
         climbs_surrogates: actors climb other value functions than Q, which the policy loss must support.
         indexes_actions: an action is the index of one of N discrete actions, as a float [..., 1].
         values_next_state: the part itself values the next state, by `next_value`.
+        repeats_noise: it can keep the noise of a Gaussian policy for several steps (`base.noise_repeat`).
+        acts_by_points: the selector executes a point of the first critic, see `Representation.makes_points`.
     """
 
     socket: ClassVar[str] = "selector"
@@ -636,6 +662,8 @@ class ActionSelector(StatefulPart):
     climbs_surrogates: ClassVar[bool] = False
     indexes_actions: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = False
+    repeats_noise: ClassVar[bool] = False
+    acts_by_points: ClassVar[bool] = False
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """Make what the actor step moves: one actor, a list of actors, or None without `has_actor`."""
@@ -957,12 +985,18 @@ class Relabelling(Part):
 
 
 def bind_network(
-    representation: Representation, encoder: PyTree, module: Actor | Critic, trains_actors: bool = False
+    representation: Representation,
+    encoder: PyTree,
+    module: Actor | Critic,
+    trains_actors: bool = False,
+    beside: Array | None = None,
 ) -> Callable:
     """Return an actor or critic module as a function of normalised observations and actions.
 
     Args:
         trains_actors: an actor with batch normalisation normalises by the batch.
+        beside: observations [B, S] that are normalised together with those that the actor is then called
+            with; None: no others.
 
     Returns:
         For an actor `(obs, conditioning=None)` -> distribution, for a critic
@@ -972,10 +1006,12 @@ def bind_network(
 
         def policy(obs: Array, conditioning: Conditioning | None = None):
             actor = representation.adapt_network(encoder, module)
-            embeddings = representation.actor_embeddings(encoder, obs)
             if trains_actors and has_statistics(module):
-                return actor.train(obs, embeddings)[0]
-            return actor(obs, embeddings, conditioning)
+                rows, count = obs, None
+                if beside is not None:
+                    rows, count = jnp.concatenate([obs, beside]), len(obs)
+                return actor.train(rows, representation.actor_embeddings(encoder, rows), count)[0]
+            return actor(obs, representation.actor_embeddings(encoder, obs), conditioning)
 
         return policy
 
@@ -1010,6 +1046,11 @@ def bind_critics(
         ]
 
     return q
+
+
+def bind_points(representation: Representation, critics: list[Critic]) -> PointsFn:
+    """Return the points of critics as one function."""
+    return lambda obs: [representation.propose(critic, obs) for critic in critics]
 
 
 def combine_heads(base: Base, heads: list[Array]) -> Array:

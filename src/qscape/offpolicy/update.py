@@ -13,7 +13,7 @@ from qscape.nets import Actor, Critic
 from qscape.nets.batch_norm import has_statistics, split_statistics, with_statistics
 from qscape.nets.layers import project
 from qscape.offpolicy.agent import Agent, hide_mask
-from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics
+from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics, bind_points
 from qscape.offpolicy.state import State
 from qscape.ops.devices import split_batch
 from qscape.ops.in_place import zero_after
@@ -137,7 +137,9 @@ class Stage(NamedTuple):
 
     def context(self, state: State, trains_actors: bool = False) -> Context:
         """Return the networks of a state as functions; see `Agent.functions`."""
-        return self.agent.functions(state, self.event, trains_actors)
+        joins = trains_actors and self.agent.network.actor_rows == "both"
+        beside = self.batch.next_observation if joins else None
+        return self.agent.functions(state, self.event, trains_actors, beside)
 
 
 def _normalise_batch(agent: Agent, state: State, batch: Batch) -> Batch:
@@ -355,10 +357,10 @@ def _step_critics(
         terms: Metrics = {"critic_loss": total, "q": q[:, 0].mean()} | aux
         extra = part_state.extra
         evaluated = hide_mask(bind_critics(rep, view, online), agent.task)
+        points = hide_mask(bind_points(rep, online), agent.task)
+        learning = context._replace(q=evaluated, points=points)
         for part in agent.regularisers:
-            term = part.critic(
-                state.part(part), context._replace(q=evaluated), batch, stage.stream(part, "critic")
-            )
+            term = part.critic(state.part(part), learning, batch, stage.stream(part, "critic"))
             total, terms = _add_term(total, terms, term)
         if joint is not None:
             value, aux, extra = rep.learn(params, part_state, context, batch, stage.stream(rep, "learn"))
@@ -430,7 +432,10 @@ def _step_actors(stage: Stage, state: State, previous: Metrics) -> tuple[State, 
 
 def _refresh_actors(stage: Stage, state: State) -> PyTree:
     """Return the actors with running statistics that took in the observations of the batch."""
-    rep, obs = stage.agent.representation, stage.agent.task.actor_part(stage.batch.observation)
+    rep, obs = stage.agent.representation, stage.batch.observation
+    if stage.agent.network.actor_rows == "both":
+        obs = jnp.concatenate([obs, stage.batch.next_observation])
+    obs = stage.agent.task.actor_part(obs)
     view = rep.encoder_params(state.part(rep), "fixed")
 
     def refresh(node: Any) -> Any:

@@ -27,12 +27,23 @@ def require_extra(what: str) -> Iterator[None]:
         raise MissingPackage(wrong or f'{what} need the extra: pip install "qscape[report]".') from problem
 
 
-def environment_label(record: Mapping[str, Any]) -> str:
-    """Format the environment's id with its arguments; other arguments define another environment.
+# How sensors and actuators lag: fields of run.json with their defaults, those of `qscape.envs.lag.Lag`.
+LAG = {"history": 1, "action_delay": 0, "observation_delay": 0}
+LAG |= {"observation_noise": 0.0, "dropout": 0.0, "observe_actions": True}
 
-    `record`: run.json, or a mapping with its `env` and `env_args`.
+
+def changed_lag(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how sensors and actuators lag in a run: the fields of run.json that are not as usual."""
+    return {name: record[name] for name, usual in LAG.items() if record.get(name, usual) != usual}
+
+
+def environment_label(record: Mapping[str, Any]) -> str:
+    """Format the environment's id with its arguments, and how its sensors and actuators lag.
+
+    Another of these is another environment. `record`: run.json, or a mapping with its `env` and `env_args`.
     """
     args = show_args(record.get("env_args"))
+    args |= changed_lag(record)
     values = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
     return f"{record['env']}({values})" if values else record["env"]
 

@@ -196,11 +196,11 @@ def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) 
         if curve.empty:
             continue
         about = curve.iloc[0]
-        how = f"{about['seeds']} seeds, {about['protocol']}; {about['source']}"
+        name = f"{references.name_curve(about, env)}, {about['protocol']}; {about['source']}"
         ax.plot(
             curve["step"], curve["curve"], color=GREYS[k % len(GREYS)], ls=DASHES[k % len(DASHES)],
             marker=_choose_marker(curve["curve"]), lw=1.4, zorder=1,
-            label=wrap_label(f"{method}, published: {about['env']}, {how}"),
+            label=wrap_label(name),
         )  # fmt: skip
 
 

@@ -111,9 +111,9 @@ def _add_published(chart: Figure, published: pd.DataFrame, env: str, last: float
         curve = theirs[theirs["method"] == method]
         if curve.empty:
             continue
-        name = f"{method}, published: {curve['env'].iloc[0]}, {curve['seeds'].iloc[0]} seeds"
+        name = wrap_for_plotly(references.name_curve(curve.iloc[0], env))
         chart.add_scatter(
-            x=curve["step"].to_numpy(), y=curve["curve"].to_numpy(), name=wrap_for_plotly(name),
+            x=curve["step"].to_numpy(), y=curve["curve"].to_numpy(), name=name,
             hovertemplate="%{y:,.5~r}", mode="lines" if len(curve) > 1 else "markers",
             line={"color": GREYS[k % len(GREYS)], "dash": PUBLISHED[k % len(PUBLISHED)], "width": 1.5},
         )  # fmt: skip

@@ -3,13 +3,18 @@
 import itertools
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 COLOURS = 7  # of the palette
+LONGEST = 60  # characters of a shown name, if fewer can tell agents apart
 
 
 def shorten_labels(labels: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Take the settings that all agents share out of their labels; a single agent keeps its own.
+
+    Of a name that is still longer than `LONGEST` the settings stay that fit, those first that fewest agents
+    have; `…` stands for the others. `describe_shortened` says what they are.
 
     Args:
         labels: such as `td3[base.batch_size=64,pave.sigma=0.1]`, also with a policy's name behind.
@@ -24,7 +29,37 @@ def shorten_labels(labels: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     names = {label: _join_label(*part, shared) for label, part in parts.items()}
     if len({*names.values()}) < len(names):  # the same fields in another order
         return {label: label for label in parts}, []
-    return names, shared
+    return _abbreviate(names), shared
+
+
+def _abbreviate(names: Mapping[str, str]) -> dict[str, str]:
+    """Shorten the names that are too long; those that would then be equal stay as they are."""
+    parts = {name: _split_label(name) for name in names.values()}
+    having = Counter(field for _, fields, _ in parts.values() for field in fields)
+    short = {}
+    for name, (recipe, fields, rest) in parts.items():
+        kept, room = set[str](), LONGEST - len(f"{recipe}[…]{rest}")
+        for field in sorted(fields, key=having.__getitem__):
+            if len(field) + 1 <= room:
+                kept.add(field)
+                room -= len(field) + 1
+        left = [field for field in fields if field in kept]
+        is_long = len(name) > LONGEST and fields
+        short[name] = f"{recipe}[{','.join([*left, '…'])}]{rest}" if is_long else name
+    times = Counter(short.values())
+    return {label: short[name] if times[short[name]] == 1 else name for label, name in names.items()}
+
+
+def describe_shortened(names: Mapping[str, str], shared: Iterable[str] = ()) -> list[str]:
+    """Return a sentence for each name in which `…` stands for settings.
+
+    The arguments are what `shorten_labels` returned.
+    """
+    return [
+        f"{name} is {_join_label(*_split_label(label), [*shared])}."
+        for label, name in names.items()
+        if name.rpartition("]")[0].endswith("…")
+    ]
 
 
 def _split_label(label: str) -> tuple[str, list[str], str]:

@@ -17,6 +17,7 @@ from qscape.report.marks import (
     describe,
     format_gap_share,
     format_number,
+    list_gaps,
     list_marks,
     list_shared,
     name_agents,
@@ -280,9 +281,6 @@ def _number_tables(agents: Agents) -> list[str]:
     parts = []
     for name, agent in agents.items():
         summary = agent["summary"]
-        lines = {"chosen action" if len(summary["proposals"]) > 1 else "action": summary["action"]}
-        if len(summary["proposals"]) > 1:
-            lines |= {f"proposal {k}": gaps for k, gaps in enumerate(summary["proposals"])}
         rows = [
             [
                 what,
@@ -290,7 +288,7 @@ def _number_tables(agents: Agents) -> list[str]:
                 f"{gaps['share']['mean']:.1%}",
                 f"{gaps['share']['p90']:.1%}",
             ]
-            for what, gaps in lines.items()
+            for what, gaps in list_gaps(summary).items()
         ]
         columns = ["", "mean gap", "median", "90%", "largest", "mean share of Q's range", "90%"]
         caption = f"{add_break_points(name)}, step {agent['step']:,}: best Q found minus Q, "

@@ -11,6 +11,7 @@ with require_extra("Pictures"):
 
 PROMINENT = 0.01  # prominence above which a local optimum is marked, as a share of Q's range in the plot
 INDEX = "index of the action"  # the axis of discrete actions without vectors
+MOST_TOLD_APART = 8  # proposals that have a mark and a row each; more have one mark together
 ON_PLANE = 0.02  # distance from the plane up to which a point counts as on it
 
 
@@ -21,11 +22,11 @@ class Mark(NamedTuple):
         kind: "optima" of the line or plane, the "best" action found, the agent's "action" if it makes one
             proposal only, a "proposal", or the "chosen" proposal.
         name: for the legend.
-        place: index of a proposal in the agent's list; else 0.
+        place: index of a proposal in the agent's list; 0 for many proposals together, and else.
         at: `[n, d]` coordinates in the plot.
         q: `[n]` Q there.
         action: `[n, A]` the actions.
-        off: the point lies off the plane; the plot beneath it does not show its Q.
+        off: the points lie off the plane; the plot beneath it does not show its Q.
     """
 
     kind: Literal["optima", "best", "action", "proposal", "chosen"]
@@ -46,8 +47,11 @@ def list_marks(fields: Mapping[str, Any]) -> list[Mark]:
     done = survey["action"], survey["action_q"]
     if len(survey["proposals"]) == 1:  # a refiner may have changed it, so that it is not what is done
         return [*marks, _point(fields, "action", "the agent's action", 0, *done)]
-    for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
-        marks.append(_point(fields, "proposal", f"proposal {k}", k, action, value))
+    if len(survey["proposals"]) > MOST_TOLD_APART and not fields["surrogates"]:  # which have one each
+        marks.append(_crowd(fields, survey["proposals"], survey["proposals_q"]))
+    else:
+        for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
+            marks.append(_point(fields, "proposal", f"proposal {k}", k, action, value))
     return [*marks, _point(fields, "chosen", "chosen", 0, *done)._replace(name="chosen")]
 
 
@@ -66,6 +70,28 @@ def _point(fields: Mapping[str, Any], kind: Any, name: str, place: int, action: 
     off = fields["kind"] != "table" and np.linalg.norm(action - origin - at @ axes) > ON_PLANE
     where = " (off the plane)" if off else ""
     return Mark(kind, name + where, place, at[None], np.asarray([q], float), action[None], bool(off))
+
+
+def _crowd(fields: Mapping[str, Any], proposals: Any, q: Any) -> Mark:
+    """Return one mark for all of many proposals."""
+    each = [_point(fields, "proposal", "", 0, *one) for one in zip(proposals, q, strict=True)]
+    off = [mark.off for mark in each]
+    where = " (off the plane)" if all(off) else " (some off the plane)" if any(off) else ""
+    at, heights, actions = (
+        np.concatenate([getattr(mark, of) for mark in each]) for of in ("at", "q", "action")
+    )
+    return Mark("proposal", f"{len(each)} proposals{where}", 0, at, heights, actions, all(off))
+
+
+def list_gaps(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the gaps of a summary by their names: that of the action and, unless they are many, of each
+    proposal.
+    """
+    proposals = summary["proposals"]
+    if len(proposals) == 1:
+        return {"action": summary["action"]}
+    told = proposals if len(proposals) <= MOST_TOLD_APART else []
+    return {"chosen action": summary["action"]} | {f"proposal {k}": gaps for k, gaps in enumerate(told)}
 
 
 def axis_name(fields: Mapping[str, Any], k: int, between: str = ", ") -> str:

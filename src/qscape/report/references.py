@@ -15,8 +15,12 @@ from qscape.report import name_steps, require_extra
 with require_extra("Published figures"):
     import pandas as pd
 
+TABLES = ("mujoco_curves.csv", "savgo_curves.csv", "mujoco_curves_2026.csv")
 PROTOCOLS = {
     "sfujim/TD3": "10 episodes every 5k steps, no noise",
+    "Holiday-Robot/FlashSAC results/stateRL_cpusim/baseline/TD-MPC2": "a number of a table, not a run",
+    "Holiday-Robot/FlashSAC": "50 episodes, by FlashSAC's authors",
+    "tinker495/jax-baseline": "how many episodes is not said",
     "arXiv 2605.00787": "mean of runs smoothed by 0.85 (--smooth 0.85), 10 episodes",
     "": "their authors' protocol",
 }
@@ -30,7 +34,7 @@ def published_names() -> list[str]:
 def load_published(names: Sequence[str]) -> pd.DataFrame:
     """Load published learning curves to 1M steps.
 
-    Columns: name, method, env, step, seeds; mean, sd (of the sample), iqm, min and max over seeds of the last
+    Columns: name, method, env, step, seeds ("?": unknown); mean, sd (of a sample), iqm, min, max of the last
     evaluation at or before the step (NaN where only a mean is published); `curve`, the iqm if known, else the
     mean; source, licence, protocol.
 
@@ -48,7 +52,10 @@ def load_published(names: Sequence[str]) -> pd.DataFrame:
 
 
 def _read_curves() -> pd.DataFrame:
-    frame = pd.concat([_read_table("mujoco_curves.csv"), _read_table("savgo_curves.csv")], ignore_index=True)
+    frame = pd.concat(map(_read_table, TABLES), ignore_index=True)
+    # Some of the runs of 2026 are those of the first table, published again.
+    frame = frame.drop_duplicates(["method", "env", "step"], ignore_index=True)
+    frame["seeds"] = ["?" if pd.isna(seeds) else int(seeds) for seeds in frame["seeds"]]
     frame["curve"] = frame["iqm"].fillna(frame["mean"])
     frame["name"] = frame["method"].map(_short_name)
     frame["protocol"] = frame["source"].map(_protocol)
@@ -81,6 +88,18 @@ def select_published(curves: pd.DataFrame, env: str) -> pd.DataFrame:
     if name_steps(env) == "updates":
         return curves.iloc[:0]
     return curves[curves["env"].map(strip_version) == strip_version(env)]
+
+
+def name_curve(row: "pd.Series", env: str) -> str:
+    """Name a published curve for a legend: its method, its environment and its seeds.
+
+    Args:
+        row: a row of the curve.
+        env: the environment of our runs; a version that is not theirs is named.
+    """
+    ours = "" if row["env"] == env else f" (ours {env})"
+    seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
+    return f"{row['method']}, published: {row['env']}{ours}, {seeds}"
 
 
 def reference_scores() -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from qscape.errors import Conflict, Mismatch, NothingToDo
 from qscape.report import references, require_extra, statistics
 from qscape.report.intervals import FEWEST, INTERVAL
-from qscape.report.labels import describe_shared, shorten_labels
+from qscape.report.labels import describe_shared, describe_shortened, shorten_labels
 from qscape.report.numbers import digits_of
 from qscape.tracking import track
 
@@ -112,10 +112,10 @@ def compare(
 def shorten(comparison: Comparison) -> Comparison:
     """Take the settings that all agents share out of their labels, for tables and pictures that people read.
 
-    `shared` holds these settings, and `names` the shown name of every label.
+    `shared` holds these settings, and `names` the shown name of every label. Notes say what `…` stands for.
     """
     names, shared = shorten_labels(sorted(comparison.rows["label"].unique()))
-    if not shared:
+    if all(label == name for label, name in names.items()):
         return comparison
 
     def rename(frame: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def shorten(comparison: Comparison) -> Comparison:
         improvement=rename(comparison.improvement),
         leaders=rename(comparison.leaders),
         scores={names[label]: x for label, x in comparison.scores.items()},
-        notes=[*map(reword, comparison.notes)],
+        notes=[*map(reword, comparison.notes), *describe_shortened(names, shared)],
         names=names,
         shared=shared,
     )

@@ -2,11 +2,17 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
 
 from qscape.agents import Agent, recipe_for_images
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
+from qscape.envs.lag import Lag
+from qscape.errors import UnmakeableEnv
 from qscape.run.engines import may_compile
 from qscape.run.evaluation import SEED
 from qscape.run.plan import Plan
@@ -23,9 +29,38 @@ def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | No
     count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
     with contextlib.ExitStack() as opened:
         opened.callback(adapter.close)  # unless the others open, too
-        others = make_adapter(plan.env, count, args, seed=SEED, index_actions=agent.index_actions)
+        about: Any = {"index_actions": agent.index_actions, "lag": plan.lag}
+        others = open_evaluation(plan.env, count, args, without="--eval-every 0", **about)
         opened.pop_all()
     return adapter, others
+
+
+def open_evaluation(
+    env: str | Callable[..., gym.Env],
+    envs: int,
+    args: Mapping[str, Any],
+    *,
+    index_actions: bool,
+    lag: Lag,
+    without: str,
+) -> EnvAdapter:
+    """Open evaluation environments beside those of training.
+
+    Args:
+        env, envs, args, index_actions, lag: as for `envs.make`.
+        without: what the user may say so that a run does not evaluate.
+
+    Raises:
+        UsageError: as for `envs.make`; of some environments only one may exist at a time.
+    """
+    try:
+        about: Any = {"index_actions": index_actions, "lag": lag, "alone": without}
+        others = make_adapter(env, envs, args, seed=SEED, **about)
+    except UnmakeableEnv as problem:  # that of training could be made
+        why = f"{problem}; this is the environment of evaluations: if only one may exist at a time, {without}"
+        raise problem.saying(f"{why} makes one suffice") from problem
+    others.alone = without
+    return others
 
 
 def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
@@ -42,6 +77,8 @@ def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
         vectorise=plan.vectorise,
         index_actions=agent.index_actions,
         one_if_jax=may_compile(plan),
+        alone="--envs 1",
+        lag=plan.lag,
     )
 
 

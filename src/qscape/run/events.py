@@ -16,6 +16,7 @@ class Started(NamedTuple):
         seed: the run's seed.
         notes: sentences for the user.
         warnings: those among them that say what is other than promised, which --quiet shows too.
+        evals_every: steps between evaluations; 0: there are none.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Started(NamedTuple):
     seed: int
     notes: list[str]
     warnings: Sequence[str] = ()
+    evals_every: int = 0
 
 
 class EpisodeDone(NamedTuple):
@@ -133,12 +135,14 @@ class Ended(NamedTuple):
         updates: gradient updates so far.
         seconds: duration.
         interrupted: the run was stopped; it saved its state and can be resumed.
+        why: what ended it before all steps were made, of --stop-at and --patience; "": nothing.
     """
 
     step: int
     updates: int
     seconds: float
     interrupted: bool
+    why: str = ""
 
 
 RunEvent: TypeAlias = Started | EpisodeDone | Progressed | Logged | Evaluated | Saved | Ended

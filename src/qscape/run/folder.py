@@ -790,8 +790,16 @@ def steps_made(path: Path | None) -> int:
     return read_meta(path)["numbers"]["env_steps"] if path else 0
 
 
+def stopped_early(path: Path) -> bool:
+    """Return whether an evaluation ended the run of a save before its steps were made."""
+    numbers = read_meta(path)["numbers"]
+    return numbers["finished"] and bool(numbers.get("judge", {}).get("stopped"))
+
+
 def unfinished(folder: Path, steps: int | None = None, path: Path | None = None) -> bool:
     """Return whether a run was interrupted or has made fewer than `steps` steps.
+
+    One that an evaluation ended early is finished, unless `steps` asks for more.
 
     Args:
         folder: the run folder.
@@ -802,6 +810,8 @@ def unfinished(folder: Path, steps: int | None = None, path: Path | None = None)
     if newest is None:
         return True
     made = read_meta(newest)["numbers"]
+    if steps is None and stopped_early(newest):
+        return False
     return not made["finished"] or made["env_steps"] < (steps or read_record(folder)["steps"])
 
 

@@ -27,6 +27,7 @@ from qscape.agents import (
 )
 from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
+from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValue
 from qscape.run import probes
 from qscape.system import file_name
@@ -72,11 +73,18 @@ class Pace:
         "How the host steps parallel environments. sync: one after the other. async: a process for each. "
         "envpool: EnvPool's environments of that id, in threads.",
     )
+    stop_at: float | None = setting(
+        None, "End the run when the mean return of an evaluation reaches this. None: not so."
+    )
+    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at for that.")
+    patience: int | None = setting(
+        None, "End the run after so many evaluations in a row without a new best one. None: not so."
+    )
     devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(Pace):
+class Plan(Pace, Lag):
     """Agent, environment, seed and budget of one run.
 
     Attributes:
@@ -115,6 +123,7 @@ class Plan(Pace):
     typed: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seed < 0:
             raise OutOfRange(f"--seeds {self.seed}: a seed is 0 or more.", field="seed")
         for name in ("recipe", "env", "label", "dataset", "start"):
@@ -133,7 +142,9 @@ class Plan(Pace):
             raise OutOfRange(
                 f"--steps is {self.steps}: a run needs at least one environment step.", field="steps"
             )
-        for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
+        for name in (
+            "envs", "log_every", "eval_episodes", "keep_saves", "devices", "stop_times", "patience"
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)
@@ -174,10 +185,28 @@ class Plan(Pace):
                 "gives; with --dataset a replay holds that one alone: leave one of them out.",
                 field="keep_data",
             )
+        if self.lag != NO_LAG and (self.dataset or self.keep_data):
+            flag, field = ("--dataset", "dataset") if self.dataset else ("--keep-data", "keep_data")
+            first = next(iter(self.lag.changes))
+            raise Conflict(
+                f"--{first.replace('_', '-')} changes what an agent sees and does in an environment, and a "
+                f"dataset is as it was recorded: leave it or {flag} out.",
+                field=field,
+            )
         if self.evals_every < 0:
             raise OutOfRange(
                 f"--eval-every is {self.eval_every}; it must be 0 (never) or more.", field="eval_every"
             )
+        if self.stop_at is not None and not math.isfinite(self.stop_at):
+            raise OutOfRange(f"--stop-at is {self.stop_at}; it must be a finite number.", field="stop_at")
+        if self.stop_times > 1 and self.stop_at is None:
+            raise Conflict(
+                f"--stop-times {self.stop_times} is how often --stop-at is reached; add --stop-at 200.",
+                field="stop_times",
+            )
+        if self.may_stop_early and not self.evals_every:
+            flag = "--patience" if self.stop_at is None else "--stop-at"
+            raise Conflict(f"{flag} judges evaluations, but --eval-every is 0.", field="eval_every")
         if self.save_every is not None and self.save_every < 1:
             raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")
         if not 0 < self.milestones <= 1:
@@ -189,6 +218,11 @@ class Plan(Pace):
             raise Conflict(
                 f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.", field="probe"
             )
+
+    @property
+    def may_stop_early(self) -> bool:
+        """May an evaluation end the run before its steps are made?"""
+        return self.stop_at is not None or self.patience is not None
 
     @property
     def evals_every(self) -> int:

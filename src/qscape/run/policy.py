@@ -72,7 +72,8 @@ def load_policy(
     refuse_unmakeable(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)
     args, index_actions = dict(plan.env_args) | (env_args or {}), agent.index_actions
-    adapter = make_adapter(plan.env, envs, args, seed=seed, index_actions=index_actions)
+    about: Any = {"index_actions": index_actions, "lag": plan.lag, "alone": "--episodes 1"}
+    adapter = make_adapter(plan.env, envs, args, seed=seed, **about)
     with contextlib.ExitStack() as stack:
         stack.callback(close_all, adapter)
         fit(adapter, path)

@@ -5,7 +5,6 @@ probes of `qscape.inspect` are listed by name in `PROBES` and imported on use, s
 above `run`. `module:Class` names a probe of the user.
 """
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,6 +13,7 @@ import numpy as np
 
 from qscape.errors import Conflict, NotFound, RunError, UnknownName, WrongPart, WrongValue, describe_import
 from qscape.run.evaluation import Rollout
+from qscape.trusted import import_named
 
 PROBES = {
     "smoothness": "qscape.inspect.smoothness:SmoothnessProbe",
@@ -112,7 +112,7 @@ def load_probe(name: str) -> Any:
     """
     module, _, attribute = PROBES.get(name, name).partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(import_named(module), attribute)
     except Exception as problem:  # a module of the user's may raise anything
         raise NotFound(
             f"--probe {name} cannot be loaded {describe_import(problem, name)}.", field="probe"

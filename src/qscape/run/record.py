@@ -19,6 +19,8 @@ from qscape.envs import EnvAdapter
 from qscape.envs.answers import read_flag, read_reward
 from qscape.envs.build import build_env
 from qscape.envs.kept_spaces import order_like
+from qscape.envs.lag import NO_LAG
+from qscape.envs.outside import Outside
 from qscape.envs.spaces import make_flatten
 from qscape.errors import (
     BrokenEnv,
@@ -80,12 +82,18 @@ def record_dataset(
     if not 0 <= noise < np.inf:
         raise OutOfRange(f"--noise is {noise}; it must be a number, 0 or more.", field="noise")
     _refuse_taken_name(minari, dataset)
-    plan, loaded = read_plan(folder), load_policy(folder, current=current)
+    plan = read_plan(folder)
+    if plan.lag != NO_LAG:
+        raise UnfitEnv(
+            f"{folder} acts on stacks of measurements, and a dataset holds what an environment shows: record "
+            "a run without --history, delays, noise and dropout."
+        )
+    loaded = load_policy(folder, current=current)
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.index_sizes is not None:
         raise UnfitEnv(f"{plan.env} has discrete actions; only continuous actions are recorded.")
     rng = np.random.default_rng([seed, 1])  # the seed alone would draw the numbers of the first reset again
     with contextlib.ExitStack() as stack:
-        stack.callback(loaded.adapter.close)
+        loaded.adapter.close()  # of some environments only one may exist; its map of actions is needed
         opened = [_drop_unwritable_spec(build_env(plan.env, dict(plan.env_args)))]
         stack.callback(lambda: opened[-1].close())  # with those that it wraps
         env = _Copying(opened[0], loaded.adapter)
@@ -169,6 +177,7 @@ class _Copying(gym.Wrapper):
         refuse_images(space, self.name)
         self.order = adapter.spaces
         _, self.flatten = make_flatten(space, self.name)
+        self.outside = Outside(env)
         self.episodes: list[_Episode] = []
 
     @property
@@ -177,12 +186,14 @@ class _Copying(gym.Wrapper):
         return self.env.spec
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        observation, info = self._call(super().reset, seed=seed, options=options)
+        observation, info = self._call(self.outside.reset, self.env, seed)
         self.episodes.append(_Episode([], [], [], []))
         return self._keep(observation), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self._call(super().step, action)
+        observation, reward, terminated, truncated, info = self._call(
+            self.outside.call, self.env.step, action
+        )
         reward = read_reward(reward, self.name)
         terminated, truncated = (read_flag(flag, self.name) for flag in (terminated, truncated))
         episode = self.episodes[-1]
@@ -198,7 +209,7 @@ class _Copying(gym.Wrapper):
         except QscapeError:
             raise
         except Exception as problem:
-            at = len(self.episodes[-1].rewards) + 1 if call.__name__ == "step" else 0
+            at = len(self.episodes[-1].rewards) + 1 if call.__name__ == "call" else 0
             raise BrokenEnv(
                 f"{self.name} broke in step {at} of an episode ({describe(problem)})."
             ) from problem

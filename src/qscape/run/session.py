@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qscape.envs import EnvAdapter, Episode
+from qscape.envs.snapshot import remember
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import NotFinite, RunError
 from qscape.ops.finite import LOSSES
@@ -36,6 +37,39 @@ Saver: TypeAlias = Callable[["Session", bool, int], Path]
 
 
 @dataclasses.dataclass
+class Judge:
+    """Decides by evaluations when a run ends early, of `Plan.stop_at` and `Plan.patience`.
+
+    Attributes:
+        reached: evaluations in a row that reached `stop_at`.
+        best: the best evaluation so far; None before the first that counts.
+        since: evaluations since then.
+        stopped: whether the run has ended early.
+    """
+
+    reached: int = 0
+    best: float | None = None
+    since: int = 0
+    stopped: bool = False
+
+    def judge(self, plan: Plan, ret: float) -> str:
+        """Take in the mean return of an evaluation; return why the run ends, or ""."""
+        self.reached = self.reached + 1 if plan.stop_at is not None and ret >= plan.stop_at else 0
+        if self.best is None or ret > self.best:
+            self.best, self.since = ret, 0
+        else:
+            self.since += 1
+        why = ""
+        if plan.stop_at is not None and self.reached >= plan.stop_times:
+            times = f" {plan.stop_times} times in a row" if plan.stop_times > 1 else ""
+            why = f"--stop-at: evaluations reached {plan.stop_at:g}{times}"
+        elif plan.patience is not None and self.since >= plan.patience:
+            why = f"--patience: no new best in {plan.patience} evaluations"
+        self.stopped = bool(why)
+        return why
+
+
+@dataclasses.dataclass
 class OneSeed:
     """What a session keeps of one seed.
 
@@ -47,6 +81,7 @@ class OneSeed:
         rate: the step and the time of the last log line.
         score: normalised score of the last evaluation; None before the first, or without reference returns.
         warned: parts whose warning the user has read.
+        judge: decides when the run ends early.
     """
 
     plan: Plan
@@ -56,6 +91,7 @@ class OneSeed:
     rate: tuple[int, float] = (0, 0.0)
     score: float | None = None
     warned: set[str] = dataclasses.field(default_factory=set)
+    judge: Judge = dataclasses.field(default_factory=Judge)
 
 
 class Session:
@@ -76,6 +112,7 @@ class Session:
         finished: whether these steps and their updates were made.
         seconds: seconds of training so far, with those in earlier processes.
         fresh: whether the environments were never reset: a model may be saved before it learns.
+        ended_by: why the run ended before its steps were made; "" if it did not.
         over: whether the last call of `events` has made its steps, or has saved after a request to stop.
     """
 
@@ -120,6 +157,7 @@ class Session:
         self.finished = False
         self.seconds = 0.0
         self.fresh = True
+        self.ended_by = ""
         self.over = False
         self._stop = False
         self._played: list[list[Episode]] = []  # the evaluation episodes of all seeds
@@ -175,7 +213,7 @@ class Session:
 
     def seed_events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
         """Train like `events`; yield events with the index of their seed, one of all once for each."""
-        self.finished, self.over, self.until = False, False, until
+        self.finished, self.over, self.until, self.ended_by = False, False, until, ""
         told = time.perf_counter()
         begun = told - self.seconds
         for one in self.seeds:
@@ -183,12 +221,21 @@ class Session:
         if self.fresh:
             self.engine.start()
             self.fresh = False
-        moot = self._moot_notes()
+            for one in self.seeds:
+                if one.saver is not None and one.adapter.jax_env is None:
+                    remember(one.adapter)
+        broken = [one.adapter.interrupted for one in self.seeds if one.adapter.interrupted]
+        if broken:
+            self.engine.begin_again()
+        moot = self._moot_notes() + [
+            f"a step was not finished ({why}): new episodes begin" for why in broken[:1]
+        ]
         notes = moot + self.engine.notes(self.saves)
+        evals_every = self.plan.evals_every if self.eval_adapter is not None else 0
         for k, one in enumerate(self.seeds):
             plan = one.plan
             started = self.env_steps, until, plan.label, self.adapter.env_id, plan.seed, notes
-            yield k, ev.Started(*started, moot)
+            yield k, ev.Started(*started, moot, evals_every)
         limit = Limit(0, until, lambda: self._stop)
         try:
             while not self._stop:
@@ -201,7 +248,7 @@ class Session:
                     if last or self.env_steps >= limit.step:
                         yield from self._boundary(last)
                         limit = limit._replace(step=self._next_due())
-                    if self.env_steps >= until:
+                    if self.env_steps >= until or self.ended_by:
                         self.finished = True
                         break
                 progress = self.engine.advance(limit)
@@ -221,7 +268,8 @@ class Session:
             for k, path in enumerate(paths):
                 yield k, ev.Saved(self.env_steps, path)
         self.over = True
-        yield from self._each(ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished))
+        made = self.env_steps, self.updates, self.seconds
+        yield from self._each(ev.Ended(*made, not self.finished, self.ended_by))
         self._stop = False  # reset here, since `stop` may be called before `events`
 
     def _each(self, event: ev.RunEvent) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -261,8 +309,12 @@ class Session:
             if evaluates:
                 assert self.eval_adapter is not None
                 self._postpone("evaluate", plan.evals_every)
-                for evaluated in self.evaluations(self.eval_adapter, k):
-                    yield k, evaluated
+                judged = None  # the kept policy, which comes last, if there is one
+                for judged in self.evaluations(self.eval_adapter, k):
+                    yield k, judged
+                if plan.may_stop_early and judged is not None and self.updates:
+                    self.ended_by = one.judge.judge(plan, judged.mean)
+                    logs, saves = logs or bool(self.ended_by), saves and not self.ended_by
             if logs:
                 self._postpone("log", plan.logs_every)
                 yield k, self._log(k)
@@ -366,7 +418,7 @@ class Session:
         }
         told = {name: sentence for name, sentence in found.items() if sentence is not None}
         one.warned |= told.keys()
-        return [*told.values()]
+        return [*told.values(), *one.adapter.take_warnings()]
 
     # --- saving and resuming ------------------------------------------------------------------------
 
@@ -380,6 +432,7 @@ class Session:
             "finished": self.finished,
             "seconds": self.seconds,
             "fresh": self.fresh,
+            **({"judge": dataclasses.asdict(self.seeds[seed].judge)} if self.plan.may_stop_early else {}),
             **self.engine.counters(seed),
         }
 
@@ -391,6 +444,7 @@ class Session:
         """Continue from a save of each seed, all of the same step. Return notes of the engine."""
         for one, save in zip(self.seeds, saves, strict=True):
             one.returns = save.counters["returns"]
+            one.judge = Judge(**save.counters.get("judge", {}))
         first: Mapping[str, Any] = saves[0].counters
         self.due, self.finished, self.fresh = first["due"], first["finished"], first["fresh"]
         self.seconds = max(save.counters["seconds"] for save in saves)

@@ -31,6 +31,7 @@ from qscape.errors import (
 )
 from qscape.run import events as ev
 from qscape.run.sinks import Sink, evaluation_means
+from qscape.trusted import import_named
 
 LONGEST = {"project": 128, "group": 128, "tags": 64}  # characters that Weights & Biases takes
 PARAMETERS = 100  # that MLflow takes in one request
@@ -327,7 +328,7 @@ def load_tracker(name: str) -> Callable[[TrackedRun], Sink]:
         return cls
     module, _, attribute = name.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), attribute)
+        found: Any = getattr(import_named(module), attribute)
     except Exception as problem:  # a module of the user's may raise anything
         raise NotFound(
             f"--log {name} cannot be loaded {describe_import(problem, name)}.", field="log"

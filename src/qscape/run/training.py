@@ -334,6 +334,12 @@ def _continue(folder: Path, steps: int | None, newest: Path | None) -> tuple[dic
     made = folders.steps_made(newest)
     if (steps or made) < made or not folders.unfinished(folder, steps, newest):
         command = f"qscape resume {shlex.quote(str(folder))}"
+        if newest and steps is None and folders.stopped_early(newest):
+            raise NothingToDo(
+                f"{folder} ended at step {made} by --stop-at or --patience; to continue, ask for more: "
+                f"{command} --steps {max(2 * made, record['steps'])}.",
+                field="steps",
+            )
         if made < record["steps"]:
             raise NothingToDo(f"{folder} has made {made} of {record['steps']} steps; continue: {command}.")
         more = f"{command} --steps {2 * made}"

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from qscape.envs.simulators.base import Simulated, StateEnv, draw_bodies
+from qscape.errors import WrongValue
 
 SUCCESS = "reward/success"  # name among the metrics
 
@@ -46,9 +47,18 @@ def list_arguments(name: str) -> list[str]:
 def load(name: str, args: dict[str, Any]) -> PlaygroundEnv:
     """Return the environment of this name; `args` override its configuration.
 
-    MJX computes the physics in JAX unless `impl` says otherwise: Playground's own default, Warp, needs an
-    NVIDIA GPU.
+    MJX computes the physics in JAX, also where Playground's own default is Warp.
+
+    Raises:
+        UsageError: `impl` asks for other physics. Warp's data of E copies are arrays without a leading
+            axis, so states cannot be mapped over, picked and replaced as those of a `JaxEnv` are.
     """
+    if (impl := args.get("impl", "jax")) != "jax":
+        raise WrongValue(
+            f"playground/{name} with impl {impl!r} cannot be trained here, on no device: in its "
+            "arrays one copy cannot be reset apart from the others; leave impl out, or say jax",
+            field="env_args",
+        )
     key, config = args.pop("observation", None), _config(name)
     overrides = ({"impl": "jax"} if "impl" in config else {}) | args
     registry: Any = importlib.import_module("mujoco_playground").registry

@@ -72,6 +72,8 @@ def why_not_together(plan: Plan, agent: Agent) -> str | None:
     """
     if plan.devices > 1:
         return "one device, or the seeds one after the other"
+    if plan.may_stop_early:
+        return "an end at the same step in every seed, without --stop-at and --patience"
     if plan.dataset or plan.start:
         return "an agent that learns from an environment, from the start"
     if plan.vectorise == "envpool":  # the seeds would make their steps at different times

@@ -134,6 +134,10 @@ class Engine(Protocol):
         """Begin an episode in every environment, before the first step of a run."""
         ...
 
+    def begin_again(self) -> None:
+        """Begin new episodes in all environments, since an error ended a step of one before its end."""
+        ...
+
     def advance(self, limit: Limit) -> Progress:
         """Make some of the updates that precede the next step; if it is `ready`, make one step or more."""
         ...

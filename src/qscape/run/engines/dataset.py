@@ -84,6 +84,10 @@ class DatasetEngine:
     def start(self) -> None:
         self.adapter.reset()
 
+    def begin_again(self) -> None:
+        """Begin an episode, which no update sees."""
+        self.adapter.reset()
+
     def advance(self, limit: Limit) -> Progress:
         """Make updates until something is due, but at most a chunk of them."""
         self.learner.env_steps += self.learner.learn(limit.step - self.learner.env_steps)

@@ -369,6 +369,8 @@ class SeedAdapters:
             try:
                 steps.append(adapter.step(chosen))
             except RunError as problem:
+                for other in self.each:  # some have made a step that the networks have not seen
+                    other.interrupted = adapter.interrupted
                 raise problem.saying(f"seed {adapter.seed}: {problem}") from problem
             except (SystemExit, KeyboardInterrupt):
                 for other in self.each:  # some have made a step that the networks have not seen
@@ -416,6 +418,10 @@ class ReplayEngine:
 
     def start(self) -> None:
         self.adapter.reset()
+
+    def begin_again(self) -> None:
+        self.adapter.reset()
+        self._cut_episodes()
 
     def advance(self, limit: Limit) -> Progress:
         learner = self.learner

@@ -263,6 +263,11 @@ class RolloutEngine:
     def start(self) -> None:
         self.adapter.reset()
 
+    def begin_again(self) -> None:
+        self.adapter.reset()
+        self.first = np.ones(self.envs, bool)
+        self.buffer.cut()
+
     def advance(self, limit: Limit) -> Progress:
         learner = self.learner
         if self.buffer.full:

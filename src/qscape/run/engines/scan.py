@@ -81,6 +81,9 @@ class Worlds:
         """Begin an episode in every copy."""
         self.now = self.jit(self.seeds.map(self._begin, (None, 0)))(self.env, self.seeds.key)
 
+    def begin_again(self) -> None:
+        """Do nothing: a step in the program raises no error."""
+
     def template(self, counters: Mapping[str, Any]) -> Any:
         """Return the shapes of a seed's copies in a save with these counters; None if it has none."""
         key = self.seeds.take(self.seeds.key, 0)
