@@ -97,7 +97,8 @@ class Seen(Line):
     def __init__(self):
         super().__init__()
         image = spaces.Box(0, 255, (4, 4), np.uint8)
-        self.observation_space = spaces.Dict(dict(self.observation_space.spaces) | {"desired_goal": image})
+        parts: dict[str, Any] = {**self.observation_space.spaces, "desired_goal": image}
+        self.observation_space = spaces.Dict(parts)
 
 
 class Named(Line):
@@ -105,8 +106,8 @@ class Named(Line):
 
     def __init__(self):
         super().__init__()
-        parts = {"achieved_goal": spaces.Discrete(5), "desired_goal": spaces.Discrete(5)}
-        self.observation_space = spaces.Dict(dict(self.observation_space.spaces) | parts)
+        parts: dict[str, Any] = {"achieved_goal": spaces.Discrete(5), "desired_goal": spaces.Discrete(5)}
+        self.observation_space = spaces.Dict({**self.observation_space.spaces, **parts})
 
 
 class Wide(Line):
@@ -114,8 +115,8 @@ class Wide(Line):
 
     def __init__(self):
         super().__init__()
-        parts = {"achieved_goal": spaces.Box(-1.0, 1.0, (2,))}
-        self.observation_space = spaces.Dict(dict(self.observation_space.spaces) | parts)
+        parts: dict[str, Any] = {"achieved_goal": spaces.Box(-1.0, 1.0, (2,))}
+        self.observation_space = spaces.Dict({**self.observation_space.spaces, **parts})
 
 
 class Aimless(Line):
