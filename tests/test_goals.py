@@ -143,7 +143,8 @@ HOW: dict[str, dict[str, Any]] = {
     "three that reset a step later": {"envs": 3, "steps": 150, "mode": AutoresetMode.NEXT_STEP},
     "three that are told to reset": {"envs": 3, "steps": 150, "mode": AutoresetMode.DISABLED},
     "that end at the goal": {"own": {"ends": True}, "next_observation": "derived"},
-    "that fall": {"own": {"ends": True, "falls": True}},
+    "that fall, and end at the goal": {"own": {"ends": True, "falls": True}},
+    "that fall": {"own": {"falls": True}},
     "one goal at a time": {"own": {"way": "one"}},
     "infos of rows": {"own": {"way": "infos"}},
     "one info at a time": {"own": {"way": "one info"}},
@@ -159,8 +160,8 @@ def test_rows_are_those_relabelled_by_hand(how, monkeypatch):
     monkeypatch.setattr(HER, "draw_goals", fixed_goals)
     session = begun(**how)
     taken = follow(session)
-    if how.get("own", {}).get("ends") and how.get("env_class") is not Judged:
-        session.engine.hindsight.success[0].ends = True  # as after a goal that was reached
+    if how.get("env_class") is not Judged:  # as after a goal that was reached
+        session.engine.hindsight.success[0].ends = how.get("own", {}).get("ends", False)
     list(session.events(session.until))
     for env, steps in enumerate(taken):
         expected = by_hand(steps, how.get("own", {}))

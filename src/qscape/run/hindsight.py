@@ -196,7 +196,7 @@ class Hindsight:
             of_copy = goals.ends[env](achieved[at], goal, [infos[t] for t in at]) > 0
         else:
             real, exact = (goals.rewards[env](achieved, g, infos) for g in (episode.desired, achieved))
-            by_goal = known.observe(episode, real, exact)
+            by_goal = known.observe(episode, real, exact) & (known.ends is not False)
             of_copy = (reward >= np.minimum(exact[at], known.reward)) & (known.ends is True)
         return of_copy | (episode.terminated & ~by_goal)[at]  # what ended for another reason ends here too
 
