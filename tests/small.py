@@ -79,6 +79,7 @@ def build(recipe: str, size: int = 32, parts: Mapping[str, Any] | None = None, *
 
 def make_spec(agent: Agent, **more: Any) -> Spec:
     """Make the task of a small agent: vectors [A], rows of a table if it has to be, or an index."""
+    more |= {"goal_size": 1} if agent.relabelling.changes_goals else {}
     if agent.index_actions:
         return Spec(S, 1, choices=A, **more)
     grid = np.stack(np.meshgrid([-1, 1], [-1, 0, 1], [-1, 1], indexing="ij"), -1).reshape(-1, A)

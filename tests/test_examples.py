@@ -109,6 +109,7 @@ PAGES = {
         ["curves.png", "table.tex", "report.html"],
         "no ranking claim|probability",
     ),
+    "docs/tutorials/goals.md": (["valve.py", "runs/point/her/2/run.json"], r"success rate \(%\)"),
     "docs/tutorials/coming-from.md": (
         ["runs/mine/run.json", "runs/command/0/run.json"],
         "done: runs/command/0",

@@ -330,7 +330,8 @@ class Model:
                 if progress and isinstance(event, ev.Started) and event.notes:
                     print("\n".join(event.notes))
                 if progress and isinstance(event, ev.Evaluated):
-                    print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
+                    success = "" if event.success is None else f"success {event.success:>4.0%}  "
+                    print(f"step {event.step:>9,}  {success}return {event.mean:>10,.1f}  ({event.policy})")
                 for warning in event.warnings if isinstance(event, ev.Logged) else ():
                     warnings.warn(warning, stacklevel=3)
                 answers = [tell(self, event) for tell in callbacks]  # calls all of them, even after a False

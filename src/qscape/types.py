@@ -145,6 +145,8 @@ class Spec:
         time_limit: steps after which an episode is truncated; None: no limit is known.
         mask: how the valid actions are packed into the words that follow an observation; None: all actions
             are valid, and observations have no such words.
+        goal_size: entries of the goal, which an observation contains, in a task that can be relabelled; None:
+            the task has no goals.
 
     Raises:
         UsageError: `actor_size` leaves nothing for the actor, or nothing that critics alone see.
@@ -161,6 +163,7 @@ class Spec:
     actor_size: int | None = None
     time_limit: int | None = None
     mask: ActionMask | None = None
+    goal_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.actor_size is not None and not 0 < self.actor_size < self.observation_size:

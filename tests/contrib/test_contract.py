@@ -127,6 +127,11 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "dqn+c51+polyak+lap",
         {"per_action": {"dueling": True}, "c51": {"atoms": 11}, "base": {"n_step": 3}},
     ),
+    "hindsight: final goals, half of the rows": (
+        "td3+lap+her+normalise",
+        {"her": {"strategy": "final", "relabels": 2, "ratio": 0.5}, "base": {"n_step": 3}},
+    ),
+    "hindsight: goals of an episode": ("sac+lap+her", {"her": {"strategy": "episode"}}),
     "rip": ("rip", {"base": {"critic_activation": "leaky_relu"}}),
     "implicit: without noise, on bins": (
         "td3+implicit+hl_gauss",
@@ -179,6 +184,7 @@ QUICK_ROWS = (
     "lsflow",
     "q3c",
     "implicit: without noise, on bins",
+    "hindsight: final goals, half of the rows",
     "plain options, scaled rewards",
     "bro",
     "fast on proposals",

@@ -210,4 +210,5 @@ SOCKET_MEANS = {
     "reset": "re-initialises networks",
     "normaliser": "normalises observations",
     "scaling": "scales rewards",
+    "relabelling": "relabels goals",
 }

@@ -40,8 +40,10 @@ class CompareOptions:
         "kept", "Evaluated policy. kept: the best one kept by checkpoints, else the current one."
     )
     smooth: float = setting(0.0, "Weight of past evaluations in exponentially smoothed returns; 0: none.")
-    metric: Literal["return", "success"] = setting(
-        "return", "Compared quantity. success: share of successful episodes, in percent."
+    metric: Literal["return", "success"] | None = setting(
+        None,
+        "Compared quantity. success: share of successful episodes, in percent. None: success if all "
+        "environments set goals, else return.",
     )
     unequal: bool = setting(False, "Also compare runs of unequal budgets, and unfinished ones.")
     normalise: Literal["td3", "d4rl", "best"] = setting(
@@ -54,7 +56,7 @@ class CompareOptions:
 
 def main(argv: list[str]) -> int:
     """Compare runs, groups and whole studies."""
-    from qscape.report import runs, tables
+    from qscape.report import runs, statistics, tables
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(CompareOptions(), rest, "qscape compare RUNS")
@@ -63,6 +65,8 @@ def main(argv: list[str]) -> int:
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():
         read = runs.read_runs(paths)
+        of_returns = names or given.threshold is not None
+        metric = "return" if of_returns else statistics.default_metric(read.runs)
         made = tables.compare(
             read.frame,
             policy=given.policy,
@@ -70,7 +74,7 @@ def main(argv: list[str]) -> int:
             best=given.best,
             unequal=given.unequal,
             normalise=given.normalise,
-            metric=given.metric,
+            metric=given.metric or metric,
             smooth=given.smooth,
             reference=names,
             threshold=given.threshold,

@@ -18,8 +18,10 @@ class PlotOptions:
     policy: Literal["kept", "current", "both"] = setting(
         "kept", "Evaluated policy of agents with checkpoints. both: the kept and the current one."
     )
-    metric: Literal["return", "success"] = setting(
-        "return", "Plotted quantity. success: share of successful episodes, in percent."
+    metric: Literal["return", "success"] | None = setting(
+        None,
+        "Plotted quantity. success: share of successful episodes, in percent. None: success if all "
+        "environments set goals, else return.",
     )
     smooth: float = setting(0.0, "Weight of past evaluations in exponentially smoothed returns; 0: none.")
 
@@ -31,8 +33,9 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(PlotOptions(), rest, "qscape plot RUNS")
-    frame, skipped, _ = runs.read_runs(paths)
-    frame = statistics.smooth_returns(statistics.select_metric(frame, given.metric), given.smooth)
+    frame, skipped, read = runs.read_runs(paths)
+    metric = given.metric or statistics.default_metric(read)
+    frame = statistics.smooth_returns(statistics.select_metric(frame, metric), given.smooth)
     rows = (
         statistics.label_policies(frame)
         if given.policy == "both"
@@ -42,7 +45,7 @@ def main(argv: list[str]) -> int:
     names, shared = shorten_labels(sorted(rows["label"].unique()))
     styles = figures.line_styles([*names], names)
     shown = rows.assign(label=rows["label"].map(names))
-    figure = figures.draw_overview(shown, each=True, metric=given.metric, styles=styles)
+    figure = figures.draw_overview(shown, each=True, metric=metric, styles=styles)
     smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
     figures.set_notes(figure, describe_shared(shared), smoothed)
     save_figure(figure, given.png)
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> int:
     console = plain_console()
     print_notes(console, [*skipped, *describe_shortened(names, shared)])
     where = f"{best['env']}, " if rows["env"].nunique() > 1 else ""
-    what = statistics.METRIC_NAMES[given.metric]
+    what = statistics.METRIC_NAMES[metric]
     console.print(
         f"{given.png}: {frame['run'].nunique()} run(s); best final {what} {format_return(best['score'])} "
         f"({best['label']}, {where}seed {best['seed']})",

@@ -161,13 +161,13 @@ class Screen:
         elif isinstance(event, ev.Evaluated):
             self.scores[k] = event
             which = f" ({event.policy} policy)" if event.policy != "current" else ""
-            n = len(event.returns)
-            self.progress.update(
-                self.tasks[k], completed=event.step, score=f"return {format_return(event.mean)}"
-            )
+            n, success = len(event.returns), event.success
+            first = "" if success is None else f"success {success:>4.0%}  "
+            score = f"return {format_return(event.mean)}" if success is None else first.strip()
+            self.progress.update(self.tasks[k], completed=event.step, score=score)
             probed = "".join(f"  {name} {sum(v) / len(v):.4g}" for name, v in event.probes.items())
             self.say(
-                f"{self.names[k]}  step {event.step:>9,}  return {format_return(event.mean):>10}  "
+                f"{self.names[k]}  step {event.step:>9,}  {first}return {format_return(event.mean):>10}  "
                 f"over {n} episodes{which}{probed}"
             )
         elif isinstance(event, ev.Ended):

@@ -19,6 +19,7 @@ from qscape.contrib.eas import EAS
 from qscape.contrib.esa import ESA, OnPolicyESA
 from qscape.contrib.fast import Fast
 from qscape.contrib.flashsac import FlashSAC
+from qscape.contrib.her import HER
 from qscape.contrib.hl_gauss import HLGauss
 from qscape.contrib.imitate import Imitate
 from qscape.contrib.implicit import Implicit
@@ -65,6 +66,7 @@ PARTS: tuple[type, ...] = (
     DroQ,
     DualPolicy,
     Fast,
+    HER,
     CARSM,
     ControlPoints,
     BestPoint,

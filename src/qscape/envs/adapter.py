@@ -43,6 +43,7 @@ from qscape.envs.answers import (
     read_success,
 )
 from qscape.envs.build import build_env
+from qscape.envs.goals import ACHIEVED, DESIRED, GoalFunction, Goals, has_goals, refuse_goals
 from qscape.envs.kept_spaces import describe_space, order_like
 from qscape.envs.lag import NO_LAG, JaxLag, Lag, RowStack, add_lag, find_lag, refuse_longer
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
@@ -141,6 +142,7 @@ HOST_ONLY = (
     "gymnasium.wrappers.common",
     "qscape.envs.lag",
     "qscape.envs.levels",
+    "qscape.envs.reach",
     "gymnasium_robotics.",
     "qscape.envs.restricted",
     "qscape.envs.workers",  # whose environments may call JAX, in other processes
@@ -313,6 +315,7 @@ class EnvAdapter:
         jax_env: the environment as pure functions, if it is written in JAX; else None.
         stack: what a policy carries where the world lags by itself; None: nothing.
         reward_threshold: the return at which the task counts as solved; None: not defined.
+        goals: what `follow_goals` notes of the goals; None: nothing.
         statistics: the state between two steps.
         interrupted: what ended a step before its end: an error, `SystemExit` or `KeyboardInterrupt` from
             within, the end of its process, or that it hung; "" if an episode can go on.
@@ -407,7 +410,9 @@ class EnvAdapter:
             actor_size=actor_size,
             time_limit=self.time_limit,
             mask=None if self.masks is None else self.masks.mask,
+            goal_size=_goal_size(space, declared),
         )
+        self._declared, self.goals = declared, None
         self._precision = Precision(() if frame is not None else self.leaves)
         reader = _Reader(
             watched(seen.flatten, self._precision) if frame is None else seen.flatten, self.masks
@@ -446,6 +451,8 @@ class EnvAdapter:
             flatten = watched(flatten, self._precision)
         self._source.read = _Reader(flatten, self.masks)
         self._set_raw(seen)
+        if self.goals is not None:
+            self.goals.first, _ = self._find_goal()
 
     def _set_raw(self, seen: "_Observations") -> None:
         """Find out how the environment's own observations become those that networks see, as in `seen`."""
@@ -461,6 +468,26 @@ class EnvAdapter:
             code = lag.code
         stack = RowStack(lag.lag, self._raw.size, code, index)
         self.stack = stack if stack.width else None
+
+    def follow_goals(self) -> Goals:
+        """Note what is achieved and desired from the next reset on, in a task with goals; return that."""
+        first, size = self._find_goal()
+        inner: Any = self._source.envs if isinstance(self._source, _Copies) else []
+
+        def functions(name: str) -> list[GoalFunction]:
+            own = [env.get_wrapper_attr(name) for env in inner] or [self._declared(name)] * self.envs
+            has_infos = not isinstance(self.env.unwrapped, Workers)
+            return [GoalFunction(function, name, self.env_id, has_infos) for function in own]
+
+        ends = functions("compute_terminated") if self._declared("compute_terminated") else None
+        self.goals = Goals(first, size, functions("compute_reward"), ends)
+        self._source.goals = self.goals
+        return self.goals
+
+    def _find_goal(self) -> tuple[int, int]:
+        """Return where the desired goal begins in a flat observation, and how many entries it has."""
+        sizes = {path: math.prod(box.shape) for path, box in self.leaves}
+        return sum(list(sizes.values())[: list(sizes).index((DESIRED,))]), sizes[(DESIRED,)]
 
     @property
     def is_host_only(self) -> bool:
@@ -907,6 +934,7 @@ def _read_space(
     index_actions: bool,
 ) -> _Observations:
     """Return how the observations of a space become rows. Raises UsageError if they cannot."""
+    refuse_goals(space, env_id)
     native = bare if isinstance(bare, GymnasiumEnv) else None
     image = index_actions and is_image(space)
     space, masks = find_mask(env_id, space, actions, native, declared, image, index_actions)
@@ -917,6 +945,13 @@ def _read_space(
     as_bytes = index_actions and frame is not None
     size, flatten = make_flatten(space, env_id, frame is not None, as_bytes)
     return _Observations(space, actor_space, frame, size, flatten, masks)
+
+
+def _goal_size(space: gym.Space, declared: Callable[[str], Any]) -> int | None:
+    """Return the entries of a goal; None where the environment has no goals or no reward for other ones."""
+    if not has_goals(space) or not callable(declared("compute_reward")):
+        return None
+    return math.prod(space[DESIRED].shape)  # type: ignore[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -969,6 +1004,7 @@ class _Copies:
             read: makes rows of what they return.
         """
         self.envs, self.mode, self.env_id, self.read = envs, mode, env_id, read
+        self.goals: Goals | None = None
         self.outside = [Outside(env) for env in envs]
         self.unread = ""  # what looks like success in the info of an episode's end, and is not read
         self.has_reset_rows = mode is AutoresetMode.NEXT_STEP
@@ -990,9 +1026,12 @@ class _Copies:
             made = np.random.SeedSequence([self.seed + i, self.given[i]])
             seed = int(made.generate_state(1)[0] >> 1)
         self.enter("reset")
-        first = self.outside[i].reset(self.envs[i], seed)
+        given = self.outside[i].reset(self.envs[i], seed)
         self.enter("step")
-        return self.read.one(*first)
+        row = self.read.one(*given)
+        if self.goals is not None:
+            self.goals.begin(i, given[0])
+        return row
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """Return (next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -1017,6 +1056,8 @@ class _Copies:
             if successes[-1] is None and not self.unread and (terminated[i] or truncated[i]):
                 self.unread = next((key for key in info if isinstance(key, str) and UNREAD.search(key)), "")
             after.append(self.read.one(observation, info, terminated[i]))
+            if self.goals is not None:
+                self.goals.step(i, observation, info, terminated[i], truncated[i], successes[-1])
             if not self.has_reset_rows and (terminated[i] or truncated[i]):
                 now.append(self._reset(i))
                 is_reset = True
@@ -1034,6 +1075,7 @@ class _Vector:
 
     def __init__(self, env: VectorEnv, env_id: str, read: _Reader):
         self.env, self.env_id, self.read = env, env_id, read
+        self.goals: Goals | None = None
         self.outside = [Outside(env)]
         self.mode = find_reset_mode(env)
         self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
@@ -1045,6 +1087,7 @@ class _Vector:
         """Return the first observations `[E, S]`."""
         envs = self.env.num_envs
         observation, info = self.outside[0].reset(self.env, seed)
+        self._begin(observation, np.ones(envs, bool))
         return self.read.many(observation, info, np.zeros(envs, bool), np.ones(envs, bool))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
@@ -1067,12 +1110,45 @@ class _Vector:
                 mask = self._final_mask(info, int(i))
                 after[i] = self.read.one(info["final_obs"][i], mask, terminated[i])[0]
             success = np.where(ended, self._success(info.get("final_info", {})), success)
+        self._note_goals(observation, info, valid, terminated, ended, success)
+        if same_step:
+            self._begin(observation, ended)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
             again = functools.partial(self.env.reset, options={"reset_mask": ended})
             observation, info = self.outside[0].call(again)
+            self._begin(observation, ended)
             first = self.read.many(observation, info, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
+
+    def _begin(self, observation: Any, where: np.ndarray) -> None:
+        """Note the goals of the episodes that begin [E]."""
+        if self.goals is not None:
+            for i in np.flatnonzero(where).tolist():
+                self.goals.begin(i, {key: observation[key][i] for key in (ACHIEVED, DESIRED)})
+
+    def _note_goals(
+        self,
+        observation: Any,
+        info: dict[str, Any],
+        valid: np.ndarray,
+        terminated: np.ndarray,
+        ended: np.ndarray,
+        success: np.ndarray,
+    ) -> None:
+        """Note the goals of a step; rows that are not `valid` begin episodes."""
+        if self.goals is None:
+            return
+        self._begin(observation, ~valid)
+        for i in np.flatnonzero(valid).tolist():
+            seen, given = {key: observation[key][i] for key in (ACHIEVED, DESIRED)}, info
+            if ended[i] and self.mode is AutoresetMode.SAME_STEP:
+                seen, given = info["final_obs"][i], info.get("final_info", {})
+            has = (key for key in given if f"_{key}" in given and _is_given(given, key, i))
+            own = {key: given[key][i] for key in has}
+            reported = None if np.isnan(success[i]) else float(success[i])
+            ends = bool(terminated[i]), bool(ended[i] and not terminated[i])
+            self.goals.step(i, seen, own, *ends, reported)
 
     def _final_mask(self, info: dict[str, Any], i: int) -> dict[str, Any]:
         """Return what environment i said of the valid actions of its episode's last state."""

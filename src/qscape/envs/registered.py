@@ -51,6 +51,7 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
     "recsim/Data-v0": ("recsim_data:RecSimDataEnv", {"max_episode_steps": 20}),
     "recsim/DataSynthetic-v0": ("recsim_data:RecSimDataSyntheticEnv", {"max_episode_steps": 20}),
     "cliff/IdealCliffWalking-v0": ("cliff:IdealCliffWalkingEnv", {"max_episode_steps": 100}),
+    "goal/Reach-v0": ("reach:ReachEnv", {"max_episode_steps": 50}),
     "jax/CartPole-v1": ("cartpole:CartPoleEnv", {"max_episode_steps": 500, "reward_threshold": 475.0}),
     "pixels/CartPole-v1": (
         "rendered:rendered",

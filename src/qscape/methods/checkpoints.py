@@ -7,6 +7,7 @@ episodes that still run included.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +18,11 @@ from qscape.types import setting
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints(Schedule):
-    """Assesses the frozen policy by its worst episode, keeps the best policy, and trains in bursts."""
+    """Assesses the frozen policy by its worst episode, keeps the best policy, and trains in bursts.
+
+    Where goals are relabelled and success is reported, a policy is assessed by the share of its episodes that
+    succeed: of 0s and 1s the worst says nothing but whether all did.
+    """
 
     name: ClassVar[str] = "checkpoints"
     keeps_best_policy: ClassVar[bool] = True
@@ -38,7 +43,7 @@ class Checkpoints(Schedule):
         "Lower the best score at the switch also if it is negative (TD7 raises it).",
     )
     criterion: Literal["min", "mean"] = setting(
-        "min", "Score of an assessment: the minimum or the mean of its returns."
+        "min", "Score of an assessment by returns: their minimum or their mean."
     )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
@@ -64,17 +69,23 @@ class Checkpoints(Schedule):
             )
         if event.length > state["age"]:
             return state, 0, False
-        returns = [*state["returns"], event.ret]
-        worst, best = min(returns), _best(state)
-        if (
-            self.criterion == "min" and best is not None and worst < best
-        ):  # the policy has failed: end its assessment
-            return (*self._start_burst(state, event, base), False)
-        if len(returns) < state["episodes"]:
+        by_success = event.success is not None
+        returns = [*state["returns"], event.ret if event.success is None else event.success]
+        best, left = _best(state), max(state["episodes"] - len(returns), 0)
+        if best is not None and self._reachable(returns, left, by_success) < best:
+            return (*self._start_burst(state, event, base), False)  # the policy has failed
+        if left:
             return state | {"returns": returns}, 0, False
-        score = worst if self.criterion == "min" else sum(returns) / len(returns)
+        takes_worst = self.criterion == "min" and not by_success
+        score = min(returns) if takes_worst else sum(returns) / len(returns)
         passed = best is None or score >= best
         return (*self._start_burst(state | {"best": score} if passed else state, event, base), passed)
+
+    def _reachable(self, returns: list[float], left: int, by_success: bool) -> float:
+        """Return the best score that an assessment can still reach, with `left` episodes to go."""
+        if by_success:
+            return (sum(returns) + left) / (len(returns) + left)
+        return min(returns) if self.criterion == "min" else math.inf
 
     def _start_burst(
         self, state: dict[str, Any], event: EpisodeEnd, base: Base

@@ -29,6 +29,7 @@ from qscape.offpolicy.sockets import (
     PartState,
     PolicyLoss,
     Regulariser,
+    Relabelling,
     Representation,
     Reset,
     Scaling,
@@ -59,7 +60,7 @@ class Agent(Bound):
     Attributes:
         recipe: the recipe that it was built from, `base+part+part`.
         base: settings that all off-policy agents have.
-        representation, network, ..., scaling: the part in each socket.
+        representation, network, ..., relabelling: the part in each socket.
         regularisers: parts that add terms to the losses, in the order of the recipe.
         modifiers: parts that only override fields of the base.
         spec: the task; None until `on` binds the agent to one.
@@ -80,6 +81,7 @@ class Agent(Bound):
     reset: Reset = plain.NoReset()
     normaliser: Normaliser = plain.Raw()
     scaling: Scaling = plain.RawRewards()
+    relabelling: Relabelling = plain.TrueGoals()
     modifiers: tuple[Part, ...] = ()
     spec: Spec | None = None
 
@@ -211,6 +213,7 @@ class Agent(Bound):
             self.schedule,
             self.reset,
             self.scaling,
+            self.relabelling,
             *self.modifiers,
         )
         return {part.name: part for part in filled}

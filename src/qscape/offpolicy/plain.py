@@ -40,6 +40,7 @@ from qscape.offpolicy.sockets import (
     Output,
     PartState,
     PolicyLoss,
+    Relabelling,
     Representation,
     Reset,
     Role,
@@ -486,6 +487,14 @@ class RawRewards(Scaling):
 
     name: ClassVar[str] = "as_they_are"
     changes_rewards: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrueGoals(Relabelling):
+    """Transitions keep the goals that the environment set."""
+
+    name: ClassVar[str] = "true_goals"
+    changes_goals: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtim
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.nets import Actor, Body, Conditioning, Critic, Features, InputStage
 from qscape.nets.batch_norm import has_statistics
@@ -817,11 +818,14 @@ class EpisodeEnd(NamedTuple):
         length: steps of the episode.
         ret: its undiscounted return.
         update: number of updates made so far, with those that are due before the next action.
+        success: its success, from 0 to 1, where the agent relabels goals and the environment reports success:
+            a policy is then judged by it; None: by the return.
     """
 
     length: int
     ret: float
     update: int
+    success: float | None = None
 
 
 class Schedule(StatefulPart):
@@ -934,6 +938,50 @@ class Scaling(Part):
     def divisor(self, state: PyTree) -> Scalar | None:
         """Return the number that all rewards of a batch are divided by; None: they stay as they are."""
         return None
+
+
+class Relabelling(Part):
+    """Gives the transitions of an episode that has ended other goals, which were achieved in it.
+
+    The relabelled rows stand in replay beside the real ones. Runs on the host, between two steps.
+
+    Attributes:
+        changes_goals: False only for the default, which leaves goals as they are.
+    """
+
+    socket: ClassVar[str] = "relabelling"
+    changes_goals: ClassVar[bool] = True
+
+    def draw_goals(self, rng: np.random.Generator, length: int) -> list[Int[np.ndarray, " L"]]:
+        """Return the goals of relabelled copies of an episode of L steps.
+
+        Args:
+            rng: a generator of this episode's own.
+            length: L.
+
+        Returns:
+            For every copy the number, from 0 to L - 1, of the step after which the goal of each row was
+            achieved [L]. Consecutive rows with the same number are one stretch: sums of n rewards do not
+            reach beyond it.
+        """
+        raise NotImplementedError
+
+    def conflict(self, agent: Any) -> str | None:
+        if self.changes_goals and not agent.base.bootstrap_at_time_limits:
+            return (
+                f"{self.name} ends stretches of rows as time limits end episodes, and "
+                "base.bootstrap_at_time_limits is off; leave one of the two out."
+            )
+        return super().conflict(agent)
+
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if self.changes_goals and spec.goal_size is None:
+            return (
+                f"{self.name} gives transitions other goals, and it shows none: it needs observations that "
+                "are a Dict of observation, achieved_goal and desired_goal, and a method compute_reward; "
+                f"leave {self.name} out."
+            )
+        return super().fits(spec, base)
 
 
 def bind_network(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from qscape.errors import OutOfRange, UnfitEnv
 from qscape.report import intervals, require_extra
 from qscape.report.intervals import FEWEST, Estimate
+from qscape.report.runs import RunRecord
 
 with require_extra("Statistics"):
     import numpy as np
@@ -27,6 +28,12 @@ METRICS: dict[str, Callable[[np.ndarray], intervals.Spread]] = {  # of scores [R
 # --- from evaluations to scores -----------------------------------------------------------------------
 
 METRIC_NAMES = {"return": "evaluation return", "success": "success rate (%)"}
+
+
+def default_metric(runs: Iterable[RunRecord]) -> str:
+    """Return by what runs are compared: "success" if all are of environments that set goals and report it."""
+    by_goals = (run.record.get("goals") and run.episodes["success"].notna().any() for run in runs)
+    return "success" if all(by_goals) else "return"
 
 
 def select_metric(runs: pd.DataFrame, metric: str) -> pd.DataFrame:

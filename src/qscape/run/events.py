@@ -92,6 +92,7 @@ class Evaluated(NamedTuple):
         probes: measurements of probes by column, one number for each episode.
         seconds: duration; where all seeds of a program play together, the first seed's event has it and the
             others' have about 0.
+        by_success: whether success is what counts: the environment sets goals.
     """
 
     step: int
@@ -101,11 +102,17 @@ class Evaluated(NamedTuple):
     successes: list[float]
     probes: dict[str, list[float]]
     seconds: float
+    by_success: bool = False
 
     @property
     def mean(self) -> float:
         """Mean undiscounted return."""
         return sum(self.returns) / len(self.returns)
+
+    @property
+    def success(self) -> float | None:
+        """Share of successful episodes if `by_success`; None: the return counts, or none is reported."""
+        return sum(self.successes) / len(self.successes) if self.by_success and self.successes else None
 
 
 class Saved(NamedTuple):

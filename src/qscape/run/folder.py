@@ -114,6 +114,7 @@ class _Origin(TypedDict, total=False):
     parts: list[str]
     plugins: dict[str, str]
     together: list[int]
+    goals: bool
     saved: bool
     imported: str
     tracking: _Tracking

@@ -438,7 +438,8 @@ class Session:
                 done, probed = [r.episode for r in walked], self.probes(evaluation)
             returns, lengths = [e.ret for e in done], [e.length for e in done]
             seconds = time.perf_counter() - start
-            about = returns, lengths, list_successes(done), probed, seconds
+            by_success = adapter.spec.goal_size is not None
+            about = returns, lengths, list_successes(done), probed, seconds, by_success
             event = ev.Evaluated(self.env_steps, name, *about)
             one.score = score(one.plan, event.mean)
             yield event

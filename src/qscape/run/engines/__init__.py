@@ -34,6 +34,12 @@ def make_engine(plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapt
     """
     plan, adapter = plans[0], adapters[0]
     off_policy = isinstance(agent, OffPolicyAgent)
+    if plan.dataset and off_policy and agent.relabelling.changes_goals:
+        raise Conflict(
+            f"{agent.relabelling.name} relabels what an environment plays, and this run learns from a "
+            f"dataset; leave {agent.relabelling.name} out.",
+            part=agent.relabelling.name,
+        )
     if len(plans) > 1 and (why := why_not_together(plan, agent)):
         raise Conflict(f"Several seeds in one program need {why}.", field="seeds_as")
     kind: Any = ReplayEngine if off_policy else RolloutEngine

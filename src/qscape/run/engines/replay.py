@@ -40,6 +40,7 @@ from qscape.run.engines.base import (
     copy_buffers,
     name_metrics,
 )
+from qscape.run.hindsight import Hindsight
 from qscape.run.plan import REPLAYS, Plan
 from qscape.run.programs import Programs
 from qscape.run.saves import PIECE, Large
@@ -181,12 +182,18 @@ class ReplayLearner:
 
     # --- which updates are due, and making them -----------------------------------------------------
 
-    def count(self, made: int, finished: Sequence[Episode]) -> None:
+    def count(
+        self,
+        made: int,
+        finished: Sequence[Episode],
+        judge: Callable[[Episode], float | None] | None = None,
+    ) -> None:
         """Count steps, and add the updates that the schedule makes due to `pending`.
 
         Args:
             made: environment steps that were made side by side, in each seed.
             finished: the episodes that ended with them.
+            judge: returns the success by which the schedule judges an episode, or None; None: it never does.
         """
         base = self.agent.base
         warm = self.env_steps >= max(base.warmup, self.refill)  # was this step one past the random phase?
@@ -198,7 +205,9 @@ class ReplayLearner:
             self.tell_schedule(StepEnd(made))
         for episode in finished:
             if was_learning:
-                self.tell_schedule(EpisodeEnd(episode.length, episode.ret, self.updates + self.pending))
+                asked = self.updates + self.pending
+                success = None if judge is None else judge(episode)
+                self.tell_schedule(EpisodeEnd(episode.length, episode.ret, asked, success))
             if warm:
                 self.learning = True
 
@@ -383,6 +392,7 @@ class ReplayEngine:
         adapter: those of all seeds as one.
         driver: the whole cycle as one program; None until it is worth compiling.
         reach: how many steps the driven program may make in its next call; few if episodes are short.
+        hindsight: relabels episodes, if the agent does; else None.
     """
 
     def __init__(self, plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapter]) -> None:
@@ -393,6 +403,9 @@ class ReplayEngine:
         self.learner = ReplayLearner(agent, adapters[0].spec, self.envs, self.seeds)
         self.driver: Driver | None = None
         self.reach = MOST
+        self.hindsight: Hindsight | None = None
+        if self.learner.agent.relabelling.changes_goals:
+            self.hindsight = Hindsight(self.learner.mapped, adapters, self.seeds.numbers)
 
     @property
     def ready(self) -> bool:
@@ -400,6 +413,7 @@ class ReplayEngine:
 
     def notes(self, saves: bool) -> list[str]:
         notes, lack = self.learner.notes(self.plan, saves), callbacks.missing()
+        notes += [] if self.hindsight is None else self.hindsight.notes()
         return [*notes, lack] if lack and self.plan.steps >= LONG and self._can_drive() else notes
 
     def start(self) -> None:
@@ -418,6 +432,8 @@ class ReplayEngine:
             )
         if learner.carry.action is None:
             self._choose()
+            if self.ready:
+                self._insert_relabelled()
             return NOTHING
         if self._drives(limit):
             return self._drive(limit)
@@ -427,7 +443,7 @@ class ReplayEngine:
         held = new._replace(observation=carry.observation, action=carry.action, columns=carry.columns)
         learner.carry = learner.mapped.insert(carry, held, step.observation)
         valid = new.valid[0] if self.seeds.shape else new.valid  # each seed makes as many steps
-        learner.count(int(np.count_nonzero(valid)), step.finished)
+        learner.count(int(np.count_nonzero(valid)), step.finished, self._judge)
         learner.carry = learner.carry._replace(
             observation=step.observation,
             first=new.starts_episode,
@@ -435,7 +451,22 @@ class ReplayEngine:
             action=None,  # type: ignore[arg-type]
             columns={},
         )
+        if learner.agent.schedule.learns_between_episodes:
+            self._insert_relabelled()
         return self._progress(step.finished)
+
+    def _insert_relabelled(self) -> None:
+        """Write the relabelled rows of episodes that ended in the last step into replay.
+
+        That is after the updates of that step, or before those of a whole episode: where the driven program
+        is between two calls.
+        """
+        if self.hindsight is not None:
+            self.learner.carry = self.hindsight.insert(self.learner.carry, self.learner.env_steps)
+
+    def _judge(self, episode: Episode) -> float | None:
+        """Return the success by which the schedule judges an episode; None: it judges by the return."""
+        return None if self.hindsight is None else self.hindsight.judge(episode.success)
 
     def _progress(self, finished: Sequence[Episode]) -> Progress:
         """Return the ends of episodes in the last step."""
@@ -506,29 +537,44 @@ class ReplayEngine:
         learner.schedule, learner.updates = counters[made], learner.updates + int(updates[:made].sum())
         finished = self.driver.finished()
         for episode in finished:
-            end = EpisodeEnd(episode.length, episode.ret, learner.updates + learner.pending)
-            learner.tell_schedule(end)
+            asked = learner.updates + learner.pending
+            learner.tell_schedule(EpisodeEnd(episode.length, episode.ret, asked, self._judge(episode)))
         if finished and self.driver.waits:
             learner.carry = learner.carry._replace(action=None, columns={})  # type: ignore[arg-type]
+        self._insert_relabelled()
         return self._progress(finished)
 
     # --- saving and resuming ------------------------------------------------------------------------
 
     def counters(self, seed: int = 0) -> dict[str, Any]:
-        return self.learner.counters(seed)
+        counters = self.learner.counters(seed)
+        return (
+            counters if self.hindsight is None else counters | {"goals": len(self.hindsight.to_bytes(seed))}
+        )
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
-        return self.learner.templates(counters)
+        templates = self.learner.templates(counters)
+        if self.hindsight is not None:
+            templates["goals"] = {"json": np.zeros(counters["goals"], np.uint8)}
+        return templates
 
     def save(self, seed: int = 0) -> SavedSeed:
-        return SavedSeed(self.learner.arrays(seed), self.counters(seed), snapshot.take(self.adapters[seed]))
+        arrays = self.learner.arrays(seed)
+        if self.hindsight is not None:
+            arrays["goals"] = {"json": self.hindsight.to_bytes(seed)}
+        return SavedSeed(arrays, self.counters(seed), snapshot.take(self.adapters[seed]))
 
     def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         self.learner.restore(saves)
         notes = restore_environments(self.adapters, saves)
+        has_replay = "replay" in saves[0].arrays
+        if self.hindsight is not None:
+            self.hindsight.restore([save.arrays["goals"]["json"] for save in saves], goes_on=not notes)
+            if not has_replay:
+                self.hindsight.forget()
         if notes:
             self._cut_episodes()
-        return notes + (self.learner.empty_replay() if "replay" not in saves[0].arrays else [])
+        return notes + ([] if has_replay else self.learner.empty_replay())
 
     def _cut_episodes(self) -> None:
         """Truncate the running episodes: the environments start new ones, as their state was not restored."""

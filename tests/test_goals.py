@@ -1,0 +1,495 @@
+"""Goals relabelled in hindsight, against rows relabelled by hand on a small task."""
+
+import dataclasses
+import json
+from typing import Any
+
+import gymnasium as gym
+import jax
+import numpy as np
+import pytest
+from goal_envs import NEAR, Judged, Line
+from gymnasium.vector import AutoresetMode
+from rows import slow, slow_except
+from test_drive import leaves, take_early, told
+from tiny import Rooms, assert_same_run, settings, stop_at
+
+from qscape import agents
+from qscape.cli import main as qscape
+from qscape.contrib.her import HER
+from qscape.envs import adapter as adapters
+from qscape.envs import make
+from qscape.envs.goals import GoalFunction
+from qscape.envs.lag import NO_LAG, Lag
+from qscape.errors import UsageError
+from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
+from qscape.replay.storage import rows_at
+from qscape.run import Plan, resume, train
+from qscape.run import events as ev
+from qscape.run.training import make_session, make_shared_session
+
+
+def fixed_goals(part: HER, rng: np.random.Generator, length: int) -> list[np.ndarray]:
+    """Two copies: one goal for all rows, and pairs of rows with the goal of their second one."""
+    steps = np.arange(length)
+    return [np.full(length, length - 1), np.minimum(steps // 2 * 2 + 1, length - 1)]
+
+
+def begun(
+    recipe: str = "td3+her",
+    envs: int = 1,
+    steps: int = 60,
+    env_class: type = Line,
+    own: dict[str, Any] | None = None,
+    mode: AutoresetMode = AutoresetMode.SAME_STEP,
+    vectorise: Any = "sync",
+    parts: dict[str, Any] | None = None,
+    lag: Lag = NO_LAG,
+    **base: Any,
+) -> Any:
+    """A run in memory; `own`: the environment's arguments."""
+    wanted = settings(recipe, **{"warmup": 20} | base) | (parts or {})
+    plan = Plan(recipe, "Line", steps, envs=envs, settings=wanted, eval_every=0, log_every=10**6)
+    env = f"goal_envs:{env_class.__name__}-v0" if vectorise == "async" else env_class
+    if env is env_class:
+        env = lambda **args: env_class(**args)  # noqa: E731
+    adapter = make(env, envs, own, autoreset=mode, vectorise=vectorise, lag=lag)
+    return make_session(plan, agents.build(recipe, wanted), adapter)
+
+
+def follow(session: Any) -> list[list[dict[str, Any]]]:
+    """Record, for each environment, its steps as the environment gave them, while the session runs."""
+    taken: list[list[dict[str, Any]]] = [[] for _ in range(session.adapter.envs)]
+    step = session.adapter.step
+
+    def recorded(action: np.ndarray) -> Any:
+        made = step(action)
+        new = made.transition
+        for e in np.flatnonzero(new.valid).tolist():
+            columns = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
+            taken[e].append({name: np.array(getattr(new, name)[e]) for name in columns})
+        return made
+
+    session.adapter.step = recorded
+    return taken
+
+
+def rows_of(session: Any, env: int, n_step: int = 1, discount: float = 1.0) -> list[dict[str, np.ndarray]]:
+    """The rows of a ring in the order in which they were written, without heads and pads."""
+    learner = session.learner
+    layout, state = learner.layout, learner.carry.replay_state
+    assert int(state.size[env]) < layout.ring, "the ring must not be full for this"
+    i = env * layout.ring + np.arange(int(state.size[env]))
+    if not layout.stores_next:
+        words = np.asarray(learner.storage)[i, layout.slices["valid"].start]
+        i = i[np.asarray(words.view(np.float32) if words.dtype != np.float32 else words) > 0]
+    batch = rows_at(layout, learner.storage, state, i, n_step, discount)
+    ends = np.asarray(learner.storage)[i, layout.slices["truncated"].start]
+    ends = ends.view(np.float32) if ends.dtype != np.float32 else ends
+    columns = {name: np.asarray(getattr(batch, name)) for name in batch._fields if name != "extra"}
+    columns["discount"] = np.broadcast_to(columns["discount"], len(i))
+    columns["truncated"] = ends
+    return [{name: column[k] for name, column in columns.items()} for k in range(len(i))]
+
+
+def by_hand(steps: list[dict[str, Any]], own: dict[str, Any]) -> list[dict[str, Any]]:
+    """Relabel the steps of an environment in plain Python: all rows in the order in which replay has them."""
+    place = {"achieved": 0, "desired": 1}  # entries of an observation: keys in alphabetic order
+    rows, episode = [], []
+    for step in steps:
+        rows.append(dict(step))
+        episode.append(step)
+        if not (step["terminated"] or step["truncated"]):
+            continue
+        length = len(episode)
+        after = [one["next_observation"][place["achieved"]] for one in episode]
+        for copy in fixed_goals(HER(), np.random.default_rng(), length):
+            for t, one in enumerate(episode):
+                row, goal = dict(one), after[copy[t]]
+                for name in ("observation", "next_observation"):
+                    row[name] = one[name].copy()
+                    row[name][place["desired"]] = goal
+                reached = abs(float(after[t]) - float(goal)) <= NEAR
+                cost = 0.125 * (t + 1) if "info" in own.get("way", "rows") else 0.0
+                row["reward"] = (0.0 if reached else -1.0) - cost
+                fell = own.get("falls", False) and t == 4
+                row["terminated"] = (own.get("ends", False) and reached) or fell
+                stretch_ends = t == length - 1 or copy[t] != copy[t + 1]
+                row["truncated"] = stretch_ends and not row["terminated"]
+                rows.append(row)
+        episode = []
+    return rows
+
+
+def sums(rows: list[dict[str, Any]], n: int, discount: float) -> list[dict[str, Any]]:
+    """The rows with n-step rewards, by a plain loop; the last row may be in the middle of an episode."""
+    summed = []
+    for t, row in enumerate(rows):
+        total, k = 0.0, 0
+        while True:
+            one = rows[t + k]
+            total, k = total + discount**k * float(one["reward"]), k + 1
+            if k == n or one["terminated"] or one["truncated"] or t + k == len(rows):
+                break
+        found = {"reward": total, "terminated": one["terminated"], "discount": discount**k}
+        summed.append(dict(row) | found | {"next_observation": one["next_observation"]})
+    return summed
+
+
+HOW: dict[str, dict[str, Any]] = {
+    "next observations stored": {},
+    "derived, in priorities": {"recipe": "sac+her+lap", "next_observation": "derived"},
+    "three environments, which differ in length": {"envs": 3, "steps": 150},
+    "three that reset a step later": {"envs": 3, "steps": 150, "mode": AutoresetMode.NEXT_STEP},
+    "three that are told to reset": {"envs": 3, "steps": 150, "mode": AutoresetMode.DISABLED},
+    "that end at the goal": {"own": {"ends": True}, "next_observation": "derived"},
+    "that fall, and end at the goal": {"own": {"ends": True, "falls": True}},
+    "that fall": {"own": {"falls": True}},
+    "one goal at a time": {"own": {"way": "one"}},
+    "infos of rows": {"own": {"way": "infos"}},
+    "one info at a time": {"own": {"way": "one info"}},
+    "goals in float32": {"own": {"dtype": "float32"}},
+    "an environment that says which goals end it": {"env_class": Judged, "own": {"ends": True}},
+    "columns of replay": {"recipe": "td3+savo+her"},
+    "sensors that lag": {"lag": Lag(history=2, observation_delay=1)},
+}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_rows_are_those_relabelled_by_hand(how, monkeypatch):
+    monkeypatch.setattr(HER, "draw_goals", fixed_goals)
+    session = begun(**how)
+    taken = follow(session)
+    if how.get("env_class") is not Judged:  # as after a goal that was reached
+        session.engine.hindsight.success[0].ends = how.get("own", {}).get("ends", False)
+    list(session.events(session.until))
+    for env, steps in enumerate(taken):
+        expected = by_hand(steps, how.get("own", {}))
+        for n in (1, 3):
+            found, want = rows_of(session, env, n, 0.9), sums(expected, n, 0.9)
+            assert len(found) == len(want) > len(steps)
+            for t, (row, should) in enumerate(zip(found, want, strict=True)):
+                for name in row:
+                    np.testing.assert_allclose(
+                        row[name], np.float32(should[name]), rtol=1e-6, atol=1e-6, err_msg=f"{t} {name} {n}"
+                    )
+
+
+def test_relabelled_rows_in_half_the_memory(monkeypatch):
+    """The goal is rounded as an observation is; the rest of the row is that of the real one to the bit."""
+    monkeypatch.setattr(HER, "draw_goals", fixed_goals)
+    session = begun(replay_observations="bfloat16")
+    taken = follow(session)
+    list(session.events(60))
+    expected = by_hand(taken[0], {})
+    for row, should in zip(rows_of(session, 0), expected, strict=True):
+        rounded = np.asarray(jax.numpy.asarray(should["observation"], jax.numpy.bfloat16), np.float32)
+        np.testing.assert_array_equal(row["observation"], rounded)
+        assert row["reward"] == should["reward"]
+
+
+def test_the_goals_of_each_strategy_have_their_probabilities():
+    length, draws = 4, 4_000
+    counts = {}
+    for strategy in ("future", "final", "episode"):
+        part, rng = HER(strategy=strategy, relabels=2), np.random.default_rng(0)
+        drawn = np.array([copy for _ in range(draws) for copy in part.draw_goals(rng, length)])
+        assert drawn.shape == (2 * draws, length)
+        counts[strategy] = np.stack([(drawn == j).mean(0) for j in range(length)], 1)  # [row, goal]
+    future = np.triu(np.ones((length, length)))
+    np.testing.assert_allclose(counts["future"], future / future.sum(1, keepdims=True), atol=0.02)
+    np.testing.assert_allclose(counts["episode"], np.full((length, length), 0.25), atol=0.02)
+    np.testing.assert_array_equal(counts["final"], np.eye(length)[[-1] * length])
+
+
+@pytest.mark.parametrize(("relabels", "ratio"), [(4, None), (4, 0.8), (4, 0.6), (1, 0.2), (2, 0.0)])
+def test_the_share_of_relabelled_rows(relabels, ratio):
+    part, rng = HER(relabels=relabels, ratio=ratio), np.random.default_rng(0)
+    copies = [len(part.draw_goals(rng, 5)) for _ in range(3_000)]
+    share = np.mean(copies) / (1 + np.mean(copies))
+    assert share == pytest.approx(relabels / (relabels + 1) if ratio is None else ratio, abs=0.01)
+    assert max(copies) - min(copies) <= 1
+
+
+def test_a_share_that_the_copies_cannot_make_is_refused():
+    with pytest.raises(UsageError, match="relabels") as raised:
+        HER(relabels=1, ratio=0.6)
+    assert (raised.value.part, raised.value.field) == ("her", "ratio")
+
+
+CASES = {
+    "td3": ("td3+her", {}),
+    "sac, lap, three environments, n steps": ("sac+lap+her", {"envs": 3, "n_step": 3}),
+    "statistics of observations": ("td3+normalise+her", {"next_observation": "derived"}),
+    "between episodes": ("td7+her", {}),
+}
+
+
+# The quick compiler of `make test` rounds otherwise in the driven program, with and without relabelled rows.
+@pytest.mark.parametrize(
+    "case", slow_except([CASES["td3"], CASES["between episodes"]], CASES.values()), ids=CASES
+)
+def test_the_driven_program_is_the_host_loop(case, monkeypatch):
+    recipe, how = case
+    how = how | {"steps": 260, "parts": {"checkpoints": {"early_episodes": 2}} if "td7" in recipe else {}}
+    monkeypatch.setattr(adapters, "HOST_ONLY", (*adapters.HOST_ONLY, "goal_envs"))
+    apart = begun(recipe, **how)
+    heard = told(apart, 260)
+    take_early(monkeypatch)
+    monkeypatch.setattr(adapters, "HOST_ONLY", (*adapters.HOST_ONLY, "goal_envs"))
+    driven = begun(recipe, **how)
+    assert str(told(driven, 260)) == str(heard)
+    assert apart.engine.driver is None
+    assert driven.engine.driver is not None
+    for (name, one), (_, other) in zip(leaves(apart), leaves(driven), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_two_seeds_of_a_program_relabel_like_one(monkeypatch):
+    """Replay holds the rows that the runs of one seed would hold, but for rounding."""
+    monkeypatch.setattr(HER, "draw_goals", fixed_goals)
+    recipe, wanted = "td3+her", settings("td3+her", warmup=200)  # random actions only, which rounding spares
+    plans = [Plan(recipe, "Line", 40, seed=seed, settings=wanted, eval_every=0) for seed in (0, 1)]
+    agent = agents.build(recipe, wanted)
+    shared = make_shared_session(plans, agent, [make(lambda: Line(), seed=seed) for seed in (0, 1)])
+    list(shared.events(40))
+    for k, plan in enumerate(plans):
+        alone = make_session(plan, agent, make(lambda: Line(), seed=k))
+        list(alone.events(40))
+        np.testing.assert_array_equal(shared.learner.storage[k], alone.learner.storage)
+
+
+@pytest.mark.parametrize("recipe", ["td3+normalise+her", slow("sac+lap+her")])
+@pytest.mark.parametrize("way", ["rows", "infos", slow("one info")])
+def test_a_run_goes_on_in_the_middle_of_an_episode(recipe, way, tmp_path):
+    """Stopped at step 45 of episodes of 10: goals and infos of its first half are known after it."""
+    plan = Plan(
+        recipe,
+        "goal_envs:Line-v0",
+        90,
+        envs=2,
+        env_args={"length": 10, "way": way},
+        settings=settings(recipe, warmup=30),
+        eval_every=40,
+        eval_episodes=1,
+        log_every=20,
+        save_every=1000,
+    )
+    list(train(plan, tmp_path / "whole"))
+    *_, end = train(plan, tmp_path / "parts", on_trainer=stop_at(45))
+    assert isinstance(end, ev.Ended)
+    assert end.interrupted
+    list(resume(tmp_path / "parts"))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_statistics_see_relabelled_goals(monkeypatch):
+    """Of each entry: the mean over what was acted on and over the relabelled rows."""
+    monkeypatch.setattr(HER, "draw_goals", fixed_goals)
+    session = begun("td3+normalise+her", steps=48)
+    taken = follow(session)
+    list(session.events(48))
+    seen = [row["observation"] for row in by_hand(taken[0], {})] + [session.adapter.observation[0]]
+    moments = session.learner.state.part_states["normalise"].extra
+    np.testing.assert_allclose(moments.mean, np.mean(seen, 0), rtol=1e-4, atol=1e-4)
+    plain = begun("td3+normalise", steps=48)
+    list(plain.events(48))
+    assert not np.allclose(plain.learner.state.part_states["normalise"].extra.mean, moments.mean, atol=1e-3)
+
+
+def test_the_same_goals_in_single_and_double_precision_succeed_alike():
+    """A goal is kept as it was given: rounded to float32, one at the very rim would be missed."""
+    rim = np.float64(1.0) + NEAR
+    line = Line()
+    reward = GoalFunction(line.compute_reward, "compute_reward", "Line")
+    achieved, desired = np.array([[1.0], [1.0], [1.0]]), np.array([[rim], [rim], [rim]])
+    assert abs(1.0 - rim) <= NEAR
+    assert abs(1.0 - float(np.float32(rim))) > NEAR
+    np.testing.assert_array_equal(reward(achieved, desired, [{}] * 3), [0.0] * 3)
+    runs = {}
+    for dtype in ("float32", "float64"):
+        session = begun(own={"dtype": dtype}, steps=60, warmup=100)
+        list(session.events(60))
+        runs[dtype] = [row["reward"] for row in rows_of(session, 0)]
+    assert runs["float32"] == runs["float64"]
+
+
+def test_methods_of_rows_are_called_once_and_others_for_each_row():
+    calls = {}
+    for way in ("rows", "one"):
+        line = Line(way=way)
+        line.calls = 0
+        reward = GoalFunction(line.compute_reward, "compute_reward", "Line")
+        rows = np.linspace(0, 1, 50)[:, None]
+        found = reward(rows, rows[::-1], [{}] * 50)
+        np.testing.assert_array_equal(found, np.where(np.abs(rows - rows[::-1])[:, 0] <= NEAR, 0.0, -1.0))
+        calls[way] = line.calls
+    assert calls["rows"] <= 8
+    assert calls["one"] >= 50
+    notes = {way: [*begun_notes(way)] for way in ("rows", "one")}
+    assert not any("one goal at a time" in note for note in notes["rows"])
+    assert any("one goal at a time" in note for note in notes["one"])
+
+
+def begun_notes(way: str) -> list[str]:
+    started = next(iter(begun(own={"way": way}, steps=4).events(4)))
+    return started.notes
+
+
+def test_environments_in_processes_relabel_unless_infos_are_needed():
+    session = begun(envs=2, vectorise="async", steps=40)
+    try:
+        list(session.events(40))
+        size = int(session.learner.carry.replay_state.size.sum())
+        assert size > 100  # 40 real rows, and four copies of all episodes that ended
+    finally:
+        session.adapter.close()
+    reads = begun(envs=2, vectorise="async", steps=40, own={"way": "infos"})
+    try:
+        with pytest.raises(UsageError) as raised:
+            list(reads.events(40))
+        assert raised.value.field == "vectorise"
+    finally:
+        reads.adapter.close()
+
+
+def test_which_success_ends_episodes_is_learnt_from_them():
+    """Before any goal was reached no relabelled row is terminal; then they are, if the real one was."""
+    for ends in (False, True):
+        session = begun(own={"ends": ends, "length": 20}, steps=200, warmup=500)
+        known = session.engine.hindsight.success[0]
+        assert known.ends is None
+        list(session.events(200))
+        assert known.ends is ends
+        assert known.reward == 0.0
+        terminal = [row["terminated"] for row in rows_of(session, 0)]
+        assert any(terminal) == ends
+
+
+def test_checkpoints_judge_by_success_where_goals_are_relabelled(monkeypatch):
+    agent: Any = agents.build("td7+her", {"checkpoints": {"early_episodes": 4}})
+    schedule, base = agent.schedule, agent.base
+    state = schedule.start()
+
+    def play(*episodes: tuple[float, float]) -> list[bool]:
+        """Whether the policy is kept after each episode of (success, return)."""
+        nonlocal state
+        kept = []
+        for success, ret in episodes:
+            state = schedule.updates_due(state, StepEnd(10), base)[0] | {"age": 10}
+            end = EpisodeEnd(10, ret, 100, success)
+            state, _, keep = schedule.updates_due(json.loads(json.dumps(state)), end, base)
+            kept.append(keep)
+        return kept
+
+    assert play((1, -9.0), (0, -10.0), (1, -3.0), (0, -10.0)) == [False, False, False, True]
+    assert state["best"] == 0.5
+    assert play((0, -1.0), (0, -1.0), (0, -1.0)) == [False] * 3  # at most a quarter: ended early
+    assert state["returns"] == []
+    assert play((1, -50.0), (1, -50.0), (1, -50.0), (0, -50.0))[-1]
+    assert state["best"] == 0.75
+    told = []
+    session = begun("td7+her", own={"ends": True}, steps=60)
+    asked = type(session.agent.schedule).updates_due
+    monkeypatch.setattr(
+        type(session.agent.schedule), "updates_due", lambda *args: told.append(args[2]) or asked(*args)
+    )
+    list(session.events(60))
+    assert {event.success for event in told if isinstance(event, EpisodeEnd)} <= {0.0, 1.0}
+    assert any(isinstance(event, EpisodeEnd) for event in told)
+
+
+def test_the_program_that_relabels_does_not_copy_the_replay():
+    session = begun(steps=30, replay_capacity=200_000)
+    list(session.events(30))
+    hindsight = session.engine.hindsight
+    program, carry = hindsight._compiled(), session.learner.carry
+    rows = hindsight._pack({}, 16)
+    text = program.compiled.lower(*program.arguments(carry, rows)).compile().as_text()
+    shape = "f32[" + ",".join(map(str, session.learner.storage.shape)) + "]"
+    copies = [line for line in text.splitlines() if shape in line.split("=")[-1][:60] and " copy(" in line]
+    assert shape in text
+    assert copies == []
+
+
+def test_observations_without_goals_are_left_alone():
+    adapter = make(lambda: Rooms())
+    assert adapter.spec.goal_size is None
+    assert adapter.goals is None
+    with pytest.raises(UsageError, match="compute_reward"):
+        make_session(
+            Plan("td3+her", "Rooms", 10, settings=settings("td3+her")),
+            agents.build("td3+her", settings("td3+her")),
+            adapter,
+        )
+    flat = make(lambda: gym.wrappers.FlattenObservation(Line()))
+    assert flat.spec.goal_size is None
+    assert make(lambda: Line()).spec.goal_size == 1
+
+
+REFUSED = {
+    "no goals": ("td3+her", "Pendulum-v1", []),
+    "no method": ("td3+her", "goal_envs:Aimless-v0", []),
+    "images": ("td3+her", "goal_envs:Seen-v0", []),
+    "one of five": ("td3+her", "goal_envs:Named-v0", []),
+    "of two shapes": ("td3+her", "goal_envs:Wide-v0", []),
+    "time limits that end": ("td3+her", "goal/Reach-v0", ["--base.no-bootstrap-at-time-limits"]),
+    "a replay that is too small": ("td3+her", "goal/Reach-v0", ["--base.replay-capacity", "200"]),
+    "on-policy": ("ppo+her", "goal/Reach-v0", []),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_relabelled_is_refused_in_a_sentence(case, capsys, tmp_path):
+    recipe, env, flags = case
+    status = qscape(["train", recipe, "--env", env, "--steps", "100", "--out", str(tmp_path), *flags])
+    assert status == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert "Traceback" not in said
+
+
+def test_success_comes_first_in_progress_and_compare(capsys, tmp_path):
+    plan = Plan(
+        "td3+her",
+        "goal/Reach-v0",
+        120,
+        settings=settings("td3+her", warmup=60),
+        eval_every=60,
+        eval_episodes=4,
+    )
+    events = list(train(plan, tmp_path / "her" / "0"))
+    evaluated = [event for event in events if isinstance(event, ev.Evaluated)]
+    assert all(event.by_success for event in evaluated)
+    assert evaluated[-1].success == np.mean(evaluated[-1].successes)
+    list(train(dataclasses.replace(plan, seed=1), tmp_path / "her" / "1"))
+    capsys.readouterr()
+    assert qscape(["compare", str(tmp_path / "her")]) == 0
+    assert "success rate (%)" in capsys.readouterr().out
+    assert qscape(["compare", str(tmp_path / "her"), "--metric", "return"]) == 0
+    assert "success rate (%)" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_hindsight_learns_what_sparse_rewards_hide():
+    """A point reaches its goals after a few thousand steps; without relabelled rows it does not."""
+    reached = {}
+    for recipe in ("td3+her", "td3"):
+        sizes = {"actor_hidden": (32, 32), "critic_hidden": (32, 32), "batch_size": 64}
+        wanted = {"base": sizes | {"warmup": 1_000, "replay_capacity": 100_000}}
+        plan = Plan(
+            recipe,
+            "goal/Reach-v0",
+            6_000,
+            settings=wanted,
+            eval_every=6_000,
+            eval_episodes=20,
+            log_every=10**6,
+        )
+        session = make_session(
+            plan, agents.build(recipe, wanted), make("goal/Reach-v0"), make("goal/Reach-v0", seed=9)
+        )
+        *_, last = (event for event in session.events(6_000) if isinstance(event, ev.Evaluated))
+        reached[recipe] = last.success
+    assert reached["td3+her"] >= 0.8
+    assert reached["td3"] <= 0.5
