@@ -23,7 +23,7 @@ GYMNAX := test,gymnax
 SIMULATED := tests/test_simulators.py
 TOUCHING := $(patsubst %,tests/test_%.py,cli run saves resume envs snapshot record report compare tune export probes)
 
-.PHONY: help demo test test-slow test-all test-oldest test-newest lint docs bench clean browser
+.PHONY: help demo test test-slow test-all test-oldest test-newest lint docs pictures bench clean browser
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -95,6 +95,9 @@ browser:
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	@$(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.report ## make README's picture anew by the commands that README prints (some minutes)
+	$(BIN)/python docs/make_pictures.py
 
 bench: $(VENV)/.bench ## measure training speed beside other libraries
 	$(BIN)/python benchmarks/throughput.py --quick
