@@ -264,7 +264,7 @@ def main() -> None:
 
 def try_package(foreign: Foreign) -> dict[str, Any]:
     """Install a package, try its environment, remove it. Return what its file of results holds."""
-    requirements = foreign.requirements or (() if foreign.extras else (foreign.package,))
+    requirements = required(foreign)
     about = {"date": datetime.date.today().isoformat(), "python": ".".join(map(str, sys.version_info[:3]))}
     found: dict[str, Any] = dataclasses.asdict(foreign) | about | {"requirements": requirements}
     del found["came"]
@@ -292,9 +292,14 @@ def check_again(foreign: Foreign) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="foreign-") as name:
         folder = Path(name)
         shutil.copy(ROOT / "benchmarks" / "foreign_envs.py", folder)
-        if why := install(tuple(found["requirements"]), foreign, folder, foreign.overrides):
+        if why := install(required(foreign), foreign, folder, foreign.overrides):
             return found | {"check": {"problem": why}}
         return found | {"check": check(foreign, folder), "check_versions": versions(foreign, folder)}
+
+
+def required(foreign: Foreign) -> tuple[str, ...]:
+    """Return what is installed beside this repository."""
+    return foreign.requirements or (() if foreign.extras else (foreign.package,))
 
 
 def install(requirements: tuple[str, ...], foreign: Foreign, folder: Path, overrides: tuple[str, ...]) -> str:
