@@ -128,7 +128,7 @@ def record(tries: int) -> None:
         }
         TRIES.parent.mkdir(parents=True, exist_ok=True)
         with TRIES.open("a") as file:
-            file.write(json.dumps(about | figures) + "\n")
+            file.write(json.dumps({**about, **figures}) + "\n")
         print(f"try {number}: {judge(figures).because}", flush=True)
 
 
