@@ -160,7 +160,7 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
 
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
     """Draw learning curves and profiles into the file of `--png`."""
-    from qscape.report import figures, references, statistics
+    from qscape.report import charts, figures, references, statistics
     from qscape.report.labels import describe_shared
 
     published = references.load_published(names) if names else None
@@ -170,7 +170,7 @@ def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
         published=published,
         scores=made.scores,
         metric=made.metric,
-        styles=figures.line_styles(labels, made.names),
+        styles=charts.choose_styles(labels, made.names),
     )
     smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
     figures.set_notes(figure, describe_shared(made.shared), smoothed)
