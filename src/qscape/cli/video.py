@@ -12,7 +12,7 @@ import numpy as np
 from qscape.cli import options
 from qscape.cli.running import require_positive
 from qscape.envs import EnvAdapter
-from qscape.errors import BrokenEnv, CannotWrite, MissingPackage, WrongValue
+from qscape.errors import BrokenEnv, CannotWrite, WrongValue, need_extra
 from qscape.report.numbers import format_return
 from qscape.run.evaluation import SEED, refuse_endless
 from qscape.run.files import unused_name
@@ -43,10 +43,8 @@ def main(argv: list[str]) -> int:
     set_up_jax()
     given = options.parse(VideoOptions(), rest, "qscape video RUN")
     require_positive(given, "episodes", "fps")
-    try:
+    with need_extra("qscape video", "video"):
         import imageio.v2 as imageio
-    except ImportError as problem:
-        raise MissingPackage('qscape video needs the extra: pip install "qscape[video]".') from problem
     folder = one_run(Path(path))
     file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
     if file.suffix.lower() not in FORMATS or file.is_dir():
