@@ -29,8 +29,9 @@ from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
 from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValue
-from qscape.run import probes
+from qscape.run.probes import PROBES
 from qscape.system import file_name
+from qscape.trusted import check_class_names
 from qscape.types import LARGEST, setting
 from qscape.values import decode_args, encode_args
 
@@ -221,7 +222,7 @@ class Plan(Pace, Lag):
             raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")
         if not 0 < self.milestones <= 1:
             raise OutOfRange(f"--milestones is {self.milestones}; it must lie in (0, 1].", field="milestones")
-        probes.check_names(self.probe)
+        check_class_names("probe", self.probe, PROBES)
         if "bias" in self.probe:
             refuse_other_rewards(self.env, dict(self.env_args))
         if self.probe and not self.evals_every:
