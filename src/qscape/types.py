@@ -59,6 +59,11 @@ def setting(
     return dataclasses.field(default=default, metadata=about)
 
 
+# The ranges of an optimiser's learning rate, and of the weight of a term in a loss: arguments of `setting`.
+LEARNING_RATE: Mapping[str, Any] = MappingProxyType({"within": "> 0", "tune": (1e-5, 1e-2, "log")})
+LOSS_WEIGHT: Mapping[str, Any] = MappingProxyType({"within": ">= 0", "tune": (1e-3, 10.0, "log")})
+
+
 def holds(condition: str, part: Any, agent: "Bound") -> bool:
     """Evaluate a condition of `only_if`: claims joined by " or ".
 
