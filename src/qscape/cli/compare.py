@@ -14,7 +14,6 @@ from qscape.cli.running import (
     print_notes,
     print_table,
     print_written,
-    require_positive,
     show_tracks,
 )
 from qscape.report.numbers import digits_of
@@ -34,7 +33,9 @@ class CompareOptions:
     png: str | None = setting(None, "Plot learning curves and profiles; the suffix selects png, svg or pdf.")
     html: str | None = setting(None, "Write a self-contained HTML report with charts and raw data.")
     reference: str = setting("", "Published curves to compare with, comma-separated: sac,td3,simbav2-utd2.")
-    final: int = setting(1, "Number of last evaluations whose mean is the final score of a run.")
+    final: int = setting(
+        1, "Number of last evaluations whose mean is the final score of a run.", within=">= 1"
+    )
     best: bool = setting(False, "Rank by the best evaluation of each run instead of the final one.")
     policy: Literal["kept", "current"] = setting(
         "kept", "Evaluated policy. kept: the best one kept by checkpoints, else the current one."
@@ -60,7 +61,6 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(CompareOptions(), rest, "qscape compare RUNS")
-    require_positive(given, "final")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():

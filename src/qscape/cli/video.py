@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from qscape.cli import options
-from qscape.cli.running import require_positive
 from qscape.envs import EnvAdapter
 from qscape.errors import BrokenEnv, CannotWrite, WrongValue, need_extra
 from qscape.report.numbers import format_return
@@ -31,9 +30,9 @@ class VideoOptions:
     """Flags of `qscape video`."""
 
     mp4: str | None = setting(None, "Video file; None: video.mp4 in the run's folder.")
-    episodes: int = setting(1, "Number of episodes.")
+    episodes: int = setting(1, "Number of episodes.", within=">= 1")
     seed: int = setting(SEED, "Seed of the first episode.")
-    fps: int | None = setting(None, "Frames per second; None: the environment's own.")
+    fps: int | None = setting(None, "Frames per second; None: the environment's own.", within=">= 1")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
 
 
@@ -42,7 +41,6 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape video")
     set_up_jax()
     given = options.parse(VideoOptions(), rest, "qscape video RUN")
-    require_positive(given, "episodes", "fps")
     with need_extra("qscape video", "video"):
         import imageio.v2 as imageio
     folder = one_run(Path(path))
