@@ -15,7 +15,6 @@ from qscape.cli.running import (
     print_notes,
     print_table,
     print_written,
-    require_positive,
     show_tracks,
 )
 from qscape.report.numbers import digits_of
@@ -37,7 +36,9 @@ class CompareOptions:
     png: str | None = setting(None, "Plot learning curves and profiles; the suffix selects png, svg or pdf.")
     html: str | None = setting(None, "Write a self-contained HTML report with charts and raw data.")
     reference: str = setting("", "Published curves to compare with, comma-separated: sac,td3,simbav2-utd2.")
-    final: int = setting(1, "Number of last evaluations whose mean is the final score of a run.")
+    final: int = setting(
+        1, "Number of last evaluations whose mean is the final score of a run.", within=">= 1"
+    )
     best: bool = setting(False, "Rank by the best evaluation of each run instead of the final one.")
     policy: Literal["kept", "current"] = setting(
         "kept", "Evaluated policy. kept: the best one kept by checkpoints, else the current one."
@@ -63,7 +64,6 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(CompareOptions(), rest, "qscape compare RUNS")
-    require_positive(given, "final")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():
@@ -183,7 +183,7 @@ def print_curves(console: Console, made: "Comparison", env: str) -> None:
 
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
     """Draw learning curves and profiles into the file of `--png`."""
-    from qscape.report import figures, references, statistics
+    from qscape.report import charts, figures, references, statistics
     from qscape.report.labels import describe_shared
 
     published = references.load_published(names) if names else None
@@ -193,7 +193,7 @@ def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
         published=published,
         scores=made.scores,
         metric=made.metric,
-        styles=figures.line_styles(labels, made.names),
+        styles=charts.choose_styles(labels, made.names),
     )
     smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
     figures.set_notes(figure, describe_shared(made.shared), smoothed)

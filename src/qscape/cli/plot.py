@@ -28,7 +28,7 @@ class PlotOptions:
 
 def main(argv: list[str]) -> int:
     """Plot each run's learning curve as a thin line, and their interquartile mean; see `qscape compare`."""
-    from qscape.report import figures, runs, statistics, tables
+    from qscape.report import charts, figures, runs, statistics, tables
     from qscape.report.labels import describe_shared, describe_shortened, shorten_labels
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     )
     tables.refuse_repeated(rows.drop_duplicates(["run", "label"]))
     names, shared = shorten_labels(sorted(rows["label"].unique()))
-    styles = figures.line_styles([*names], names)
+    styles = charts.choose_styles([*names], names)
     shown = rows.assign(label=rows["label"].map(names))
     with show_tracks():
         figure = figures.draw_overview(shown, each=True, metric=metric, styles=styles)

@@ -27,7 +27,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from qscape import tracking, trusted
-from qscape.errors import OutOfRange, RunError, UsageError, one_line
+from qscape.errors import RunError, UsageError, one_line
 from qscape.jobs.pace import PERIOD, RemainingTime
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
@@ -408,15 +408,3 @@ def print_written(console: Console, *files: object) -> None:
     for file in files:
         if file:
             console.print(f"written: {file}", soft_wrap=True)
-
-
-def require_positive(flags: object, *names: str) -> None:
-    """Refuse flags below 1; None is accepted.
-
-    Raises:
-        UsageError: a flag is below 1.
-    """
-    for name in names:
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)

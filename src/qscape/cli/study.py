@@ -15,7 +15,7 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
+from qscape.cli.running import LiveBoard, clock, plain_console, table
 from qscape.errors import Conflict, MissingArgument, RunsFailed, UnknownName
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
@@ -42,7 +42,9 @@ class StatusOptions:
 class StudyOptions(StatusOptions):
     """Flags of `qscape study run`."""
 
-    workers: int | None = setting(None, "Runs side by side; None: one to a core, or 64 SLURM jobs.")
+    workers: int | None = setting(
+        None, "Runs side by side; None: one to a core, or 64 SLURM jobs.", within=">= 1"
+    )
     ray: str | None = setting(None, "Address of a Ray cluster; auto: a local one.")
     slurm: bool = setting(False, "Run each run as a SLURM job.")
     slurm_args: tuple[str, ...] = setting((), "Arguments of these jobs, e.g. partition=cpu time=240.")
@@ -69,7 +71,6 @@ def main(argv: list[str]) -> int:
         for failed in board.progress.of("failed"):
             board.console.print(f"failed: {failed.why}", style="red", soft_wrap=True)
         return 0
-    require_positive(given, "workers")
     if given.slurm and given.ray is not None:
         raise Conflict("--slurm and --ray both say where the runs are; leave one of them out.", field="slurm")
     if given.slurm_args and not given.slurm:

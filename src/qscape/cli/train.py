@@ -31,7 +31,7 @@ from qscape.run.adapters import adapt_to_images, open_adapter
 from qscape.run.engines import may_compile, why_not_together
 from qscape.run.folder import refuse_taken
 from qscape.run.plan import Pace, Plan, anywhere, fill_defaults, folder_name, prepare
-from qscape.run.trackers import Tracking, check_names
+from qscape.run.trackers import TRACKERS, Tracking
 from qscape.sealed import read_json
 from qscape.values import decode_args, encode_args
 
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         raise Conflict(
             "--keep-data keeps the dataset of the run that --from names; name one.", field="keep_data"
         )
-    check_names(run.log)
+    trusted.check_class_names("log", run.log, TRACKERS)
     if run.log_videos and "wandb" not in run.log:
         raise Conflict(
             "--log-videos sends videos to wandb; add --log wandb, or see `qscape video`.", field="log_videos"

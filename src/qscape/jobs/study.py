@@ -28,10 +28,10 @@ from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import CannotWrite, NotFound, UnknownName, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
-from qscape.run import probes
 from qscape.run.adapters import adapt_to_images
 from qscape.run.files import write_whole
 from qscape.run.plan import Plan, anywhere, folder_name, prepare
+from qscape.run.probes import PROBES
 from qscape.values import encode_args
 
 BUDGETS = ("quick", "short", "full", "paper")
@@ -197,7 +197,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
     if probe := source.get((*path, "probe"), list):
         numbers["probe"] = tuple(map(str, probe))
         try:
-            probes.check_names(numbers["probe"])
+            trusted.check_class_names("probe", numbers["probe"], PROBES)
             trusted.refuse_untrusted(trusted.list_code("", {}, numbers["probe"]), source.file)
         except UsageError as problem:
             raise source.error((*path, "probe"), str(problem), problem) from problem

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import require_extra
-from qscape.report.figures import COLOURS, add_break_points, new_figure, set_notes, wrap_label
+from qscape.report.charts import COLOURS
+from qscape.report.figures import add_break_points, new_figure, set_notes, wrap_label
 from qscape.report.labels import describe_shared
 from qscape.report.marks import list_shared, name_agents
 

@@ -30,9 +30,10 @@ from qscape.envs.build import refuse_other_rewards
 from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValue
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
-from qscape.run import probes
+from qscape.run.probes import PROBES
 from qscape.system import file_name
-from qscape.types import LARGEST, setting
+from qscape.trusted import check_class_names
+from qscape.types import LARGEST, check_flags, setting
 from qscape.values import decode_args, encode_args
 
 REPLAYS = 2  # newest saves that hold the replay
@@ -47,18 +48,22 @@ class Pace:
         None,
         "Environment steps between evaluations; 0 switches them off. None: 5,000, or a 200th of the run if "
         "that is more.",
+        within=">= 0",
     )
-    eval_episodes: int = setting(10, "Episodes in each evaluation.")
+    eval_episodes: int = setting(10, "Episodes in each evaluation.", within=">= 1")
     log_every: int | None = setting(
         None,
         "Environment steps between two lines of metrics.jsonl. None: 1,000, or a 1,000th of the run if that "
         "is more.",
+        within=">= 1",
     )
     save_every: int | None = setting(
-        None, "Environment steps between saves. None: a tenth of the run, but at most 25,000."
+        None, "Environment steps between saves. None: a tenth of the run, but at most 25,000.", within=">= 1"
     )
-    keep_saves: int = setting(2, "Number of saves to keep. The newest two hold the replay.")
-    milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
+    keep_saves: int = setting(2, "Number of saves to keep. The newest two hold the replay.", within=">= 1")
+    milestones: float = setting(
+        0.1, "Fraction of the run between saves that are never deleted.", within="(0, 1]"
+    )
     probe: tuple[str, ...] = setting(
         (),
         "Further measures of every evaluation: smoothness, geometry, landscape, bias, collapse, or "
@@ -81,16 +86,21 @@ class Pace:
     stop_at: float | None = setting(
         None, "End the run when the mean return of an evaluation reaches this. None: not so."
     )
-    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at for that.")
+    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at for that.", within=">= 1")
     patience: int | None = setting(
-        None, "End the run after so many evaluations in a row without a new best one. None: not so."
+        None,
+        "End the run after so many evaluations in a row without a new best one. None: not so.",
+        within=">= 1",
     )
     step_seconds: float = setting(
         600.0,
         "Seconds that one step or reset of the environments may take; after them the run is saved and ends. "
         "0: as long as it likes.",
+        within=">= 0",
     )
-    devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
+    devices: int = setting(
+        1, "Devices that a compiled run is split over: environments, replay and batches.", within=">= 1"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +131,7 @@ class Plan(Pace, Lag):
     env: str
     steps: int
     seed: int = 0
-    envs: int = 1
+    envs: int = dataclasses.field(default=1, metadata={"within": ">= 1"})
     env_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     label: str = ""
@@ -152,12 +162,7 @@ class Plan(Pace, Lag):
             raise OutOfRange(
                 f"--steps is {self.steps}: a run needs at least one environment step.", field="steps"
             )
-        for name in (
-            "envs", "log_every", "eval_episodes", "keep_saves", "devices", "stop_times", "patience"
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)
+        check_flags(self)
         for name in ("loop", "vectorise"):
             known = get_args(Pace.__annotations__[name])
             if getattr(self, name) not in known:
@@ -210,10 +215,6 @@ class Plan(Pace, Lag):
                 f"dataset is as it was recorded: leave it or {flag} out.",
                 field=field,
             )
-        if self.evals_every < 0:
-            raise OutOfRange(
-                f"--eval-every is {self.eval_every}; it must be 0 (never) or more.", field="eval_every"
-            )
         if self.stop_at is not None and not math.isfinite(self.stop_at):
             raise OutOfRange(f"--stop-at is {self.stop_at}; it must be a finite number.", field="stop_at")
         if self.stop_times > 1 and self.stop_at is None:
@@ -224,16 +225,7 @@ class Plan(Pace, Lag):
         if self.may_stop_early and not self.evals_every:
             flag = "--patience" if self.stop_at is None else "--stop-at"
             raise Conflict(f"{flag} judges evaluations, but --eval-every is 0.", field="eval_every")
-        if not 0 <= self.step_seconds < math.inf:
-            raise OutOfRange(
-                f"--step-seconds is {self.step_seconds}; it must be 0 (as long as it likes) or more seconds.",
-                field="step_seconds",
-            )
-        if self.save_every is not None and self.save_every < 1:
-            raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")
-        if not 0 < self.milestones <= 1:
-            raise OutOfRange(f"--milestones is {self.milestones}; it must lie in (0, 1].", field="milestones")
-        probes.check_names(self.probe)
+        check_class_names("probe", self.probe, PROBES)
         if "bias" in self.probe:
             refuse_other_rewards(self.env, dict(self.env_args))
         if self.probe and not self.evals_every:

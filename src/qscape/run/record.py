@@ -26,13 +26,13 @@ from qscape.errors import (
     BrokenEnv,
     CannotWrite,
     Inexact,
-    MissingPackage,
     OutOfRange,
     QscapeError,
     Taken,
     UnfitEnv,
     WrongValue,
     describe,
+    need_extra,
 )
 from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
@@ -74,10 +74,8 @@ def record_dataset(
         RunError: the run has no readable save, the environment broke or returned an observation that its
             space cannot hold, or the dataset cannot be written, or not read.
     """
-    try:
+    with need_extra("qscape record", "offline"):
         import minari
-    except ImportError as problem:
-        raise MissingPackage('recording needs packages: pip install "qscape[offline]".') from problem
     if episodes < 1:
         raise OutOfRange(f"--episodes is {episodes}; it must be at least 1.", field="episodes")
     if not 0 <= noise < np.inf:

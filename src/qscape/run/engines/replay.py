@@ -36,6 +36,7 @@ from qscape.run.drive import MOST, Driver
 from qscape.run.engines.base import (
     NOTHING,
     EndedEpisode,
+    Learner,
     Limit,
     Progress,
     SavedSeed,
@@ -53,7 +54,7 @@ CHUNK = 250  # maximal number of updates in one call
 LONG = 10_000  # remaining steps above which compiling the whole cycle into one program saves time
 
 
-class ReplayLearner:
+class ReplayLearner(Learner):
     """What an off-policy agent learns, its replay, and the updates that are due; several engines share it.
 
     Attributes:
@@ -101,8 +102,6 @@ class ReplayLearner:
         if mesh is not None:
             self._allocate = jax.jit(create, out_shardings=split_rows(mesh))
         self.schedule = self.agent.schedule.start()
-        self._shown: Any = None
-        self._acting: Any = None
         self.kept = self.programs.copy(self.acting) if self.agent.schedule.keeps_best_policy else None
         self.env_steps = self.updates = self.pending = self.refill = 0
         self.chunk = ChunkLength(CHUNK)
@@ -132,7 +131,7 @@ class ReplayLearner:
         )
 
     @property
-    def state(self) -> State:
+    def state(self) -> State:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Networks, optimiser states and counters."""
         return self.carry.state
 
@@ -147,16 +146,9 @@ class ReplayLearner:
             self.carry = self.carry._replace(storage=jax.block_until_ready(self._allocate()))
         return self.carry.storage
 
-    @property
-    def acting(self) -> Any:
-        """The current acting state of all seeds; the same object as long as `state` is the same object."""
-        if self._shown is not self.state:
-            self._shown, self._acting = self.state, self.agent.acting(self.state)
-        return self._acting
-
     def policies(self, seed: int = 0) -> dict[str, Any]:
-        policies = {"current": self.acting} | ({} if self.kept is None else {"kept": self.kept})
-        return {name: self.seeds.take(acting, seed) for name, acting in policies.items()}
+        kept = {} if self.kept is None else {"kept": self.seeds.take(self.kept, seed)}
+        return super().policies(seed) | kept
 
     def metrics(self, seed: int = 0) -> dict[str, float]:
         return name_metrics(self.programs.metrics, self.seeds.take(self.carry.metrics, seed))
