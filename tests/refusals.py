@@ -254,7 +254,7 @@ FLAGS = {
         "--env --config --dataset --steps --from --keep-data --seeds --seeds-as --out --envs --preset "
         "--env-args --overwrite --log --log-project --log-group --log-tags --log-videos --quiet --eval- "
         "every --eval-episodes --log-every --save-every --keep-saves --milestones --probe --loop "
-        "--vectorise --devices"
+        "--vectorise --overlap --devices"
     ),
     "resume td3": "--steps --save --empty-replay --log --quiet",
     "reproduce td3": "--out",
