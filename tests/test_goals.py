@@ -425,12 +425,13 @@ def test_observations_without_goals_are_left_alone():
     adapter = make(lambda: Rooms())
     assert adapter.spec.goal_size is None
     assert adapter.goals is None
-    with pytest.raises(UsageError, match="compute_reward"):
+    with pytest.raises(UsageError, match="compute_reward") as caught:
         make_session(
             Plan("td3+her", "Rooms", 10, settings=settings("td3+her")),
             agents.build("td3+her", settings("td3+her")),
             adapter,
         )
+    assert caught.value.part == "her"
     flat = make(lambda: gym.wrappers.FlattenObservation(Line()))
     assert flat.spec.goal_size is None
     assert make(lambda: Line()).spec.goal_size == 1
