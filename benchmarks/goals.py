@@ -139,7 +139,7 @@ def success_table() -> str:
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for run in sorted(read_runs(), key=lambda run: run.seed):
         if run.study == "goals" and run.env == "FetchReach-v4":
-            label = run.label.partition(" ")[0]
+            label = run.label.partition("[")[0]
             rates = 100 * run.evaluations["success"].mean(1)
             groups.setdefault(f"`{label}`", []).append((run.evaluations["step"], rates))
     for run in sorted(theirs(), key=lambda run: run["seed"]):
