@@ -15,7 +15,8 @@ from blocks import RESULTS, ROOT
 from collect import read_archive
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from qscape.report.figures import COLOURS, new_figure, style_axes
+from qscape.report.charts import COLOURS
+from qscape.report.figures import new_figure, style_axes
 from qscape.report.intervals import interquartile_mean
 
 PICTURE = ROOT / "docs" / "images" / "combinations.png"

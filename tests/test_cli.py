@@ -83,7 +83,7 @@ NOT_A_NAME = [
     (["list", "things"], "takes agents, parts, presets, envs, studies, not 'things'"),
     (
         ["train", "td3", *SHORT, "--log", "paper"],
-        "--log paper is unknown; there are wandb, trackio, ml",
+        "--log paper is unknown; choose wandb, trackio, ml",
     ),
 ]
 NOT_TOGETHER = [

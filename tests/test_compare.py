@@ -16,7 +16,7 @@ from runs_on_disk import write_run
 
 from qscape.cli import main
 from qscape.errors import UsageError
-from qscape.report import figures, interactive, references, statistics, tables
+from qscape.report import curves, figures, interactive, references, statistics, tables
 from qscape.report.runs import find_runs, load_runs
 
 ROOT = Path(__file__).parent.parent
@@ -226,8 +226,7 @@ def test_few_runs_are_drawn_one_by_one(tmp_path):
     drawn = [line.get_ydata().tolist() for line in ax.get_lines()]
     assert drawn == [[0.0, 0.0], [1.0, 5.0], [2.0, 10.0], [1.0, 5.0], [2.0, 10.0]]
     assert len(ax.collections) == 1  # the band of the others
-    styles = interactive.make_line_styles(["few", "many"])
-    chart = interactive.learning_curves_chart(rows, None, styles)
+    chart = interactive.render_chart(curves.learning_curves_chart(rows))
     shown = [(line.legendgroup[:4], line.fill, line.y.tolist()) for line in chart.data]
     assert [line for line in shown if line[0] == "few "] == [("few ", None, y) for y in drawn[:4]]
     assert [fill for name, fill, _ in shown if name == "many"] == ["toself", None]
@@ -335,10 +334,10 @@ def test_published_curves_of_steps_stand_not_beside_updates(tmp_path, monkeypatc
     for folder, beside in (("steps", True), ("updates", False)):
         made = tables.compare(load_runs(folder), reference=["td3"])
         assert len(made.published) == beside
-        curves, styles = references.load_published(["td3"]), interactive.make_line_styles(["td3"])
-        (panel,) = figures.draw_overview(made.rows, published=curves).axes
-        chart = interactive.learning_curves_chart(made.rows, curves, styles)
-        for names in ([line.get_label() for line in panel.lines], [str(line.name) for line in chart.data]):
+        published = references.load_published(["td3"])
+        (panel,) = figures.draw_overview(made.rows, published=published).axes
+        chart = curves.learning_curves_chart(made.rows, published=published)
+        for names in ([line.get_label() for line in panel.lines], [trace.name for trace in chart.traces]):
             assert any("published" in name for name in names) == beside
 
 

@@ -11,7 +11,7 @@ import qscape as qs
 from qscape.cli import main
 from qscape.inspect.planes import share_plane
 from qscape.inspect.survey import Survey
-from qscape.report import collapse, figures, interactive, landscape_charts, landscapes, tables
+from qscape.report import charts, collapse, curves, landscape_charts, landscapes, marks, tables
 from qscape.report.labels import LONGEST, describe_shared, describe_shortened, number_agents, shorten_labels
 from qscape.report.marks import Mark, list_shared, name_agents, shown_names
 from qscape.run.plan import Plan, prepare, to_json
@@ -67,14 +67,14 @@ def test_names_of_policies_stay_behind_a_label():
 
 
 def test_an_agent_keeps_its_colour_on_every_page():
-    colour = {label: figures.line_styles([label])[label]["color"] for label in LABELS}
+    colour = {label: charts.choose_styles([label])[label].colour for label in LABELS}
     for others in (["sac"], ["td7", "ppo"], ["a", "b"]):
-        styles = figures.line_styles([LABELS[0], *others])
-        assert len({style["color"] for style in styles.values()}) == len(styles)
-        if colour[LABELS[0]] not in {figures.line_styles([other])[other]["color"] for other in others}:
-            assert styles[LABELS[0]]["color"] == colour[LABELS[0]]
+        styles = charts.choose_styles([LABELS[0], *others])
+        assert len({style.colour for style in styles.values()}) == len(styles)
+        if colour[LABELS[0]] not in {charts.choose_styles([other])[other].colour for other in others}:
+            assert styles[LABELS[0]].colour == colour[LABELS[0]]
     names = {LABELS[0]: "short"}
-    assert interactive.make_line_styles([LABELS[0]], names)["short"]["color"] == colour[LABELS[0]]
+    assert charts.choose_styles([LABELS[0]], names)["short"].colour == colour[LABELS[0]]
     assert len({*number_agents([f"agent{k}" for k in range(20)]).values()}) == 20
 
 
@@ -113,12 +113,12 @@ def test_one_seed_has_no_probability_of_improvement(tmp_path):
 def test_one_seed_has_no_pareto_front():
     def names(seeds):
         rows = [
-            {"label": label, "seed": seed, "sm": k + 0.1 * seed, "return": k + 0.1 * seed}
+            {"env": "Ant-v5", "label": label, "seed": seed, "sm": k + 0.1 * seed, "return": k + 0.1 * seed}
             for k, label in enumerate("ab")
             for seed in range(seeds)
         ]
-        chart = interactive.pareto_chart(pd.DataFrame(rows), interactive.make_line_styles("ab"))
-        return [trace.name for trace in chart.data]
+        chart = curves.pareto_chart(pd.DataFrame(rows), charts.choose_styles("ab"))
+        return [trace.name for trace in chart.traces]
 
     assert "Pareto front" in names(2)
     assert "Pareto front" not in names(1)
@@ -165,9 +165,9 @@ def test_marks_of_a_landscape_are_told_apart_and_the_star_lies_over_crosses():
 
     drawn = {kind: landscapes._mark_style(mark(kind)) for kind in ("optima", "best", "action", "proposal")}
     assert drawn["optima"]["zorder"] < drawn["best"]["zorder"] < drawn["action"]["zorder"]
-    assert (drawn["action"]["marker"], drawn["action"]["color"]) == ("o", landscapes.ORANGE)
+    assert (drawn["action"]["marker"], drawn["action"]["color"]) == ("o", marks.ORANGE)
     assert drawn["proposal"]["marker"] != "o"
-    assert drawn["proposal"]["color"] != landscapes.ORANGE
+    assert drawn["proposal"]["color"] != marks.ORANGE
     charts = {kind: landscape_charts._mark(mark(kind), np.zeros(1))["marker"] for kind in drawn}
     assert charts["action"]["symbol"] != charts["proposal"]["symbol"]
     assert charts["action"]["color"] != charts["proposal"]["color"]

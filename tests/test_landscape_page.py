@@ -523,7 +523,7 @@ def test_curves_over_training_count_updates_on_datasets_and_no_optima_of_indices
     assert "training-gap" in text
     assert 'id="figure-training-optima"' not in text
     assert 'id="chart-training-optima"' not in text
-    assert '"title":"updates"' in text
+    assert '"title":{"text":"updates"}' in text
     (gap,) = figure.subfigs[1].axes
     assert gap.get_xlabel() == "updates"
     found["dataset"] = None

@@ -13,7 +13,7 @@ from runs_on_disk import write_run
 import qscape as qs
 from qscape.cli import main
 from qscape.errors import UsageError
-from qscape.report import figures, references, rliable, statistics, tables
+from qscape.report import charts, curves, figures, interactive, references, rliable, statistics, tables
 from qscape.report.runs import read_runs
 
 RLIABLE = json.loads(Path(__file__).with_name("rliable_numbers.json").read_text(encoding="utf-8"))
@@ -670,10 +670,10 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
     ax = figures.draw_learning_curves(rows, published=published)
     ours, sac, td3 = ax.get_lines()
     assert ours.get_xydata().tolist() == [[0, 0], [50_000, 200], [100_000, 400]]
-    assert ours.get_color() in figures.COLOURS
+    assert ours.get_color() in charts.COLOURS
     assert (ours.get_linestyle(), ours.get_label()) == ("-", r"\$td3\$ (5 seeds)")
     for line, env, source in ((sac, "Ant-v4", "SimbaV2"), (td3, "Ant-v1", "sfujim/TD3")):
-        assert line.get_color() in figures.GREYS
+        assert line.get_color() in charts.GREYS
         assert line.get_linestyle() != "-"
         label = line.get_label()
         assert "published" in label
@@ -694,28 +694,29 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
 
 def test_a_curve_of_one_evaluation_is_a_point_with_its_interval(tmp_path):
     """Such as that of runs that have only begun."""
-    from qscape.report import interactive
+    from matplotlib.collections import PathCollection
 
     for label, shown in (("begun", {10: 2.0}), ("longer", {0: 1.0, 10: 3.0, 20: 4.0})):
         for seed in range(5):
             returns = {step: [ret + seed] for step, ret in shown.items()}
             write_run(tmp_path / label / str(seed), label=label, seed=seed, returns=returns)
     rows = qs.load_runs(tmp_path)
-    for each, markers in ((False, ["o", "None"]), (True, ["o"] * 6 + ["None"] * 6)):
+    for each, curves_of_each in ((False, 1), (True, 6)):
         ax = figures.draw_learning_curves(rows, each=each)
-        assert [line.get_marker() for line in ax.get_lines()] == markers
+        points = [c.get_offsets().tolist() for c in ax.collections if isinstance(c, PathCollection)]
+        assert len(points) == len(ax.get_lines()) == curves_of_each
+        assert points[-1] == [[10.0, 4.0]]
     (interval,) = (c for c in figures.draw_learning_curves(rows).collections if hasattr(c, "get_segments"))
     (shown,) = interval.get_segments()
     assert shown[:, 0].tolist() == [10, 10]
     assert shown[0, 1] < 4.0 < shown[1, 1]
-    styles = interactive.make_line_styles(["begun", "longer"])
-    point, *_ = interactive.learning_curves_chart(rows, None, styles).data
+    point, *_ = interactive.render_chart(curves.learning_curves_chart(rows)).data
     assert (point.mode, point.error_y.array[0]) == ("markers", shown[1, 1] - 4.0)
 
 
 def test_more_labels_than_colours_are_told_apart():
-    styles = figures.line_styles([f"agent{k:02}" for k in range(28)])
-    assert len({(s["color"], s["ls"]) for s in styles.values()}) == 28
+    styles = charts.choose_styles([f"agent{k:02}" for k in range(28)])
+    assert len({(style.colour, style.dash) for style in styles.values()}) == 28
 
 
 def test_an_overview_has_a_panel_for_each_environment_and_a_profile(tmp_path):

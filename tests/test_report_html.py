@@ -14,7 +14,7 @@ from rows import slow
 from runs_on_disk import write_run
 
 from qscape.cli import main
-from qscape.report import interactive, page, records, tables, words
+from qscape.report import curves, page, records, tables, words
 from qscape.report.findings import collect_smoothness
 from qscape.report.runs import read_runs
 
@@ -368,7 +368,7 @@ def test_the_pareto_front_has_those_that_nobody_beats_in_both():
         "poor": [2.0, 0.5],
         "worst": [9.5, 0.0],
     }
-    assert interactive.find_pareto_front({k: np.array(v) for k, v in ends.items()}) == ["smooth", "best"]
+    assert curves.find_pareto_front({k: np.array(v) for k, v in ends.items()}) == ["smooth", "best"]
 
 
 def test_findings_that_are_broken_are_named(runs, tmp_path, capsys):

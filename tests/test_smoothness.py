@@ -557,7 +557,7 @@ def test_a_probe_of_ones_own(tmp_path, monkeypatch):
     ("fields", "why"),
     [
         ({"probe": ("smothness",)}, "--probe smothness is unknown; choose smoothness, geometry"),
-        ({"probe": ("geometry", "geometry")}, "--probe geometry geometry: name each probe once"),
+        ({"probe": ("geometry", "geometry")}, "--probe geometry geometry: name each once"),
         ({"eval_every": 0}, "--probe smoothness geometry measures evaluations, but --eval-every is 0"),
         ({"probe": ("nowhere:Probe",)}, r"--probe nowhere:Probe cannot be loaded \(.*\); .* PYTHONPATH says"),
         ({"probe": ("math:Probe",)}, r"--probe math:Probe cannot be loaded \([^)]*\)\.$"),

@@ -234,7 +234,7 @@ BAD = [
     (["--ranges", "none.toml"], "none.toml cannot be read"),
     (["--trials", "0"], "--trials is 0; it must be at least 1"),
     (["--workers", "0"], "--workers is 0; it must be at least 1"),
-    (["--eval-every", "0"], "--eval-every is 0; trials are judged by evaluations"),
+    (["--eval-every", "0"], "--eval-every is 0; it must be at least 1"),
     (["--steps", "0"], "--steps is 0: a run needs at least one environment step"),
     (["--trails", "3"], "has no flag --trails; did you mean --trials"),
     (["--lap.alpha", "0.3"], "--lap.alpha belongs to lap; write td3+lap"),

@@ -111,8 +111,8 @@ def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--every", "0"], "must be a number of seconds above 0"),
-        (["--every", "inf"], "must be a number of seconds above 0"),
+        (["--every", "0"], "must be a number above 0"),
+        (["--every", "inf"], "must be a number above 0"),
         (["--evry", "1"], "--every"),
     ],
 )

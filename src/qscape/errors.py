@@ -5,8 +5,9 @@ which a terminal would obey. Programs tell errors apart by class, or by `code`, 
 may change.
 """
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 LONGEST_TEXT = 1_000  # characters of somebody else's error in a sentence
@@ -211,6 +212,25 @@ def memory_error(problem: BaseException) -> OutOfMemory | None:
         "(base.actor_hidden, base.critic_hidden), the replay (base.replay_capacity) or --envs smaller, or "
         "ask for fewer states, points or episodes."
     )
+
+
+@contextlib.contextmanager
+def need_extra(what: str, extra: str, field: str | None = None) -> Iterator[None]:
+    """Turn an import error inside the `with` block into a sentence that names the missing extra.
+
+    Args:
+        what: the feature that needs the packages, in the singular.
+        extra: the extra of qscape that installs them.
+        field: the flag that asks for the feature; None: none.
+
+    Raises:
+        UsageError: a package of the extra is missing.
+    """
+    try:
+        yield
+    except ImportError as problem:
+        sentence = f'{what} needs the extra: pip install "qscape[{extra}]".'
+        raise MissingPackage(sentence, field=field) from problem
 
 
 def one_line(text: str) -> str:

@@ -8,7 +8,8 @@ its probes, and `module:Name` among them is code. A file alone never makes qscap
 - a plug-in: a module that an installed package declares for qscape or for Gymnasium;
 - anything, once the user has said so: `--trust`, or `trust("*")`.
 
-What may be named is imported by `import_named`, which looks in the current folder as well.
+What may be named is imported by `import_named`, which looks in the current folder as well. For the
+classes that a flag names, `import_class` calls it.
 """
 
 import functools
@@ -18,11 +19,11 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from qscape.errors import Untrusted
+from qscape.errors import Conflict, NotFound, UnknownName, Untrusted, WrongValue, describe_import
 
 GROUPS = ("qscape.parts", "gymnasium.envs")  # entry points of plug-ins
 PLUGINS = ("gymnasium_robotics", "ale_py")  # packages of environments that qscape has extras for
@@ -117,6 +118,44 @@ def import_named(module: str) -> ModuleType:
         return importlib.import_module(module)
     finally:
         sys.path.remove(here)
+
+
+def check_class_names(flag: str, names: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse names that are neither known nor `module:Class`, without importing anything.
+
+    Args:
+        flag: the flag that they were given to, without its dashes.
+        names: the names.
+        known: those of qscape's own classes.
+
+    Raises:
+        UsageError: a name is unknown or given twice.
+    """
+    for name in names:
+        if not name.isprintable():
+            raise WrongValue(f"--{flag} {name!r}: a name holds no control characters.", field=flag)
+        if name not in known and ":" not in name:
+            raise UnknownName(
+                f"--{flag} {name} is unknown; choose {', '.join(known)}, or your own module:Class.",
+                field=flag,
+            )
+    if len(set(names)) < len(names):
+        raise Conflict(f"--{flag} {' '.join(names)}: name each once.", field=flag)
+
+
+def import_class(flag: str, place: str) -> Any:
+    """Return what a flag names as `module:Class`.
+
+    Raises:
+        UsageError: there is no such module or class.
+    """
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(import_named(module), attribute)
+    except Exception as problem:  # a module of the user's may raise anything
+        raise NotFound(
+            f"--{flag} {place} cannot be loaded {describe_import(problem, place)}.", field=flag
+        ) from problem
 
 
 def _places_in(value: Any) -> Iterator[str]:

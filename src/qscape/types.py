@@ -59,6 +59,11 @@ def setting(
     return dataclasses.field(default=default, metadata=about)
 
 
+# The ranges of an optimiser's learning rate, and of the weight of a term in a loss: arguments of `setting`.
+LEARNING_RATE: Mapping[str, Any] = MappingProxyType({"within": "> 0", "tune": (1e-5, 1e-2, "log")})
+LOSS_WEIGHT: Mapping[str, Any] = MappingProxyType({"within": ">= 0", "tune": (1e-3, 10.0, "log")})
+
+
 def holds(condition: str, part: Any, agent: "Bound") -> bool:
     """Evaluate a condition of `only_if`: claims joined by " or ".
 
@@ -101,15 +106,34 @@ def check_ranges(settings: Any, name: str) -> None:
             if isinstance(entry, int) and abs(entry) > LARGEST:
                 sentence = f"{name}.{field.name} is {entry}; a whole number is at most {LARGEST:,}."
                 raise OutOfRange(sentence, name, field.name)
-        if within is None or value is None:
-            continue
-        is_inside, rule = RANGES[within]
-        entries = value if isinstance(value, tuple) else (value,)
-        if entries and all(map(is_inside, entries)):
-            continue
-        what = "it has one entry or more, and each must" if isinstance(value, tuple) else "it must"
-        otherwise = ", or None" if field.default is None else ""
-        raise OutOfRange(f"{name}.{field.name} is {value}; {what} {rule}{otherwise}.", name, field.name)
+        if why := explain_range(value, within):
+            otherwise = ", or None" if field.default is None else ""
+            raise OutOfRange(f"{name}.{field.name} is {value}; {why}{otherwise}.", name, field.name)
+
+
+def check_flags(flags: Any) -> None:
+    """Check that the fields of a dataclass of flags lie in their ranges.
+
+    Raises:
+        UsageError: a field does not.
+    """
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if why := explain_range(value, field.metadata.get("within")):
+            flag = field.name.replace("_", "-")
+            raise OutOfRange(f"--{flag} is {value}; {why}.", field=field.name)
+
+
+def explain_range(value: Any, within: str | None) -> str:
+    """Return what a value must be if it is not `within` its range; "" if it is, as None always is."""
+    if within is None or value is None:
+        return ""
+    is_inside, rule = RANGES[within]
+    entries = value if isinstance(value, tuple) else (value,)
+    if entries and all(map(is_inside, entries)):
+        return ""
+    what = "it has one entry or more, and each must" if isinstance(value, tuple) else "it must"
+    return f"{what} {rule}"
 
 
 def stream(key: Key, name: str) -> Key:

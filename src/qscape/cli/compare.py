@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from qscape.cli import options
 from qscape.cli.output import refuse_same, save_figure, save_text
@@ -14,7 +15,6 @@ from qscape.cli.running import (
     print_notes,
     print_table,
     print_written,
-    require_positive,
     show_tracks,
 )
 from qscape.report.numbers import digits_of
@@ -22,6 +22,8 @@ from qscape.types import setting
 
 if TYPE_CHECKING:
     from qscape.report.tables import Comparison
+
+ACROSS, HIGH = 90, 12  # width and height of the curves in a terminal, in characters, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,9 @@ class CompareOptions:
     png: str | None = setting(None, "Plot learning curves and profiles; the suffix selects png, svg or pdf.")
     html: str | None = setting(None, "Write a self-contained HTML report with charts and raw data.")
     reference: str = setting("", "Published curves to compare with, comma-separated: sac,td3,simbav2-utd2.")
-    final: int = setting(1, "Number of last evaluations whose mean is the final score of a run.")
+    final: int = setting(
+        1, "Number of last evaluations whose mean is the final score of a run.", within=">= 1"
+    )
     best: bool = setting(False, "Rank by the best evaluation of each run instead of the final one.")
     policy: Literal["kept", "current"] = setting(
         "kept", "Evaluated policy. kept: the best one kept by checkpoints, else the current one."
@@ -60,7 +64,6 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(CompareOptions(), rest, "qscape compare RUNS")
-    require_positive(given, "final")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():
@@ -137,6 +140,8 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
         ]
         columns += [] if given.threshold is None else [f"stop epoch at {given.threshold:g}"]
         print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; {said[score]}", columns, rows)
+        if console.is_terminal:
+            print_curves(console, made, str(env))
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
@@ -158,9 +163,27 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     print_notes(console, made.notes)
 
 
+def print_curves(console: Console, made: "Comparison", env: str) -> None:
+    """Print the learning curves of an environment, as far as a terminal can show them apart."""
+    from qscape.report import name_steps, statistics, terminal
+
+    rows = made.rows[made.rows["env"] == env]
+    grid = statistics.common_grid(rows)
+    if len(grid) < 2 or rows["label"].nunique() > len(terminal.COLOURS):
+        return
+    curves = []
+    for label, group in rows.groupby("label"):
+        values = statistics.estimate_columns(statistics.align_to_grid(group, grid)).value
+        curves.append(terminal.Curve(str(label), grid.tolist(), values.tolist()))
+    title = f"{statistics.METRIC_NAMES[made.metric]}, interquartile mean"
+    size, span = (min(console.width, ACROSS), HIGH), (float(grid[0]), float(grid[-1]))
+    console.print(Text.from_ansi(terminal.render_chart(title, name_steps(env), curves, *size, span)))
+    console.print()
+
+
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
     """Draw learning curves and profiles into the file of `--png`."""
-    from qscape.report import figures, references, statistics
+    from qscape.report import charts, figures, references, statistics
     from qscape.report.labels import describe_shared
 
     published = references.load_published(names) if names else None
@@ -170,7 +193,7 @@ def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
         published=published,
         scores=made.scores,
         metric=made.metric,
-        styles=figures.line_styles(labels, made.names),
+        styles=charts.choose_styles(labels, made.names),
     )
     smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
     figures.set_notes(figure, describe_shared(made.shared), smoothed)

@@ -16,6 +16,7 @@ from qscape.run.folder import read_plan, read_record, run_folders
 from qscape.run.plan import score
 from qscape.run.policy import evaluate_run
 from qscape.run.training import set_up_jax
+from qscape.tracking import track
 from qscape.types import setting
 
 
@@ -40,9 +41,9 @@ def main(argv: list[str]) -> int:
     rows, biases = [], []
     means: dict[str, list[tuple[float, float | None]]] = {}  # return and success by agent and environment
     folders, broken, by_goals = run_folders(Path(path)), [], []
-    for folder in folders:
-        try:
-            with show_tracks():
+    with show_tracks():
+        for folder in track(folders, "runs"):
+            try:
                 if given.bias:
                     trained = load_trained_agent(folder, given.current)
                     rollouts = trained.rollouts(given.episodes, given.seed)
@@ -53,28 +54,28 @@ def main(argv: list[str]) -> int:
                     step, policy, done = evaluate_run(
                         folder, given.episodes, given.seed, given.current, given.sample
                     )
-        except RunError as problem:  # one broken run of a group does not hide the others
-            if len(folders) == 1:
-                raise
-            broken.append(str(problem))
-            continue
-        returns = [e.ret for e in done]
-        mean = sum(returns) / len(returns)
-        std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
-        successes, record = list_successes(done), read_record(folder)
-        plan = read_plan(folder)
-        scored = score(plan, mean)
-        success = sum(successes) / len(successes) if successes else None
-        length = sum(e.length for e in done) / len(done)
-        rows.append(
-            [str(folder), policy, f"{step:,}", format_return(mean),
-             *(format_return(x, mean) for x in (std, min(returns), max(returns))),
-             f"{length:,.0f}", "-" if success is None else f"{success:.0%}",
-             "-" if scored is None else f"{scored:.1f}"]
-        )  # fmt: skip
-        by_goals.append(record.get("goals", False) and success is not None)
-        name = f"{plan.label or plan.recipe} on {task_label(record)}"
-        means.setdefault(name, []).append((mean, success if by_goals[-1] else None))
+            except RunError as problem:  # one broken run of a group does not hide the others
+                if len(folders) == 1:
+                    raise
+                broken.append(str(problem))
+                continue
+            returns = [e.ret for e in done]
+            mean = sum(returns) / len(returns)
+            std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
+            successes, record = list_successes(done), read_record(folder)
+            plan = read_plan(folder)
+            scored = score(plan, mean)
+            success = sum(successes) / len(successes) if successes else None
+            length = sum(e.length for e in done) / len(done)
+            rows.append(
+                [str(folder), policy, f"{step:,}", format_return(mean),
+                 *(format_return(x, mean) for x in (std, min(returns), max(returns))),
+                 f"{length:,.0f}", "-" if success is None else f"{success:.0%}",
+                 "-" if scored is None else f"{scored:.1f}"]
+            )  # fmt: skip
+            by_goals.append(record.get("goals", False) and success is not None)
+            name = f"{plan.label or plan.recipe} on {task_label(record)}"
+            means.setdefault(name, []).append((mean, success if by_goals[-1] else None))
     if not rows:
         raise RunsFailed(" ".join(broken))
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]

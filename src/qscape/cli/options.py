@@ -15,7 +15,7 @@ from qscape.envs.lag import Lag
 from qscape.errors import Conflict, MissingArgument, OutOfRange, UnknownField, WrongValue
 from qscape.run.plan import Pace, anywhere
 from qscape.trusted import list_code, trust
-from qscape.types import setting
+from qscape.types import check_flags, setting
 from qscape.values import decode, encode
 
 T = TypeVar("T")
@@ -90,7 +90,9 @@ def parse(options: T, argv: Sequence[str], prog: str) -> T:
     values: dict[str, Any] = {name: value for (_, name), value in given.items()}
     if values.get("seed", 0) < 0:
         raise OutOfRange(f"--seed is {values['seed']}; it must be 0 or more.", field="seed")
-    return dataclasses.replace(options, **values)  # type: ignore[type-var]
+    made = dataclasses.replace(options, **values)  # type: ignore[type-var]
+    check_flags(made)
+    return made
 
 
 def read_flags(groups: Mapping[str, Any], argv: Sequence[str], prog: str) -> dict[tuple[str, str], Any]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.output import save_figure
-from qscape.cli.running import plain_console, print_notes
+from qscape.cli.running import plain_console, print_notes, show_tracks
 from qscape.report.numbers import format_return
 from qscape.types import setting
 
@@ -28,12 +28,13 @@ class PlotOptions:
 
 def main(argv: list[str]) -> int:
     """Plot each run's learning curve as a thin line, and their interquartile mean; see `qscape compare`."""
-    from qscape.report import figures, runs, statistics, tables
+    from qscape.report import charts, figures, runs, statistics, tables
     from qscape.report.labels import describe_shared, describe_shortened, shorten_labels
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(PlotOptions(), rest, "qscape plot RUNS")
-    frame, skipped, read = runs.read_runs(paths)
+    with show_tracks():
+        frame, skipped, read = runs.read_runs(paths)
     metric = given.metric or statistics.default_metric(read)
     frame = statistics.smooth_returns(statistics.select_metric(frame, metric), given.smooth)
     rows = (
@@ -43,9 +44,10 @@ def main(argv: list[str]) -> int:
     )
     tables.refuse_repeated(rows.drop_duplicates(["run", "label"]))
     names, shared = shorten_labels(sorted(rows["label"].unique()))
-    styles = figures.line_styles([*names], names)
+    styles = charts.choose_styles([*names], names)
     shown = rows.assign(label=rows["label"].map(names))
-    figure = figures.draw_overview(shown, each=True, metric=metric, styles=styles)
+    with show_tracks():
+        figure = figures.draw_overview(shown, each=True, metric=metric, styles=styles)
     smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
     figures.set_notes(figure, describe_shared(shared), smoothed)
     save_figure(figure, given.png)

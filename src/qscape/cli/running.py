@@ -15,9 +15,11 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.segment import Segment
@@ -25,7 +27,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from qscape import tracking, trusted
-from qscape.errors import OutOfRange, RunError, UsageError, one_line
+from qscape.errors import RunError, UsageError, one_line
 from qscape.jobs.pace import PERIOD, RemainingTime
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
@@ -296,6 +298,27 @@ def show_tracks() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def show_elapsed(console: Console, what: str) -> Iterator[None]:
+    """Show a line with the time that has passed, below what is printed inside the `with` block.
+
+    For work whose pieces take unequal times, so that no time left is known. On a terminal only.
+    """
+    line = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    )
+    with line:
+        line.add_task(what, total=None)
+        yield
+
+
 class LiveBoard:
     """The state of many runs: one live table on a terminal, lines elsewhere.
 
@@ -385,15 +408,3 @@ def print_written(console: Console, *files: object) -> None:
     for file in files:
         if file:
             console.print(f"written: {file}", soft_wrap=True)
-
-
-def require_positive(flags: object, *names: str) -> None:
-    """Refuse flags below 1; None is accepted.
-
-    Raises:
-        UsageError: a flag is below 1.
-    """
-    for name in names:
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from qscape.cli import options
 from qscape.cli.output import refuse_same, save_figure, save_text
-from qscape.cli.running import plain_console, print_notes, print_table, print_written, require_positive
+from qscape.cli.running import plain_console, print_notes, print_table, print_written, show_tracks
 from qscape.errors import Conflict, QscapeError
+from qscape.tracking import track
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -35,14 +36,16 @@ GEOMETRY = {
 class SmoothnessOptions:
     """Flags of `qscape smoothness`."""
 
-    episodes: int = setting(10, "Number of episodes for each run, with the deterministic policy.")
+    episodes: int = setting(
+        10, "Number of episodes for each run, with the deterministic policy.", within=">= 1"
+    )
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
     robustness: bool = setting(False, "Also evaluate with noise on the policy's observations.")
     sigmas: tuple[float, ...] = setting(
         (0.01, 0.05, 0.1), "Amplitudes of the noise, in standard deviations of the first run's observations."
     )
-    noise_episodes: int = setting(20, "Number of episodes for each noise amplitude.")
+    noise_episodes: int = setting(20, "Number of episodes for each noise amplitude.", within=">= 1")
     json: str | None = setting(None, "Write the results as JSON.")
     png: str | None = setting(None, "Plot actions and their spectra; the suffix selects png, svg or pdf.")
 
@@ -54,7 +57,6 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
     given: Any = options.parse(SmoothnessOptions(), rest, "qscape smoothness RUN...")
-    require_positive(given, "episodes", "noise_episodes")
     refuse_same(given.json, given.png)
     for name in ("sigmas", "noise_episodes"):
         if not given.robustness and getattr(given, name) != getattr(SmoothnessOptions, name):
@@ -93,26 +95,27 @@ def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], li
     folders = runs.find_runs(paths)
     named, below = runs.name_runs(paths, folders)
     print_notes(plain_console(), filter(None, [below]))
-    for folder in folders:
-        try:
-            trained = load_trained_agent(folder, given.current)
-            findings = smoothness.measure_smoothness(trained, given.episodes, given.seed)
-        except QscapeError as problem:
-            problems.append(problem)
-            continue
-        if given.robustness:  # the first run in an environment sets the scale: name the base agent first
-            env = environment_label(findings)
-            if env not in scales:
-                scale = smoothness.measure_observation_scale(trained, given.noise_episodes, given.seed)
-                scales[env] = {"scale_from": trained.name, "scale": scale.tolist()}
-            sigma = smoothness.measure_robustness(
-                trained, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
-            )
-            findings["robustness"] = {**scales[env], "sigma": sigma}
-        records.append(findings)
-        if folder in named:
-            files, why = store.keep_findings(folder, "smoothness", findings)
-            written, unwritten = written + files, unwritten + why
+    with show_tracks():
+        for folder in track(folders, "runs"):
+            try:
+                trained = load_trained_agent(folder, given.current)
+                findings = smoothness.measure_smoothness(trained, given.episodes, given.seed)
+            except QscapeError as problem:
+                problems.append(problem)
+                continue
+            if given.robustness:  # the first run in an environment sets the scale: name the base agent first
+                env = environment_label(findings)
+                if env not in scales:
+                    scale = smoothness.measure_observation_scale(trained, given.noise_episodes, given.seed)
+                    scales[env] = {"scale_from": trained.name, "scale": scale.tolist()}
+                sigma = smoothness.measure_robustness(
+                    trained, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
+                )
+                findings["robustness"] = {**scales[env], "sigma": sigma}
+            records.append(findings)
+            if folder in named:
+                files, why = store.keep_findings(folder, "smoothness", findings)
+                written, unwritten = written + files, unwritten + why
     if not records:
         raise problems[0]
     return records, [*(f"left out: {problem}" for problem in problems), *unwritten], written

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
+from qscape.cli.running import LiveBoard, clock, plain_console, table
 from qscape.errors import Conflict, MissingArgument, RunsFailed, UnknownName
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
@@ -42,7 +42,9 @@ class StatusOptions:
 class StudyOptions(StatusOptions):
     """Flags of `qscape study run`."""
 
-    workers: int | None = setting(None, "Runs side by side; None: one to a core, or 64 SLURM jobs.")
+    workers: int | None = setting(
+        None, "Runs side by side; None: one to a core, or 64 SLURM jobs.", within=">= 1"
+    )
     ray: str | None = setting(None, "Address of a Ray cluster; auto: a local one.")
     slurm: bool = setting(False, "Run each run as a SLURM job.")
     slurm_args: tuple[str, ...] = setting((), "Arguments of these jobs, e.g. partition=cpu time=240.")
@@ -69,7 +71,6 @@ def main(argv: list[str]) -> int:
         for failed in board.progress.of("failed"):
             board.console.print(f"failed: {failed.why}", style="red", soft_wrap=True)
         return 0
-    require_positive(given, "workers")
     if given.slurm and given.ray is not None:
         raise Conflict("--slurm and --ray both say where the runs are; leave one of them out.", field="slurm")
     if given.slurm_args and not given.slurm:
@@ -166,7 +167,7 @@ class StudyBoard(LiveBoard):
             self.say(f"{name(run, self.labels)}: {warning}")
         if run.state != before or isinstance(event, ev.Started):
             self.changed(run)
-        if run.pace.speed and not self.estimated:
+        if (run.pace.speed or run.pace.whole) and not self.estimated:
             self.estimated = True
             self.say(self.cost())
 
@@ -179,12 +180,15 @@ class StudyBoard(LiveBoard):
         """Estimate the worker-seconds that are left; None before the speed of a run is known.
 
         An agent in an environment takes as long a step as its own runs so far, or else as all runs so far.
+        Runs that have ended say more than those that learn: a short run is half start.
         """
+        ended: dict[Path, list[float]] = {}
         taken: dict[Path, list[float]] = {}
         for run in self.progress.runs:
-            if run.pace.speed:
-                taken.setdefault(run.row.folder.parent, []).append(1 / run.pace.speed)
-        if not taken:
+            for known, speed in ((ended, run.pace.whole), (taken, run.pace.speed)):
+                if speed:
+                    known.setdefault(run.row.folder.parent, []).append(1 / speed)
+        if not (taken := taken | ended):
             return None
         step = {group: mean(of) for group, of in taken.items()}
         other = mean(step.values())

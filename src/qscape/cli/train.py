@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -24,12 +25,13 @@ from qscape.envs.build import refuse_without_version
 from qscape.envs.lag import Lag
 from qscape.envs.simulators import is_simulator
 from qscape.errors import BadFile, Conflict, MissingArgument, MootSetting, OutOfRange, WrongValue
+from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.report import environment_label
 from qscape.run.adapters import adapt_to_images, open_adapter
 from qscape.run.engines import may_compile, why_not_together
 from qscape.run.folder import refuse_taken
 from qscape.run.plan import Pace, Plan, anywhere, fill_defaults, folder_name, prepare
-from qscape.run.trackers import Tracking, check_names
+from qscape.run.trackers import TRACKERS, Tracking
 from qscape.sealed import read_json
 from qscape.values import decode_args, encode_args
 
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> int:
         raise Conflict(
             "--keep-data keeps the dataset of the run that --from names; name one.", field="keep_data"
         )
-    check_names(run.log)
+    trusted.check_class_names("log", run.log, TRACKERS)
     if run.log_videos and "wandb" not in run.log:
         raise Conflict(
             "--log-videos sends videos to wandb; add --log wandb, or see `qscape video`.", field="log_videos"
@@ -141,7 +143,22 @@ def main(argv: list[str]) -> int:
     ]
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
-    return run_all(jobs, together, run.quiet, prepared)
+    code = run_all(jobs, together, run.quiet, prepared)
+    if code == 0 and run.env and not run.quiet:
+        _name_views(jobs, agent)
+    return code
+
+
+def _name_views(jobs: Sequence[Job], agent: Agent) -> None:
+    """Print the commands that show finished runs: curves and table; Q, or episodes of agents without."""
+    first, console = jobs[0].folder, plain_console()
+    group = first.parent if len(jobs) > 1 else first
+    look = "landscape" if isinstance(agent, OffPolicyAgent) else "evaluate"
+    views = [f"{look} {shlex.quote(str(first))}{trusted.flag()}"]
+    if jobs[0].plan and jobs[0].plan.eval_every != 0:
+        views.insert(0, f"compare {shlex.quote(str(group))}")
+    for view in views:
+        console.print(f"to look at it: qscape {view}", soft_wrap=True)
 
 
 def _refuse_moot(given: Settings, there: Settings, agent: Agent) -> None:

@@ -15,13 +15,13 @@ from rich.table import Table
 from qscape import trusted
 from qscape.agents import build, register_named
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
+from qscape.cli.running import LiveBoard, clock, plain_console, table
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import refuse_without_version
 from qscape.envs.lag import Lag
 from qscape.envs.repeats import make_draw
-from qscape.errors import MissingArgument, OutOfRange, RunsFailed
+from qscape.errors import MissingArgument, RunsFailed
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
 from qscape.jobs.tune import Tuner, find_influences, open_search
@@ -37,19 +37,21 @@ class TuneOptions(Lag):
     """Flags of `qscape tune`; those of the agent, such as --base.batch-size 64, fix fields."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
-    trials: int = setting(20, "Trials in all, with those that were pruned or failed.")
+    trials: int = setting(20, "Trials in all, with those that were pruned or failed.", within=">= 1")
     steps: int = setting(100_000, "Environment steps of one run.")
-    seeds: int = setting(1, "Runs of one trial, with the seeds 0, 1, ...; their mean counts.")
+    seeds: int = setting(1, "Runs of one trial, with the seeds 0, 1, ...; their mean counts.", within=">= 1")
     fields: tuple[str, ...] = setting((), "Fields to search, e.g. base.discount; none: all with a range.")
     ranges: str | None = setting(None, "TOML file with ranges of further fields, or others of these.")
     metric: Metric = setting("final", "What a trial is worth: its last evaluation or its best.")
     seed: int = setting(0, "Of the sampler.")
-    workers: int | None = setting(None, "Runs side by side; None: one to a core.")
+    workers: int | None = setting(None, "Runs side by side; None: one to a core.", within=">= 1")
     storage: str | None = setting(
         None, "Journal file of the search, e.g. journal.log, which several processes and machines share."
     )
     out: str | None = setting(None, "Folder of the search; None: runs/tune/ENV/RECIPE.")
-    eval_every: int | None = setting(None, "Environment steps between evaluations; None: a tenth of the run.")
+    eval_every: int | None = setting(
+        None, "Environment steps between evaluations; None: a tenth of the run.", within=">= 1"
+    )
     eval_episodes: int = setting(10, "Episodes of one evaluation.")
     preset: str | None = setting(
         None, "Settings of a paper for this environment, e.g. paper; flags win over it."
@@ -67,12 +69,6 @@ def main(argv: list[str]) -> int:
     if not given.env:
         raise MissingArgument(
             f"qscape tune {recipe} needs an environment, e.g. --env Pendulum-v1.", field="env"
-        )
-    require_positive(given, "trials", "seeds", "workers")
-    if given.eval_every is not None and given.eval_every < 1:
-        raise OutOfRange(
-            f"--eval-every is {given.eval_every}; trials are judged by evaluations: at least 1.",
-            field="eval_every",
         )
     plan = Plan(
         recipe=recipe,

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from qscape.cli import options
-from qscape.cli.running import require_positive
 from qscape.envs import EnvAdapter
-from qscape.errors import BrokenEnv, CannotWrite, MissingPackage, WrongValue
+from qscape.errors import BrokenEnv, CannotWrite, WrongValue, need_extra
 from qscape.report.numbers import format_return
 from qscape.run.evaluation import SEED, refuse_endless
 from qscape.run.files import unused_name
@@ -31,9 +30,9 @@ class VideoOptions:
     """Flags of `qscape video`."""
 
     mp4: str | None = setting(None, "Video file; None: video.mp4 in the run's folder.")
-    episodes: int = setting(1, "Number of episodes.")
+    episodes: int = setting(1, "Number of episodes.", within=">= 1")
     seed: int = setting(SEED, "Seed of the first episode.")
-    fps: int | None = setting(None, "Frames per second; None: the environment's own.")
+    fps: int | None = setting(None, "Frames per second; None: the environment's own.", within=">= 1")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
 
 
@@ -42,11 +41,8 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape video")
     set_up_jax()
     given = options.parse(VideoOptions(), rest, "qscape video RUN")
-    require_positive(given, "episodes", "fps")
-    try:
+    with need_extra("qscape video", "video"):
         import imageio.v2 as imageio
-    except ImportError as problem:
-        raise MissingPackage('qscape video needs the extra: pip install "qscape[video]".') from problem
     folder = one_run(Path(path))
     file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
     if file.suffix.lower() not in FORMATS or file.is_dir():

@@ -27,7 +27,7 @@ ACROSS, HIGH = 110, 16  # width and height of a chart in characters, at most
 class WatchOptions:
     """Flags of `qscape watch`."""
 
-    every: float = setting(2.0, "Seconds between two updates of the screen.")
+    every: float = setting(2.0, "Seconds between two updates of the screen.", within="> 0")
     show: str = setting("q", "Metric plotted below the returns, such as critic_loss or actor_loss.")
     dim: int = setting(0, "Action dimension along which Q is plotted.")
     once: bool = setting(False, "Print once and exit.")
@@ -37,10 +37,6 @@ def main(argv: list[str]) -> int:
     """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
     path, rest = options.positional(argv, "RUN", "qscape watch")
     given: Any = options.parse(WatchOptions(), rest, "qscape watch RUN")
-    if not 0 < given.every < float("inf"):
-        raise OutOfRange(
-            f"--every is {given.every:g}; it must be a number of seconds above 0.", field="every"
-        )
     from qscape.report import terminal  # noqa: F401  reports a missing extra before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()

@@ -1,6 +1,7 @@
-"""Hidden layers with batch normalisation: CrossQ and XQC."""
+"""Hidden layers with batch normalisation: CrossQ and XQC, and what FlashSAC shares with them."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -12,7 +13,34 @@ from qscape.nets.mlp import ACTIVATIONS, Conditioning
 from qscape.types import Key
 
 
-class BatchNormTorso(eqx.Module):
+class NormalisedTorso(eqx.Module):
+    """Hidden layers with batch normalisations that move when the layers are trained."""
+
+    def list_norms(self) -> tuple[BatchNorm, ...]:
+        """Return all batch normalisations in the order in which they are applied."""
+        raise NotImplementedError
+
+    def features(self, x: Array, normalise: Callable[[Any, Array], Array]) -> Array:
+        """Return the features; `normalise` applies a batch normalisation to its input."""
+        raise NotImplementedError
+
+    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
+        return self.features(join_inputs(x), lambda norm, x: norm(x))
+
+    def train(self, x: Inputs) -> tuple[Float[Array, "*b h"], Self]:
+        """Return the features, normalised by the batch; and the hidden layers with new running statistics."""
+        moved = []
+
+        def normalise(norm: BatchNorm, x: Array) -> Array:
+            y, new = norm.train(x)
+            moved.append(new)
+            return y
+
+        features = self.features(join_inputs(x), normalise)
+        return features, eqx.tree_at(lambda m: m.list_norms(), self, tuple(moved))
+
+
+class BatchNormTorso(NormalisedTorso):
     """Batch normalisation of the input, then linear layers with activation and batch normalisation.
 
     Attributes:
@@ -42,22 +70,10 @@ class BatchNormTorso(eqx.Module):
         self.norms = tuple(map(make_norm, sizes))
         self.activation, self.before = activation, before
 
-    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
-        return self._features(join_inputs(x), lambda norm, x: norm(x))
+    def list_norms(self) -> tuple[BatchNorm, ...]:
+        return self.norms
 
-    def train(self, x: Inputs) -> tuple[Float[Array, "*b h"], "BatchNormTorso"]:
-        """Return the features, normalised by the batch; and the hidden layers with new running statistics."""
-        moved = []
-
-        def normalise(norm: BatchNorm, x: Array) -> Array:
-            y, new = norm.train(x)
-            moved.append(new)
-            return y
-
-        features = self._features(join_inputs(x), normalise)
-        return features, eqx.tree_at(lambda m: m.norms, self, tuple(moved))
-
-    def _features(self, x: Array, normalise: Callable[[BatchNorm, Array], Array]) -> Array:
+    def features(self, x: Array, normalise: Callable[[Any, Array], Array]) -> Array:
         act, (first, *norms) = ACTIVATIONS[self.activation], self.norms
         x = normalise(first, x)
         for layer, norm in zip(self.layers, norms, strict=True):

@@ -28,7 +28,7 @@ from qscape.offpolicy.sockets import (
     Nets,
     PartState,
 )
-from qscape.types import Batch, Event, Key, Metrics, Policy, Scalar, Spec, setting
+from qscape.types import LEARNING_RATE, Batch, Event, Key, Metrics, Policy, Scalar, Spec, setting
 
 LOG_Z_SCALE = 10.0  # output of the network of log Z, so that Adam moves it ten times as fast
 
@@ -148,6 +148,8 @@ class DPO(ActionSelector):
     has_actor: ClassVar[bool] = False
     has_single_policy: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = True
+    why_deterministic: ClassVar[str] = "has a sampler in the place of the base's policy"
+    why_unsmoothed: ClassVar[str] = "values the next state by log Z, without an action"
 
     temperature: float = setting(
         0.1, "α of exp(Q/α), fixed (inferred).", within="> 0", tune=(0.01, 10.0, "log")
@@ -162,8 +164,7 @@ class DPO(ActionSelector):
     learning_rate: float = setting(
         1e-3,
         "Adam's learning rate of the sampler; log Z moves ten times as fast (inferred).",
-        within="> 0",
-        tune=(1e-5, 1e-2, "log"),
+        **LEARNING_RATE,
     )
     rate: float = setting(
         0.005, "Rate at which the target of log Z follows, at every update (inferred).", within="[0, 1]"
@@ -175,13 +176,6 @@ class DPO(ActionSelector):
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """Turn off the base's target actor and noise: the policy samples."""
         return {"target_actor": False, "target_noise": 0.0, "exploration_noise": 0.0}
-
-    def conflict(self, agent: Composition) -> str | None:
-        if agent.base.head != "deterministic":
-            return "dpo has a sampler in the place of the base's policy; write td3+dpo."
-        if agent.base.target_noise:
-            return "dpo values the next state by log Z, without an action: base.target_noise = 0 with dpo."
-        return None
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.table is None:

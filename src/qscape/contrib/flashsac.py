@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.contrib._batch_norm import BatchNormNetwork
+from qscape.contrib._batch_norm_torso import NormalisedTorso
 from qscape.contrib._blocks import explain_unequal_widths
 from qscape.contrib._residual import unit_linear
 from qscape.nets.batch_norm import BatchNorm
-from qscape.nets.layers import Inputs, Linear, OfGivenLength, UnitLinear, dense, join_inputs
-from qscape.nets.mlp import ACTIVATIONS, Conditioning
+from qscape.nets.layers import Linear, OfGivenLength, UnitLinear, dense
+from qscape.nets.mlp import ACTIVATIONS
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Output, Role
 from qscape.types import Key
@@ -80,7 +81,7 @@ class FlashBlock(eqx.Module):
         return h + act(normalise(self.down_norm, dense(self.down, inner)))
 
 
-class FlashTorso(eqx.Module):
+class FlashTorso(NormalisedTorso):
     """Batch normalisation of the input, a linear layer, residual blocks and a root-mean-square norm."""
 
     norm: FlashNorm
@@ -95,26 +96,10 @@ class FlashTorso(eqx.Module):
         self.blocks = tuple(FlashBlock(k, widths[0], activation) for k in keys)
         self.post = PostNorm(widths[0])
 
-    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
-        return self._features(join_inputs(x), lambda norm, x: norm(x))
-
-    def train(self, x: Inputs) -> tuple[Float[Array, "*b h"], "FlashTorso"]:
-        """Return the features, normalised by the batch; and the hidden layers with new running statistics."""
-        moved = []
-
-        def normalise(norm: FlashNorm, x: Array) -> Array:
-            y, new = norm.train(x)
-            moved.append(new)
-            return y
-
-        features = self._features(join_inputs(x), normalise)
-        return features, eqx.tree_at(FlashTorso.norms, self, tuple(moved))
-
-    def norms(self) -> tuple[FlashNorm, ...]:
-        """Return all batch normalisations in the order in which they are applied."""
+    def list_norms(self) -> tuple[FlashNorm, ...]:
         return self.norm, *(norm for block in self.blocks for norm in (block.up_norm, block.down_norm))
 
-    def _features(self, x: Array, normalise: Normalise) -> Array:
+    def features(self, x: Array, normalise: Normalise) -> Array:
         h = dense(self.embed, normalise(self.norm, x))
         for block in self.blocks:
             h = block.follow(h, normalise)

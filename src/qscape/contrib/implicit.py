@@ -67,6 +67,8 @@ class Implicit(Single):
     name: ClassVar[str] = "implicit"
     takes_images: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = True
+    why_deterministic: ClassVar[str] = "draws its noise before the actor, not behind it"
+    why_unsmoothed: ClassVar[str] = "smooths its target by noise on s'"
 
     noise_size: int | None = setting(
         None, "n: length of the noise; None: min(10, ⌊S/2⌋), S the length of the observation.", within=">= 0"
@@ -96,16 +98,12 @@ class Implicit(Single):
 
     def conflict(self, agent: Composition) -> str | None:
         loss = agent.policy_loss
-        if agent.base.head != "deterministic":
-            return "implicit draws its noise before the actor, not behind it; write td3+implicit."
-        if agent.base.target_noise:
-            return "implicit smooths its target by noise on s': base.target_noise = 0 with implicit."
-        if not loss.improves_samples:
-            return (
-                f"implicit has to improve actions at all noise, and {loss.name} improves a mode only; "
-                "write td3+implicit or rip."
-            )
-        return None
+        if (why := super().conflict(agent)) or loss.improves_samples:
+            return why
+        return (
+            f"implicit has to improve actions at all noise, and {loss.name} improves a mode only; "
+            "write td3+implicit or rip."
+        )
 
     def notes(self, agent: Composition) -> list[str]:
         if agent.network.has_plain_layers:

@@ -38,7 +38,7 @@ from qscape.offpolicy.sockets import (
     Nets,
     PartState,
 )
-from qscape.types import Batch, Columns, Event, Key, Metrics, Policy, Scalar, Spec, setting
+from qscape.types import LEARNING_RATE, Batch, Columns, Event, Key, Metrics, Policy, Scalar, Spec, setting
 
 FREQUENCIES = 16
 COLUMN = "intended_action"
@@ -135,6 +135,8 @@ class LSFlow(ActionSelector):
     has_actor: ClassVar[bool] = False
     has_single_policy: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = True
+    why_deterministic: ClassVar[str] = "has no density whose entropy could be kept"
+    why_unsmoothed: ClassVar[str] = "smooths its target by noise on the sphere"
 
     extra_dimensions: int = setting(
         1,
@@ -143,9 +145,7 @@ class LSFlow(ActionSelector):
     )
     flow_steps: int = setting(36, "Heun steps from noise to an action.", within=">= 1")
     hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of the velocity.", within=">= 1")
-    learning_rate: float = setting(
-        4e-4, "Adam's learning rate of the velocity.", within="> 0", tune=(1e-5, 1e-2, "log")
-    )
+    learning_rate: float = setting(4e-4, "Adam's learning rate of the velocity.", **LEARNING_RATE)
     flow_gradient_clip: float = setting(5.0, "Bound on the norm of the velocity's gradient.", within="> 0")
     rate: float = setting(
         0.005, "Rate at which the target flow follows, when the base's actor would move.", within="[0, 1]"
@@ -177,13 +177,9 @@ class LSFlow(ActionSelector):
         return {"target_actor": False, "target_noise": 0.0, "exploration_noise": 0.0}
 
     def conflict(self, agent: Composition) -> str | None:
-        if agent.base.head != "deterministic":
-            return "lsflow has no density whose entropy could be kept; write td3+lsflow."
-        if agent.base.target_noise:
-            return "lsflow smooths its target by noise on the sphere: base.target_noise = 0 with lsflow."
         if agent.base.epsilon_mode == "greedy":
             return "lsflow learns at the action that it intended: base.epsilon_mode = noise with lsflow."
-        return None
+        return super().conflict(agent)
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.table is not None:

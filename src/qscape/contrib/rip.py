@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, PolicyLoss, combine_heads
-from qscape.types import Batch, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
+from qscape.types import LEARNING_RATE, Batch, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 LARGEST = 1.0 - 1e-6  # actions at their bounds have no finite arctanh
 
@@ -43,6 +43,7 @@ class RIP(PolicyLoss):
 
     name: ClassVar[str] = "rip"
     takes_images: ClassVar[bool] = False
+    takes_tables: ClassVar[bool] = False
     needs_actor: ClassVar[bool] = True
     needs_single_policy: ClassVar[bool] = True
     improves_samples: ClassVar[bool] = True
@@ -64,22 +65,12 @@ class RIP(PolicyLoss):
     hidden: tuple[int, ...] = setting(
         (400, 300), "Widths of the discriminator's hidden layers (inferred).", within=">= 1"
     )
-    learning_rate: float = setting(
-        2e-4, "Adam's learning rate of the discriminator.", within="> 0", tune=(1e-5, 1e-2, "log")
-    )
+    learning_rate: float = setting(2e-4, "Adam's learning rate of the discriminator.", **LEARNING_RATE)
     adam_b1: float = setting(0.4, "Adam's b1 of the discriminator.", within="(0, 1)")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """Set that Q is the least of the critics."""
         return {"actor_objective": "min"}
-
-    def fits(self, spec: Spec, base: Base) -> str | None:
-        if spec.table is None:
-            return None
-        return (
-            "rip's discriminator compares continuous actions, and the actions of this environment are a "
-            "table; leave rip out."
-        )
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Make the discriminator, an MLP of observation and action, and Q_avg."""

@@ -20,12 +20,12 @@ from qscape.errors import (
     BadFile,
     CannotRead,
     Mismatch,
-    MissingPackage,
     NotFound,
     UnfitEnv,
     Unreachable,
     UsageError,
     WrongValue,
+    need_extra,
 )
 from qscape.trusted import list_code, refuse_untrusted
 
@@ -113,10 +113,8 @@ def _minari_reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None
 
 def _import_package(name: str) -> Any:
     """Return the package, or a UsageError that says how to install it."""
-    try:
+    with need_extra(f"a dataset ({name})", "offline"):
         return __import__(name)
-    except ImportError as problem:
-        raise MissingPackage(f'datasets need a package: pip install "qscape[offline]" ({name}).') from problem
 
 
 # --- Minari -------------------------------------------------------------------------------------------

@@ -30,7 +30,25 @@ class User(NamedTuple):
     steps: Int[Array, ""]
 
 
-class RecSim(JaxEnv):
+class Recommendations(JaxEnv):
+    """A task in which an action recommends an item, and the observation begins with a user's taste [d].
+
+    Attributes:
+        items: `[N, d]` vectors of the items.
+    """
+
+    items: Float[Array, "N d"]
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        return spaces.Box(-1.0, 1.0, self.items.shape[1:], np.float32)
+
+    @property
+    def action_space(self) -> spaces.Discrete:
+        return spaces.Discrete(len(self.items))
+
+
+class RecSim(Recommendations):
     """Items around the 30 unit vectors. The observation is the user's taste e_u [30]; a click has reward 1.
 
     Attributes:
@@ -86,14 +104,6 @@ class RecSim(JaxEnv):
             drift=drift,
             availability=float(availability),
         )
-
-    @property
-    def observation_space(self) -> spaces.Box:
-        return spaces.Box(-1.0, 1.0, (CATEGORIES,), np.float32)
-
-    @property
-    def action_space(self) -> spaces.Discrete:
-        return spaces.Discrete(len(self.items))
 
     @property
     def action_table(self) -> Float[np.ndarray, "N d"]:

@@ -13,12 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
 from qscape.envs.movielens import ClickModel, load
-from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
-from qscape.envs.recsim import User, draw_extra_dims
+from qscape.envs.native import GymnasiumEnv, Outcome
+from qscape.envs.recsim import Recommendations, User, draw_extra_dims
 from qscape.errors import MissingArgument, OutOfRange
 from qscape.ops.norm import unit
 from qscape.types import Key
@@ -26,7 +25,7 @@ from qscape.types import Key
 KEPT, PAY = 0.95, 5.0  # share of the old taste after a click; reward of a click
 
 
-class RecSimData(JaxEnv):
+class RecSimData(Recommendations):
     """Recommend movies. The observation is the user's taste, a unit vector u [d].
 
     Attributes:
@@ -88,14 +87,6 @@ class RecSimData(JaxEnv):
         vectors = centres[np.arange(items) % 30] + random.normal(0, 0.35 / np.sqrt(dims), (items, dims))
         bias, users = random.normal(0, 0.3, items), np.zeros((0, dims))
         return cls._from_arrays(vectors, bias, users, -2.4, 3.0, extra_dims)
-
-    @property
-    def observation_space(self) -> spaces.Box:
-        return spaces.Box(-1.0, 1.0, self.items.shape[1:], np.float32)
-
-    @property
-    def action_space(self) -> spaces.Discrete:
-        return spaces.Discrete(len(self.items))
 
     @property
     def action_table(self) -> Float[np.ndarray, "N d"]:

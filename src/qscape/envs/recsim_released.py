@@ -15,10 +15,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int
 
-from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
+from qscape.envs.native import GymnasiumEnv, Outcome
+from qscape.envs.recsim import Recommendations
 from qscape.errors import OutOfRange
 from qscape.types import Key
 
@@ -92,7 +92,7 @@ class Visitor(NamedTuple):
     steps: Int[Array, ""]
 
 
-class BudgetRecSim(JaxEnv):
+class BudgetRecSim(Recommendations):
     """Recommend to one of 20 users until the budget is spent, for 20 steps at most; a click has reward 1.
 
     Observation [30]: the user's taste.
@@ -123,14 +123,6 @@ class BudgetRecSim(JaxEnv):
         if extra_dims < 0:
             raise OutOfRange(f"extra_dims is {extra_dims}: it has to be 0 or more", field="env_args")
         return cls(*_make_items(items, extra_dims), *map(_single, draw_users()))
-
-    @property
-    def observation_space(self) -> spaces.Box:
-        return spaces.Box(-1.0, 1.0, (CLUSTERS,), np.float32)
-
-    @property
-    def action_space(self) -> spaces.Discrete:
-        return spaces.Discrete(len(self.items))
 
     @property
     def action_table(self) -> Float[np.ndarray, "N d"]:

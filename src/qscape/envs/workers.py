@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 
 from qscape.envs.answers import pack_infos
 from qscape.envs.outside import Outside
-from qscape.errors import Mismatch, MissingPackage, QscapeError, UnknownName, UnmakeableEnv, describe
+from qscape.errors import Mismatch, QscapeError, UnknownName, UnmakeableEnv, describe, need_extra
 from qscape.system import safe_path, start_method
 
 PATIENCE = 5.0  # seconds that a process gets to finish its step and end
@@ -213,12 +213,8 @@ class EnvPoolEnv(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as in Gymnasium)
 
     def __init__(self, env_id: object, envs: int, args: Mapping[str, Any], example: gym.Env) -> None:
-        try:
+        with need_extra("--vectorise envpool", "envpool"):
             envpool: Any = importlib.import_module("envpool")
-        except ImportError as problem:
-            raise MissingPackage(
-                '--vectorise envpool needs a package: pip install "qscape[envpool]".'
-            ) from problem
         if env_id not in envpool.list_all_envs():
             raise UnknownName(f"EnvPool has no {env_id}; leave --vectorise envpool out.", field="env")
         limit = getattr(example.spec, "max_episode_steps", None)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qscape.errors import Inexact, MissingPackage, Unexportable, WrongValue, one_line
+from qscape.errors import Inexact, Unexportable, WrongValue, need_extra, one_line
 from qscape.export import policy
 from qscape.inspect.store import write_atomically
 
@@ -93,12 +93,8 @@ def write_header(
             f"{source.record['recipe']} sees images, and --c writes policies that see vectors: use --onnx.",
             field="c",
         )
-    try:
+    with need_extra("--c", "export", field="c"):
         model = policy.make_onnx(source)
-    except ImportError as problem:
-        raise MissingPackage(
-            f'--c needs a package: pip install "qscape[export]" ({problem.name}).', field="c"
-        ) from problem
     header = make_header(model, prefix, policy.describe(source))
     compiler, difference = find_compiler(), None
     if compiler is not None:

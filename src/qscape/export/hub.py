@@ -18,12 +18,12 @@ from qscape.errors import (
     CannotWrite,
     DamagedSave,
     MissingArgument,
-    MissingPackage,
     QscapeError,
     Taken,
     Unreachable,
     UsageError,
     WrongValue,
+    need_extra,
 )
 from qscape.export.card import render_card
 from qscape.export.policy import PolicySource, load_source
@@ -49,10 +49,8 @@ def _hub() -> Any:
     Raises:
         UsageError: its package is missing.
     """
-    try:
+    with need_extra("The hub", "hub"):
         return importlib.import_module("huggingface_hub")
-    except ImportError as problem:
-        raise MissingPackage('The hub needs the extra: pip install "qscape[hub]".') from problem
 
 
 # --- from here to the hub -----------------------------------------------------------------------------

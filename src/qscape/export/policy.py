@@ -26,7 +26,7 @@ from qscape.envs import EnvAdapter
 from qscape.envs.build import OWN_ARGS
 from qscape.envs.levels import LevelSpace
 from qscape.envs.spaces import ActionBox, FactoredActions
-from qscape.errors import Inexact, MissingPackage, OutOfRange, Taken, Unexportable
+from qscape.errors import Inexact, OutOfRange, Taken, Unexportable, need_extra
 from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
 from qscape.report import changed_lag
@@ -266,14 +266,10 @@ def write_onnx(source: PolicySource, file: Path, tolerance: float = TOLERANCE) -
         UsageError: a package is missing, or the policy uses an operation without a conversion.
         RunError: model and library differ by more than `tolerance`, or the file cannot be written.
     """
-    try:
+    with need_extra("--onnx", "export", field="onnx"):
         import onnxruntime  # noqa: F401
 
         model = make_onnx(source)
-    except ImportError as problem:
-        raise MissingPackage(
-            f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
-        ) from problem
     data = model.SerializeToString()
     checked = check_onnx(data, source, tolerance)
     write_atomically(file, data)

@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.agents import build
 from qscape.envs import EnvAdapter
-from qscape.errors import BadFile, CannotRead, Inexact, Mismatch, MissingPackage, NotFound
+from qscape.errors import BadFile, CannotRead, Inexact, Mismatch, NotFound, need_extra
 from qscape.export.policy import TOLERANCE, action_space
 from qscape.run import folder as folders
 from qscape.run.adapters import open_adapter
@@ -121,12 +121,8 @@ def convert_file(
 
 def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the tensors of a file by name, and its JSON."""
-    try:
+    with need_extra("a file of Stable-Baselines3", "sb3"):
         torch: Any = importlib.import_module("torch")
-    except ImportError as problem:
-        raise MissingPackage(
-            'files of Stable-Baselines3 need a package: pip install "qscape[sb3]".'
-        ) from problem
 
     def tensors(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
         weights = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)

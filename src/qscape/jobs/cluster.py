@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import MissingPackage, RunError, Unreachable, WrongValue
+from qscape.errors import RunError, Unreachable, WrongValue, need_extra
 from qscape.jobs.parcel import Packer, Parcel, unpack
 from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
@@ -48,10 +48,8 @@ class Cluster:
         if address == "auto":
             # Ray replaces loopback by the machine's address unless this variable forbids clusters.
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        try:
+        with need_extra("--ray", "cluster"):
             self.ray: Any = importlib.import_module("ray")
-        except ImportError as problem:
-            raise MissingPackage('--ray needs the extra: pip install "qscape[cluster]".') from problem
         ray = self.ray
         if address == "auto":
             where: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}

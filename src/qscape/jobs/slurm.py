@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import MissingPackage, WrongValue, describe
+from qscape.errors import MissingPackage, WrongValue, describe, need_extra
 from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
 from qscape.system import safe_path
@@ -47,10 +47,8 @@ class Slurm:
     """
 
     def __init__(self, folder: Path, workers: int | None = None, args: Sequence[str] = ()) -> None:
-        try:
+        with need_extra("--slurm", "slurm"):
             submitit: Any = importlib.import_module("submitit")
-        except ImportError as problem:
-            raise MissingPackage('--slurm needs the extra: pip install "qscape[slurm]".') from problem
         given = dict(map(_read_argument, args))
         self.workers = workers or WORKERS
         self.folder = folder.resolve() / "slurm"

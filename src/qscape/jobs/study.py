@@ -28,17 +28,18 @@ from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import CannotWrite, NotFound, UnknownName, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
-from qscape.run import probes
 from qscape.run.adapters import adapt_to_images
 from qscape.run.files import write_whole
 from qscape.run.plan import Plan, anywhere, folder_name, prepare
+from qscape.run.probes import PROBES
 from qscape.values import encode_args
 
 BUDGETS = ("quick", "short", "full", "paper")
 # Files of the package, which `find_study` finds by name: demonstrations and the main tables of five papers.
 BUNDLED = Path(__file__).parent / "studies"
 ROWS = "study.json"  # in the folder of a study
-AGENT_KEYS = ("recipe", "steps", "budgets", "preset", "envs")  # in [[agents]]; every other key names a part
+# In [[agents]]; every other key names a part.
+AGENT_KEYS = ("recipe", "steps", "budgets", "preset", "envs", "overlap")
 ENVIRONMENT_KEYS = ("id", "args", "dataset", "steps", "budgets", "envs", "eval_episodes")
 LAG_KEYS = tuple(field.name for field in dataclasses.fields(Lag))  # further ones
 # Numbers in [budgets.NAME], with their smallest allowed values.
@@ -196,7 +197,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
     if probe := source.get((*path, "probe"), list):
         numbers["probe"] = tuple(map(str, probe))
         try:
-            probes.check_names(numbers["probe"])
+            trusted.check_class_names("probe", numbers["probe"], PROBES)
             trusted.refuse_untrusted(trusted.list_code("", {}, numbers["probe"]), source.file)
         except UsageError as problem:
             raise source.error((*path, "probe"), str(problem), problem) from problem
@@ -252,6 +253,7 @@ def _agent(source: Source, path: Where) -> Entry:
             raise source.error((*path, part), f"{part} is {fields!r}; it must be a table of its fields")
     _build(source, path, recipe, settings)
     fields: dict[str, Any] = {"recipe": recipe, "settings": settings, "preset": preset}
+    fields["overlap"] = source.get((*path, "overlap"), bool, False)
     if (envs := source.number((*path, "envs"), 1)) is not None:
         fields["envs"] = envs
     return Entry(path, fields, _steps(source, (*path, "steps")))

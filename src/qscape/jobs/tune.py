@@ -28,7 +28,7 @@ import filelock
 import numpy as np
 
 from qscape.envs import make as make_adapter
-from qscape.errors import CannotRead, CannotWrite, MissingPackage, Taken
+from qscape.errors import CannotRead, CannotWrite, Taken, need_extra
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.progress import is_final
 from qscape.jobs.ranges import Range
@@ -39,10 +39,8 @@ from qscape.run import folder as folders
 from qscape.run.logs import read_evaluation_means
 from qscape.run.plan import prepare
 
-try:
+with need_extra("qscape tune", "tune"):
     import optuna
-except ImportError as problem:
-    raise MissingPackage('qscape tune needs the extra: pip install "qscape[tune]".') from problem
 
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState

@@ -20,7 +20,7 @@ from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.ops.smooth import half_mse, second_difference
-from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
+from qscape.types import LOSS_WEIGHT, Batch, Event, Key, Metrics, Scalar, Spec, setting
 
 
 class SlowCopy(NamedTuple):
@@ -48,9 +48,7 @@ class ASAP(ThreeInARow):
         within=">= 0",
         tune=(1e-3, 50.0, "log"),
     )
-    temporal: float = setting(
-        0.05, "λT: weight of the second difference.", within=">= 0", tune=(1e-3, 10.0, "log")
-    )
+    temporal: float = setting(0.05, "λT: weight of the second difference.", **LOSS_WEIGHT)
     rate: float = setting(0.01, "Rate at which the slow copy follows actor and head.", within="[0, 1]")
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.plain import explain_untrained_spread
 from qscape.offpolicy.sockets import Composition, Context, PartState, PolicyLoss, Regulariser, combine_heads
-from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
+from qscape.types import LOSS_WEIGHT, Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 
 def clone_distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
@@ -62,9 +62,7 @@ class Clone(Regulariser):
 
     name: ClassVar[str] = "clone"
     needs_actor: ClassVar[bool] = True
-    weight: float = setting(
-        0.1, "Weight λ of the distance to the data's actions.", within=">= 0", tune=(1e-3, 10.0, "log")
-    )
+    weight: float = setting(0.1, "Weight λ of the distance to the data's actions.", **LOSS_WEIGHT)
 
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.offpolicy.sockets import Context, PartState, Regulariser
 from qscape.ops.smooth import half_mse
-from qscape.types import Batch, Key, Metrics, Scalar, setting
+from qscape.types import LOSS_WEIGHT, Batch, Key, Metrics, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +23,10 @@ class CAPS(Regulariser):
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     temporal: float = setting(
-        0.1,
-        "λT: weight of the distance to the action in the next state.",
-        within=">= 0",
-        tune=(1e-3, 10.0, "log"),
+        0.1, "λT: weight of the distance to the action in the next state.", **LOSS_WEIGHT
     )
     spatial: float = setting(
-        0.5,
-        "λS: weight of the distance to the action in a nearby state.",
-        within=">= 0",
-        tune=(1e-3, 10.0, "log"),
+        0.5, "λS: weight of the distance to the action in a nearby state.", **LOSS_WEIGHT
     )
     sigma: float = setting(
         0.2,

@@ -25,6 +25,8 @@ class CEM(ProposalSelector):
     name: ClassVar[str] = "cem"
     has_actor: ClassVar[bool] = False
     noise: ClassVar[str] = "choice"
+    why_deterministic: ClassVar[str] = "has no policy whose entropy could be kept"
+    why_unsmoothed: ClassVar[str] = "does not smooth its target, the search at s'"
 
     samples: int = setting(64, "Actions sampled in each round.", tune=("choice", 32, 64, 128))
     elites: int = setting(
@@ -50,13 +52,6 @@ class CEM(ProposalSelector):
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
-
-    def conflict(self, agent: Composition) -> str | None:
-        if agent.base.head != "deterministic":
-            return "cem has no policy whose entropy could be kept; write td3+cem."
-        if agent.base.target_noise:
-            return "cem does not smooth its target, the search at s': base.target_noise = 0 with cem."
-        return None
 
     def propose(self, actor: PyTree, context: BoundNetworks, obs: Array, key: Key) -> list[Dist]:
         return [Point(obs, self.search(context, obs, key))]

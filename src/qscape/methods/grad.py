@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from qscape.methods._three_states import ThreeInARow
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops.smooth import second_difference
-from qscape.types import Batch, Key, Metrics, Scalar, setting
+from qscape.types import LOSS_WEIGHT, Batch, Key, Metrics, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,7 @@ class GRAD(ThreeInARow):
 
     name: ClassVar[str] = "grad"
 
-    temporal: float = setting(
-        1.0, "λT: weight of the second difference.", within=">= 0", tune=(1e-3, 10.0, "log")
-    )
+    temporal: float = setting(1.0, "λT: weight of the second difference.", **LOSS_WEIGHT)
 
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key

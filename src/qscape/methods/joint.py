@@ -23,6 +23,8 @@ class Joint(ProposalSelector):
     """One actor outputs L actions; Q chooses among them, and the chosen one climbs Q."""
 
     name: ClassVar[str] = "joint"
+    why_deterministic: ClassVar[str] = "splits a deterministic output into actions"
+    why_unsmoothed: ClassVar[str] = "does not smooth its target"
 
     list_length: int = setting(3, "L: actions in the output.", within=">= 1", tune=("choice", 2, 3, 5))
     climbs_by: Literal["max", "mean", "critic"] = setting(
@@ -41,13 +43,9 @@ class Joint(ProposalSelector):
         return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
     def conflict(self, agent: Composition) -> str | None:
-        if agent.base.head != "deterministic":
-            return "joint splits a deterministic output into actions; write td3+joint."
         if not agent.network.has_linear_outputs:
             return f"joint splits a linear output layer, which {agent.network.name} has not; leave it out."
-        if agent.base.target_noise:
-            return "joint does not smooth its target: base.target_noise = 0 with joint."
-        return None
+        return super().conflict(agent)
 
     def columns(self, spec: Spec) -> Columns:
         return {"proposals": (self.list_length, spec.action_size)} if self.climbs_by == "critic" else {}

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
-from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
+from qscape.types import LOSS_WEIGHT, Batch, Key, Metrics, QFn, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +30,13 @@ class PAVE(Regulariser):
     name: ClassVar[str] = "pave"
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
     differentiates_actions: ClassVar[bool] = True
+    takes_tables: ClassVar[bool] = False
 
     mixed_partial: float = setting(
-        0.1,
-        "λ1 of MPR: weight of the action gradient's change near a state.",
-        within=">= 0",
-        tune=(1e-3, 10.0, "log"),
+        0.1, "λ1 of MPR: weight of the action gradient's change near a state.", **LOSS_WEIGHT
     )
     vector_field: float = setting(
-        0.1,
-        "λ2 of VFC: weight of its change from a state to its successor.",
-        within=">= 0",
-        tune=(1e-3, 10.0, "log"),
+        0.1, "λ2 of VFC: weight of its change from a state to its successor.", **LOSS_WEIGHT
     )
     curvature: float = setting(
         0.01, "λ3 of Curv: weight of curvature above −δ.", within=">= 0", tune=(1e-4, 1.0, "log")
@@ -97,14 +91,6 @@ class PAVE(Regulariser):
             "curvature that it demands of Q, so critics may learn that and little of the rewards; if nothing "
             "is learned, make pave.delta and pave.curvature smaller in the same proportion, or leave "
             "reward_scale out."
-        )
-
-    def fits(self, spec: Spec, base: Base) -> str | None:
-        if spec.table is None:
-            return None
-        return (
-            "pave needs continuous actions: between the actions of a table there is nothing to smooth; "
-            "leave pave out."
         )
 
     def critic(

@@ -30,7 +30,7 @@ from qscape.offpolicy.sockets import (
 )
 from qscape.ops.in_place import replace_if
 from qscape.ops.norm import NORMS, batch_norm, unit
-from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
+from qscape.types import LEARNING_RATE, Batch, Event, Key, Metrics, Scalar, Spec, setting
 
 Norm = Literal["avg_l1", "layer", "batch", "none"]
 STATISTICS_RATE = 0.1  # weight of a batch in the moving averages: PyTorch's for batch normalisation
@@ -94,9 +94,7 @@ class SALE(Representation):
         256, "Length of the embeddings z_s and z_sa.", within=">= 1", tune=("choice", 64, 128, 256)
     )
     hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of both encoders.", within=">= 1")
-    learning_rate: float = setting(
-        3e-4, "Adam's learning rate of the encoders.", within="> 0", tune=(1e-5, 1e-2, "log")
-    )
+    learning_rate: float = setting(3e-4, "Adam's learning rate of the encoders.", **LEARNING_RATE)
     target: Literal["next_embedding", "fixed_embedding", "next_observation", "next_pair"] = setting(
         "next_embedding", "Target of z_sa: f(s'), its frozen copy's f_t(s'), s' itself, or g(f(s'), a')."
     )

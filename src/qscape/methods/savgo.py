@@ -26,7 +26,7 @@ from qscape.offpolicy.plain import LEARNED, Entropic
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
 from qscape.ops.norm import unit
 from qscape.ops.ranking import rank_correlation
-from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
+from qscape.types import LEARNING_RATE, Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
 # Candidates evaluated at once. On a CPU as many as fit into its cache: 1.3 to 1.7 times as fast as all.
@@ -68,6 +68,7 @@ class SAVGO(Entropic):
 
     name: ClassVar[str] = "savgo"
     takes_images: ClassVar[bool] = False
+    takes_tables: ClassVar[bool] = False
     climbs_q: ClassVar[bool] = False
     needs_single_policy: ClassVar[bool] = True
 
@@ -124,9 +125,7 @@ class SAVGO(Entropic):
     )
     embedding: int = setting(256, "H: length of the embedding.", within=">= 1", tune=("choice", 64, 128, 256))
     hidden: tuple[int, ...] = setting((256, 256, 256), "Hidden widths of the encoder.", within=">= 1")
-    encoder_learning_rate: float = setting(
-        1e-3, "Adam's learning rate of the encoder.", within="> 0", tune=(1e-5, 1e-2, "log")
-    )
+    encoder_learning_rate: float = setting(1e-3, "Adam's learning rate of the encoder.", **LEARNING_RATE)
     encoder_rate: float = setting(
         0.005, "Rate at which the encoder's slow copy follows it, at every update.", within="[0, 1]"
     )
@@ -172,14 +171,6 @@ class SAVGO(Entropic):
         if agent.normaliser.changes_observations:
             return []
         return ["savgo was published with normalised observations on every task but Ant: sac+savgo+normalise"]
-
-    def fits(self, spec: Spec, base: Base) -> str | None:
-        if spec.table is None:
-            return None
-        return (
-            "savgo draws candidates from a continuous policy, and the actions of this environment are a "
-            "table; leave savgo out."
-        )
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         sizes = (spec.observation_size + spec.action_size, *self.hidden, self.embedding)

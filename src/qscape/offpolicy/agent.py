@@ -172,6 +172,13 @@ class Agent(Bound):
                         f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}, or, if "
                         "they are boards, take gymnasium.wrappers.FlattenObservation."
                     )
+        if spec.table is not None:
+            for part in self.stateful_parts.values():
+                if not part.takes_tables:
+                    return (
+                        f"{part.name} needs continuous actions, and those of this environment are a table; "
+                        f"leave {part.name} out."
+                    )
         if self.base.discount_rule == "time_limit" and spec.time_limit is None:
             return (
                 "base.discount_rule = time_limit, and it has no known time limit: give it one "

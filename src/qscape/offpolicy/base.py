@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike
 from qscape.errors import Conflict, OutOfRange
 from qscape.nets.layers import find_decayed
 from qscape.ops.adam import scale_by_adam
-from qscape.types import check_ranges, setting
+from qscape.types import LEARNING_RATE, check_ranges, setting
 
 # When fields do something, for `setting(only_if=...)`.
 HAS_ACTOR = {"selector.has_actor": "with {agent.selector.name}, which has no actor"}
@@ -148,11 +148,9 @@ class Base:
     log_std_max: float = setting(2.0, "Upper bound of the log standard deviation.", only_if=HAS_SPREAD)
 
     actor_learning_rate: float = setting(
-        3e-4, "Adam's learning rate of the actor.", within="> 0", tune=(1e-5, 1e-2, "log"), only_if=HAS_ACTOR
+        3e-4, "Adam's learning rate of the actor.", only_if=HAS_ACTOR, **LEARNING_RATE
     )
-    critic_learning_rate: float = setting(
-        3e-4, "Adam's learning rate of the critics.", within="> 0", tune=(1e-5, 1e-2, "log")
-    )
+    critic_learning_rate: float = setting(3e-4, "Adam's learning rate of the critics.", **LEARNING_RATE)
     gradient_clip: float | None = setting(
         None,
         "Clip the global norm of each optimiser's gradient to this; None: no clipping.",

@@ -179,9 +179,11 @@ class StatefulPart(Part):
 
     Attributes:
         needs_actor: the part acts on an actor network, so it is refused beside a selector without one.
+        takes_tables: the part works where actions are rows of an action table.
     """
 
     needs_actor: ClassVar[bool] = False
+    takes_tables: ClassVar[bool] = True
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Make the part's arrays. Called when a state is made, and again when networks are reset.
@@ -654,6 +656,8 @@ class ActionSelector(StatefulPart):
         values_next_state: the part itself values the next state, by `next_value`.
         repeats_noise: it can keep the noise of a Gaussian policy for several steps (`base.noise_repeat`).
         acts_by_points: the selector executes a point of the first critic, see `Representation.makes_points`.
+        why_deterministic: what the selector does, if `base.head` has to be deterministic for it; else "".
+        why_unsmoothed: what it does, if `base.target_noise` has to be 0 for it; else "".
     """
 
     socket: ClassVar[str] = "selector"
@@ -664,6 +668,15 @@ class ActionSelector(StatefulPart):
     values_next_state: ClassVar[bool] = False
     repeats_noise: ClassVar[bool] = False
     acts_by_points: ClassVar[bool] = False
+    why_deterministic: ClassVar[str] = ""
+    why_unsmoothed: ClassVar[str] = ""
+
+    def conflict(self, agent: Composition) -> str | None:
+        if self.why_deterministic and agent.base.head != "deterministic":
+            return f"{self.name} {self.why_deterministic}; write td3+{self.name}."
+        if self.why_unsmoothed and agent.base.target_noise:
+            return f"{self.name} {self.why_unsmoothed}: base.target_noise = 0 with {self.name}."
+        return super().conflict(agent)
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """Make what the actor step moves: one actor, a list of actors, or None without `has_actor`."""

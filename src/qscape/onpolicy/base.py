@@ -8,7 +8,7 @@ import optax
 
 from qscape.errors import OutOfRange
 from qscape.ops.adam import scale_by_adam
-from qscape.types import check_ranges, setting
+from qscape.types import LEARNING_RATE, check_ranges, setting
 
 # When fields do something, for `setting(only_if=...)`.
 HAS_CRITIC = {"has_critic": "without a critic, and {agent.estimator.name} needs none"}
@@ -69,7 +69,7 @@ class Base:
     )
 
     optimiser: Literal["adam", "rmsprop"] = setting("adam", "Optimiser of actor and critic.")
-    learning_rate: float = setting(3e-4, "Learning rate.", within="> 0", tune=(1e-5, 1e-2, "log"))
+    learning_rate: float = setting(3e-4, "Learning rate.", **LEARNING_RATE)
     anneal: bool = setting(False, "Decrease the learning rate linearly to 0 over the run.")
     optimiser_epsilon: float = setting(
         1e-5, "ε of Adam or RMSprop, added outside the square root.", within="> 0"

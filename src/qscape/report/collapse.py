@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import require_extra
-from qscape.report.charts import Axis, Chart, Line, Points
-from qscape.report.figures import COLOURS, draw_chart, new_figure, wrap_label
+from qscape.report.charts import COLOURS, Axis, Chart, Line, Points
+from qscape.report.figures import draw_chart, new_figure, wrap_label
 
 with require_extra("Pictures of action collapse"):
     import numpy as np

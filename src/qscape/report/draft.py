@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from qscape.report import interactive, page, records, references, require_extra
+from qscape.report import page, records, references, require_extra
+from qscape.report.charts import Chart, Style, choose_styles
+from qscape.report.interactive import render_chart
 from qscape.report.runs import RunRecord
 from qscape.report.tables import Comparison
 
@@ -21,7 +23,7 @@ class Draft:
         comparison: the tables to present.
         runs: the compared runs.
         published: published learning curves; None if none were requested.
-        styles: colour and dash of each label.
+        styles: style of each label.
         notes: sentences for the reader, shown at the top.
         figures: the page's charts, by name.
         sections: name, title and HTML of each section.
@@ -30,7 +32,7 @@ class Draft:
     comparison: Comparison
     runs: list[RunRecord]
     published: pd.DataFrame | None
-    styles: dict[str, interactive.LineStyle]
+    styles: dict[str, Style]
     notes: list[str]
     figures: dict[str, Figure | dict[str, Any]] = dataclasses.field(default_factory=dict)
     sections: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
@@ -44,10 +46,10 @@ class Draft:
         """Add a section made of parts of HTML."""
         self.sections.append((name, title, page.section(name, title, *parts)))
 
-    def add_figure(self, chart: Figure | dict[str, Any], caption: str, title: str = "") -> str:
+    def add_figure(self, chart: Chart | dict[str, Any], caption: str, title: str = "") -> str:
         """Keep a chart for the page and return the HTML of its place."""
         name = str(len(self.figures) + 1)
-        self.figures[name] = chart
+        self.figures[name] = render_chart(chart) if isinstance(chart, Chart) else chart
         return page.figure(name, caption, title)
 
 
@@ -58,5 +60,5 @@ def begin_draft(comparison: Comparison, runs: Sequence[RunRecord], reference: Se
     labels, names = [run.label for run in runs], comparison.names
     runs = [run._replace(label=names.get(run.label, run.label)) for run in runs]
     published = references.load_published(reference) if reference else None
-    styles = interactive.make_line_styles(labels, names)
+    styles = choose_styles(labels, names)
     return Draft(comparison, runs, published, styles, [*comparison.notes, *broken])

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import require_extra
-from qscape.report.charts import Axis, Chart, Line, Points, Shades
-from qscape.report.figures import COLOURS, GREYS, draw_chart, new_figure
+from qscape.report.charts import COLOURS, GREYS, Axis, Chart, Line, Points, Shades
+from qscape.report.figures import draw_chart, new_figure
 
 with require_extra("Pictures"):
     import numpy as np

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from qscape.report import collapse, embeddings, interactive, landscape_charts, page, records, require_extra
+from qscape.report import collapse, curves, embeddings, landscape_charts, page, records, require_extra
 from qscape.report.charts import Chart
 from qscape.report.draft import Draft
 from qscape.report.page import escape, escape_with_breaks
@@ -33,7 +33,7 @@ def add_smoothness(draft: Draft) -> None:
     if points.empty:
         return
     placed = [
-        draft.add_figure(interactive.pareto_chart(group, draft.styles), "", str(env))
+        draft.add_figure(curves.pareto_chart(group, draft.styles), "", str(env))
         for env, group in points.groupby("env")
     ]
     intro = (
@@ -100,7 +100,7 @@ def add_collapse(draft: Draft) -> None:
 
 def _render(describe: Callable[[Mapping[str, Any]], list[Chart]]) -> Callable[[Mapping[str, Any]], Pictures]:
     """Return a function that draws the charts of `describe`, each above its title."""
-    return lambda findings: [(f"{c.title}.", interactive.render_chart(c)) for c in describe(findings)]
+    return lambda findings: [(f"{c.title}.", c) for c in describe(findings)]
 
 
 def _add_findings(

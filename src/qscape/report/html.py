@@ -4,8 +4,8 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qscape.report import curves, findings, page, records, require_extra, tables, words
 from qscape.report import draft as drafts
-from qscape.report import findings, interactive, page, records, require_extra, tables, words
 from qscape.report.draft import Draft
 from qscape.report.intervals import FEWEST, INTERVAL
 from qscape.report.labels import describe_shared
@@ -200,8 +200,11 @@ def add_curves(draft: Draft) -> None:
     rows = draft.comparison.rows
     placed = [
         draft.add_figure(
-            interactive.learning_curves_chart(
-                rows[rows["env"] == env], draft.published, draft.styles, draft.comparison.metric
+            curves.learning_curves_chart(
+                rows[rows["env"] == env],
+                published=draft.published,
+                styles=draft.styles,
+                metric=draft.comparison.metric,
             ),
             "",
             env,
@@ -218,7 +221,7 @@ def add_curves(draft: Draft) -> None:
 def add_profile(draft: Draft) -> None:
     """Add the performance profile if there are normalised scores."""
     if draft.comparison.scores:
-        chart = interactive.profile_chart(draft.comparison.scores, draft.styles)
+        chart = curves.profile_chart(draft.comparison.scores, draft.styles)
         scale = draft.comparison.aggregate["one_is"].iloc[0]
         caption = f"Normalised {draft.comparison.score} scores: 0 is a random policy, 1 is {scale}. "
         caption += "Higher is better."

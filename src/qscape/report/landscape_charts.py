@@ -5,17 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from qscape.report import require_extra
-from qscape.report.landscapes import GREEN, ORANGE, PINK, SHADES
-from qscape.report.marks import Mark, axis_name, list_marks
+from qscape.report.marks import SHADES, Mark, axis_name, choose_look, list_marks
 from qscape.report.page import wrap_for_plotly
 
 with require_extra("Pages"):
     import numpy as np
 
-SYMBOLS = (
-    "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left",
-    "triangle-right", "hexagon",
-)  # fmt: skip
 ARROWS = "rgba(255, 255, 255, 0.8)"
 VALID = "rgba(0, 158, 115, 0.14)"
 ENTRIES = 3_000  # entries of a table in a chart, at most: each is an element of the page
@@ -159,15 +154,9 @@ def _table(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, A
 
 
 def _mark(mark: Mark, y: "np.ndarray") -> dict[str, Any]:
-    symbol, size, colour = {
-        "optima": ("x-thin", 9, PINK),
-        "best": ("star", 16, GREEN),
-        "chosen": ("circle-open", 20, ORANGE),
-        "action": ("circle", 11, ORANGE),
-        "proposal": (SYMBOLS[mark.place % len(SYMBOLS)], 11, SHADES[mark.place % len(SHADES)]),
-    }[mark.kind]
+    symbol, size, colour = choose_look(mark)
     bare = mark.kind in ("optima", "chosen")
-    hollow = mark.off and not bare
+    hollow = mark.kind == "chosen" or (mark.off and mark.kind != "optima")
     hover = [f"{wrap_for_plotly(mark.name)}<br>action {format_action(a)}" for a in mark.action]
     return {
         "mode": "markers", "name": wrap_for_plotly(mark.name), "x": mark.at[:, 0].tolist(), "y": y.tolist(),

@@ -8,8 +8,9 @@ from importlib.resources import files
 from typing import Any
 
 from qscape.report import page
+from qscape.report.curves import training_charts
 from qscape.report.figures import add_break_points
-from qscape.report.interactive import make_line_styles
+from qscape.report.interactive import render_chart
 from qscape.report.labels import describe_shared
 from qscape.report.landscape_charts import format_action, landscape_chart
 from qscape.report.marks import (
@@ -21,10 +22,8 @@ from qscape.report.marks import (
     list_marks,
     list_shared,
     name_agents,
-    name_steps,
-    shown_names,
 )
-from qscape.report.page import escape, wrap_for_plotly
+from qscape.report.page import escape
 
 Agents = Mapping[str, Mapping[str, Any]]  # results of `measure_landscapes`, by agent
 
@@ -56,10 +55,11 @@ def render_page(findings: Mapping[str, Any]) -> str:
         )
     ]
     if over_training:
-        figures["training-gap"] = _gap_chart(agents)
-        if _counts_optima(agents):
-            figures["training-optima"] = _optima_chart(agents)
-        parts.append(page.section("training", "Over training", _training(agents)))
+        curves = dict(zip(("training-gap", "training-optima"), training_charts(agents), strict=False))
+        small = {"height": 280, "showlegend": len(agents) > 1}
+        figures |= {name: render_chart(chart).update_layout(small) for name, chart in curves.items()}
+        placed = [page.figure(name, "", chart.title) for name, chart in curves.items()]
+        parts.append(page.section("training", "Over training", page.charts(*placed)))
     parts.append(page.section("numbers", "The numbers", *_number_tables(agents)))
     title = ": ".join(filter(None, ["Q over actions", findings["env"]]))
     said = describe_shared(list_shared(findings))
@@ -232,48 +232,6 @@ def _embed_json(name: str, content: Any) -> str:
     """Embed JSON for the page's script; `<` is escaped, so that the data cannot end its element."""
     dumped = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
     return f'<script type="application/json" id="{name}">{dumped}</script>'
-
-
-def _training(agents: Agents) -> str:
-    same = f"Mean over the same {next(iter(agents.values()))['summary']['states']} states"
-    placed = [page.figure("training-gap", f"{same}, as a share of Q's range", "Optimality gap")]
-    if _counts_optima(agents):
-        placed.append(page.figure("training-optima", same, "Local optima"))
-    return page.charts(*placed)
-
-
-def _counts_optima(agents: Agents) -> bool:
-    """Return whether local optima were counted: indices have no neighbours, and a large table too many."""
-    return any(agent["summary"]["optima"] for agent in agents.values())
-
-
-def _gap_chart(agents: Agents) -> dict[str, Any]:
-    return _training_chart(agents, "% of Q's range", lambda s: 100 * s["action"]["share"]["mean"])
-
-
-def _optima_chart(agents: Agents) -> dict[str, Any]:
-    return _training_chart(agents, "local optima", lambda s: s["optima"] and s["optima"]["mean"])
-
-
-def _training_chart(agents: Agents, unit: str, of: Any) -> dict[str, Any]:
-    names = shown_names(agents)
-    styles = make_line_styles([*names], names)
-    traces = [
-        {
-            "mode": "lines+markers", "name": wrap_for_plotly(name), "line": {**styles[name], "width": 2},
-            "x": [moment["step"] for moment in agent["over_training"]],
-            "y": [of(moment["summary"]) for moment in agent["over_training"]],
-            "hovertemplate": "step %{x:,}<br>%{y:.3g} " + unit + "<extra></extra>",
-        }
-        for name, agent in agents.items()
-    ]  # fmt: skip
-    layout = {
-        "xaxis": {"title": name_steps(agents)},
-        "yaxis": {"title": unit, "rangemode": "tozero"},
-        "showlegend": len(agents) > 1,
-        "height": 280,
-    }
-    return {"data": traces, "layout": layout}
 
 
 def _number_tables(agents: Agents) -> list[str]:

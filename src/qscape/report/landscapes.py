@@ -5,18 +5,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import require_extra
-from qscape.report.figures import COLOURS, add_break_points, line_styles, new_figure, set_notes, wrap_label
+from qscape.report.charts import COLOURS
+from qscape.report.curves import training_charts
+from qscape.report.figures import MARKERS, add_break_points, draw_chart, new_figure, set_notes
 from qscape.report.labels import describe_shared
 from qscape.report.marks import (
+    GREEN,
     Mark,
     axis_name,
+    choose_look,
     describe_briefly,
     is_number,
     list_marks,
     list_shared,
     name_agents,
-    name_steps,
-    shown_names,
 )
 
 with require_extra("Pictures"):
@@ -28,9 +30,6 @@ with require_extra("Pictures"):
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PROPOSALS = ("s", "^", "D", "v", "P", "X", "<", ">", "h")  # markers of proposal 0, 1, ...
-SHADES = ("#FFFFFF", COLOURS[5], COLOURS[4], COLOURS[0])  # colours of proposal 0, 1, ...
-ORANGE, GREEN, PINK = COLOURS[1], COLOURS[2], COLOURS[3]  # the action or the chosen one, the best, optima
 FLATTENED = {"color": "#979797", "lw": 1.2, "ls": ":", "zorder": 0.5, "label": "Q where it is flattened"}
 LEARNED = {"color": COLOURS[0], "lw": 1.4, "ls": "--", "zorder": 2, "label": "learned surrogate"}
 
@@ -120,36 +119,14 @@ def _draw_grid(
     set_notes(figure, title, shared)
     _add_legend(above, axes.ravel(), 7)
     if below:
-        draw_training(agents, *below[0].subplots(1, 2))
+        charts = training_charts(agents)
+        axes = below[0].subplots(1, len(charts), squeeze=False)[0]
+        for chart, ax in zip(charts, axes, strict=True):
+            if legend := draw_chart(chart, ax).get_legend():
+                legend.remove()
+        if len(agents) > 1:
+            _add_legend(below[0], axes, 2)
     return figure
-
-
-def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: "Axes") -> None:
-    """Draw mean gap (share of Q's range) and mean number of local optima, at each save of each agent.
-
-    Where no optima are counted, as among indices, their axes are removed.
-    """
-    names = shown_names(agents)
-    styles = line_styles([*names], names)
-    for name, agent in agents.items():
-        colour = styles[name]["color"]
-        moments = agent.get("over_training", [agent])  # of one save, beside an agent with several
-        steps = [moment["step"] for moment in moments]
-        summaries = [moment["summary"] for moment in moments]
-        shares = [100 * s["action"]["share"]["mean"] for s in summaries]
-        gap.plot(steps, shares, "o-", color=colour, label=wrap_label(name))
-        if all(s["optima"] for s in summaries):
-            optima.plot(steps, [s["optima"]["mean"] for s in summaries], "o-", color=colour)
-    gap.set(ylabel="mean gap, % of Q's range", ylim=(0, 1.05 * gap.get_ylim()[1]))
-    optima.set(ylabel="local optima, mean")
-    for ax in (gap, optima):
-        ax.set_xlabel(name_steps(agents))
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-    if len(agents) > 1:
-        gap.legend(fontsize=8, frameon=False)
-    if not optima.has_data():
-        optima.remove()
 
 
 def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
@@ -313,15 +290,11 @@ def _add_colour_bar(drawn: Any, ax: "Axes") -> None:
 
 def _mark_style(mark: Mark) -> dict[str, Any]:
     """Return marker properties of a mark."""
-    edge = {"edgecolors": "black", "linewidths": 0.8}
+    symbol, size, colour = choose_look(mark)
+    over = {"optima": 3, "best": 4}.get(mark.kind, 5)
+    style: dict[str, Any] = {"marker": MARKERS[symbol], "s": 0.6 * size**2, "zorder": over}
     if mark.kind == "optima":
-        return {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 3}
-    if mark.kind == "best":
-        return {"marker": "*", "s": 190, "color": GREEN, "zorder": 4, **edge}
+        return style | {"color": colour, "linewidths": 1.8}
     if mark.kind == "chosen":
-        ring = {"facecolors": "none", "edgecolors": ORANGE, "linewidths": 1.8}
-        return {"marker": "o", "s": 230, "zorder": 5, **ring}
-    if mark.kind == "action":
-        return {"marker": "o", "s": 70, "color": ORANGE, "zorder": 5, **edge}
-    marker, shade = PROPOSALS[mark.place % len(PROPOSALS)], SHADES[mark.place % len(SHADES)]
-    return {"marker": marker, "s": 70, "color": shade, "zorder": 5, **edge}
+        return style | {"facecolors": "none", "edgecolors": colour, "linewidths": 1.8}
+    return style | {"color": colour, "edgecolors": "black", "linewidths": 0.8}

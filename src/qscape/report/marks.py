@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from qscape.report import require_extra
+from qscape.report.charts import COLOURS
 from qscape.report.labels import shorten_labels
 
 with require_extra("Pictures"):
@@ -13,6 +14,12 @@ PROMINENT = 0.01  # prominence above which a local optimum is marked, as a share
 INDEX = "index of the action"  # the axis of discrete actions without vectors
 MOST_TOLD_APART = 8  # proposals that have a mark and a row each; more have one mark together
 ON_PLANE = 0.02  # distance from the plane up to which a point counts as on it
+ORANGE, GREEN, PINK = COLOURS[1], COLOURS[2], COLOURS[3]  # the action or the chosen one, the best, optima
+SHADES = ("#FFFFFF", COLOURS[5], COLOURS[4], COLOURS[0])  # colours of proposal 0, 1, ...
+SYMBOLS = (
+    "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "triangle-right",
+    "hexagon",
+)  # fmt: skip
 
 
 class Mark(NamedTuple):
@@ -36,6 +43,17 @@ class Mark(NamedTuple):
     q: "np.ndarray"
     action: "np.ndarray"
     off: bool = False
+
+
+def choose_look(mark: Mark) -> tuple[str, float, str]:
+    """Return the symbol of a mark, its width in pixels of a page, and its colour."""
+    return {
+        "optima": ("x-thin", 9, PINK),
+        "best": ("star", 17, GREEN),
+        "chosen": ("circle", 20, ORANGE),
+        "action": ("circle", 11, ORANGE),
+        "proposal": (SYMBOLS[mark.place % len(SYMBOLS)], 11, SHADES[mark.place % len(SHADES)]),
+    }[mark.kind]
 
 
 def list_marks(fields: Mapping[str, Any]) -> list[Mark]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import intervals, require_extra, statistics, tables, task_label
-from qscape.report.figures import COLOURS, GREYS, new_figure, style_axes
+from qscape.report.charts import COLOURS, GREYS
+from qscape.report.figures import new_figure, style_axes
 from qscape.report.statistics import Estimate
 
 with require_extra("Smoothness over seeds"):

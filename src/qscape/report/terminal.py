@@ -4,14 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qscape.report import require_extra
+from qscape.report import charts, require_extra
 
 with require_extra("Charts in the terminal"):
     import plotext
 
-    from qscape.report import figures
-
-COLOURS = (*figures.COLOURS[:-1], "#808080")  # black does not show on a dark terminal
+COLOURS = (*charts.COLOURS[:-1], "#808080")  # black does not show on a dark terminal
 
 
 class Curve(NamedTuple):

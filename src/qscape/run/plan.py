@@ -29,9 +29,11 @@ from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
 from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValue
-from qscape.run import probes
+from qscape.offpolicy.agent import Agent as OffPolicyAgent
+from qscape.run.probes import PROBES
 from qscape.system import file_name
-from qscape.types import LARGEST, setting
+from qscape.trusted import check_class_names
+from qscape.types import LARGEST, check_flags, setting
 from qscape.values import decode_args, encode_args
 
 REPLAYS = 2  # newest saves that hold the replay
@@ -46,18 +48,22 @@ class Pace:
         None,
         "Environment steps between evaluations; 0 switches them off. None: 5,000, or a 200th of the run if "
         "that is more.",
+        within=">= 0",
     )
-    eval_episodes: int = setting(10, "Episodes in each evaluation.")
+    eval_episodes: int = setting(10, "Episodes in each evaluation.", within=">= 1")
     log_every: int | None = setting(
         None,
         "Environment steps between two lines of metrics.jsonl. None: 1,000, or a 1,000th of the run if that "
         "is more.",
+        within=">= 1",
     )
     save_every: int | None = setting(
-        None, "Environment steps between saves. None: a tenth of the run, but at most 25,000."
+        None, "Environment steps between saves. None: a tenth of the run, but at most 25,000.", within=">= 1"
     )
-    keep_saves: int = setting(2, "Number of saves to keep. The newest two hold the replay.")
-    milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
+    keep_saves: int = setting(2, "Number of saves to keep. The newest two hold the replay.", within=">= 1")
+    milestones: float = setting(
+        0.1, "Fraction of the run between saves that are never deleted.", within="(0, 1]"
+    )
     probe: tuple[str, ...] = setting(
         (),
         "Further measures of every evaluation: smoothness, geometry, landscape, bias, collapse, or "
@@ -73,19 +79,28 @@ class Pace:
         "How the host steps parallel environments. sync: one after the other. async: a process for each. "
         "envpool: EnvPool's environments of that id, in threads.",
     )
+    overlap: bool = setting(
+        False,
+        "Make updates while the environments step: actions come from parameters that are a step older.",
+    )
     stop_at: float | None = setting(
         None, "End the run when the mean return of an evaluation reaches this. None: not so."
     )
-    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at for that.")
+    stop_times: int = setting(1, "Evaluations in a row that have to reach --stop-at for that.", within=">= 1")
     patience: int | None = setting(
-        None, "End the run after so many evaluations in a row without a new best one. None: not so."
+        None,
+        "End the run after so many evaluations in a row without a new best one. None: not so.",
+        within=">= 1",
     )
     step_seconds: float = setting(
         600.0,
         "Seconds that one step or reset of the environments may take; after them the run is saved and ends. "
         "0: as long as it likes.",
+        within=">= 0",
     )
-    devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
+    devices: int = setting(
+        1, "Devices that a compiled run is split over: environments, replay and batches.", within=">= 1"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +131,7 @@ class Plan(Pace, Lag):
     env: str
     steps: int
     seed: int = 0
-    envs: int = 1
+    envs: int = dataclasses.field(default=1, metadata={"within": ">= 1"})
     env_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     label: str = ""
@@ -147,12 +162,7 @@ class Plan(Pace, Lag):
             raise OutOfRange(
                 f"--steps is {self.steps}: a run needs at least one environment step.", field="steps"
             )
-        for name in (
-            "envs", "log_every", "eval_episodes", "keep_saves", "devices", "stop_times", "patience"
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OutOfRange(f"--{name.replace('_', '-')} is {value}; it must be at least 1.", field=name)
+        check_flags(self)
         for name in ("loop", "vectorise"):
             known = get_args(Pace.__annotations__[name])
             if getattr(self, name) not in known:
@@ -181,6 +191,13 @@ class Plan(Pace, Lag):
                 "and --from.",
                 field="devices",
             )
+        if self.overlap and (self.loop == "compiled" or self.dataset):
+            flag = "--dataset" if self.dataset else "--loop compiled"
+            raise Conflict(
+                f"--overlap makes updates while the host steps environments, which it does not with {flag}; "
+                "leave one of them out.",
+                field="overlap",
+            )
         if self.dataset and self.envs > 1:
             why = "--envs: nothing is stepped when learning from a dataset; leave it out."
             raise Conflict(why, field="envs")
@@ -198,10 +215,6 @@ class Plan(Pace, Lag):
                 f"dataset is as it was recorded: leave it or {flag} out.",
                 field=field,
             )
-        if self.evals_every < 0:
-            raise OutOfRange(
-                f"--eval-every is {self.eval_every}; it must be 0 (never) or more.", field="eval_every"
-            )
         if self.stop_at is not None and not math.isfinite(self.stop_at):
             raise OutOfRange(f"--stop-at is {self.stop_at}; it must be a finite number.", field="stop_at")
         if self.stop_times > 1 and self.stop_at is None:
@@ -212,16 +225,7 @@ class Plan(Pace, Lag):
         if self.may_stop_early and not self.evals_every:
             flag = "--patience" if self.stop_at is None else "--stop-at"
             raise Conflict(f"{flag} judges evaluations, but --eval-every is 0.", field="eval_every")
-        if not 0 <= self.step_seconds < math.inf:
-            raise OutOfRange(
-                f"--step-seconds is {self.step_seconds}; it must be 0 (as long as it likes) or more seconds.",
-                field="step_seconds",
-            )
-        if self.save_every is not None and self.save_every < 1:
-            raise OutOfRange(f"--save-every is {self.save_every}; it must be at least 1.", field="save_every")
-        if not 0 < self.milestones <= 1:
-            raise OutOfRange(f"--milestones is {self.milestones}; it must lie in (0, 1].", field="milestones")
-        probes.check_names(self.probe)
+        check_class_names("probe", self.probe, PROBES)
         if "bias" in self.probe:
             refuse_other_rewards(self.env, dict(self.env_args))
         if self.probe and not self.evals_every:
@@ -310,7 +314,9 @@ def prepare(plan: Plan) -> Prepared:
         notes += [f"preset {plan.preset} ({source}): {_format_settings(given) or 'the defaults'}"]
         plan = dataclasses.replace(plan, settings=merge_settings(given, own))
     agent = build(plan.recipe, plan.settings)
-    plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
+    if plan.overlap:
+        _refuse_overlap(agent)
+    plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given, plan.overlap))
     if plan.typed is None:
         fields = settings_of(agent)  # as its own types, which JSON can hold
         typed = {part: {name: fields[part][name] for name in of} for part, of in own.items()}
@@ -353,6 +359,24 @@ def _scale_to_run(plan: Plan, agent: Agent, base: Any, notes: list[str]) -> tupl
         unit = "updates" if name == "schedule_updates" else "steps"
         notes.append(f"base.{name} = {value:.0f} {unit}, of a run of {plan.steps}")
     return _with_base(plan, agent, fields) if fields else (plan, agent)
+
+
+def _refuse_overlap(agent: Agent) -> None:
+    """Raise UsageError if an agent's updates do not follow from its steps alone."""
+    if not isinstance(agent, OffPolicyAgent):
+        raise Conflict(
+            f"--overlap lets actions come from older parameters, and {agent.recipe} learns from rollouts of "
+            "its newest policy alone; leave --overlap out.",
+            field="overlap",
+        )
+    if not agent.schedule.learns_by_steps:
+        name = agent.schedule.name
+        raise Conflict(
+            f"--overlap makes the updates of each step during the next one, and those of {name} do not "
+            f"follow from steps alone; leave --overlap or {name} out.",
+            part=name,
+            field="overlap",
+        )
 
 
 def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
@@ -417,18 +441,22 @@ def moot_notes(moot: Mapping[str, str], typed: Settings) -> list[str]:
     return [f"{name} does nothing {moot[name]}" for name in flatten(typed) if name in moot]
 
 
-def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
+def label(
+    agent: Agent, preset: str | None = None, given: Settings | None = None, overlap: bool = False
+) -> str:
     """Return an agent's name in tables and folders: its recipe and the fields that differ from the defaults.
 
     Args:
         agent: the agent, with the settings of the run.
         preset: name of the preset, which the label shows; None: no preset.
         given: the settings that the preset gave; fields that differ from them are shown.
+        overlap: whether actions come from older parameters, which makes another algorithm of it.
 
     Returns:
         E.g. `td3+lap[lap.alpha=0.6]` or `td3+pave[preset=paper,pave.sigma=0.1]`.
     """
-    fields = ({"preset": preset} if preset else {}) | changed_fields(agent, given)
+    fields: dict[str, Any] = {"preset": preset} if preset else {}
+    fields |= ({"overlap": True} if overlap else {}) | changed_fields(agent, given)
     listed = ",".join(f"{name}={_format_value(value)}" for name, value in fields.items())
     return f"{agent.recipe}[{listed}]" if listed else agent.recipe
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from qscape.errors import Conflict, NotFound, RunError, UnknownName, WrongPart, WrongValue, describe_import
+from qscape.errors import RunError, WrongPart
 from qscape.run.evaluation import Rollout
-from qscape.trusted import import_named
+from qscape.trusted import import_class
 
 PROBES = {
     "smoothness": "qscape.inspect.smoothness:SmoothnessProbe",
@@ -86,37 +86,13 @@ def probe_columns(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(column for name in names for column in load_probe(name).columns)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse names that cannot be probes, without importing any probe.
-
-    Raises:
-        UsageError: a name is unknown or given twice.
-    """
-    for name in names:
-        if not name.isprintable():
-            raise WrongValue(f"--probe {name!r}: a name holds no control characters.", field="probe")
-        if name not in PROBES and ":" not in name:
-            raise UnknownName(
-                f"--probe {name} is unknown; choose {', '.join(PROBES)}, or your own module:Class.",
-                field="probe",
-            )
-    if len(set(names)) < len(names):
-        raise Conflict(f"--probe {' '.join(names)}: name each probe once.", field="probe")
-
-
 def load_probe(name: str) -> Any:
     """Import the class of a probe by its name in `PROBES` or by `module:Class`.
 
     Raises:
         UsageError: there is no such module or class.
     """
-    module, _, attribute = PROBES.get(name, name).partition(":")
-    try:
-        found = getattr(import_named(module), attribute)
-    except Exception as problem:  # a module of the user's may raise anything
-        raise NotFound(
-            f"--probe {name} cannot be loaded {describe_import(problem, name)}.", field="probe"
-        ) from problem
+    found = import_class("probe", PROBES.get(name, name))
     if not (inspect.isclass(found) and hasattr(found, "columns")):
         raise WrongPart(
             f"--probe {name} is no probe: it must be a class with the attribute columns.", field="probe"

@@ -26,18 +26,19 @@ from qscape.errors import (
     BrokenEnv,
     CannotWrite,
     Inexact,
-    MissingPackage,
     OutOfRange,
     QscapeError,
     Taken,
     UnfitEnv,
     WrongValue,
     describe,
+    need_extra,
 )
 from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
 from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating
+from qscape.tracking import track
 from qscape.values import encode
 
 Kind = Literal["trained", "noisy", "random"]
@@ -73,10 +74,8 @@ def record_dataset(
         RunError: the run has no readable save, the environment broke or returned an observation that its
             space cannot hold, or the dataset cannot be written, or not read.
     """
-    try:
+    with need_extra("qscape record", "offline"):
         import minari
-    except ImportError as problem:
-        raise MissingPackage('recording needs packages: pip install "qscape[offline]".') from problem
     if episodes < 1:
         raise OutOfRange(f"--episodes is {episodes}; it must be at least 1.", field="episodes")
     if not 0 <= noise < np.inf:
@@ -101,7 +100,7 @@ def record_dataset(
         try:
             collector = minari.DataCollector(env)
             opened.append(collector)
-            for k in range(episodes):
+            for k in track(range(episodes), "episodes"):
                 _record_episode(collector, loaded, kind, noise, seed + k, rng)
             how = f"{kind} {noise:g}" if kind == "noisy" else kind
             with warnings.catch_warnings():

@@ -19,19 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qscape.errors import (
-    Conflict,
-    MissingPackage,
-    NotFound,
-    UnknownName,
     WrongPart,
     WrongValue,
     describe,
-    describe_import,
+    need_extra,
     one_line,
 )
 from qscape.run import events as ev
 from qscape.run.sinks import Sink, evaluation_means
-from qscape.trusted import import_named
+from qscape.trusted import check_class_names, import_class
 
 LONGEST = {"project": 128, "group": 128, "tags": 64}  # characters that Weights & Biases takes
 PARAMETERS = 100  # that MLflow takes in one request
@@ -295,22 +291,6 @@ def begin_trackers(
     return trackers, {**record, "tracking": dataclasses.asdict(dataclasses.replace(tracking, ids=ids))}
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse names that cannot be trackers, without importing anything.
-
-    Raises:
-        UsageError: a name is unknown or given twice.
-    """
-    for name in names:
-        if name not in TRACKERS and ":" not in name:
-            raise UnknownName(
-                f"--log {name} is unknown; there are {', '.join(TRACKERS)}, or your own module:Class.",
-                field="log",
-            )
-    if len(set(names)) < len(names):
-        raise Conflict(f"--log {' '.join(names)}: name each logger once.", field="log")
-
-
 def load_tracker(name: str) -> Callable[[TrackedRun], Sink]:
     """Return the class of a tracker by its name in `TRACKERS` or by `module:Class`, and import its package.
 
@@ -319,20 +299,10 @@ def load_tracker(name: str) -> Callable[[TrackedRun], Sink]:
     """
     if name in TRACKERS:
         cls, package, extra = TRACKERS[name]
-        try:
+        with need_extra(f"--log {name}", extra, field="log"):
             importlib.import_module(package)
-        except ImportError as problem:
-            raise MissingPackage(
-                f'--log {name} needs the extra: pip install "qscape[{extra}]".', field="log"
-            ) from problem
         return cls
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = getattr(import_named(module), attribute)
-    except Exception as problem:  # a module of the user's may raise anything
-        raise NotFound(
-            f"--log {name} cannot be loaded {describe_import(problem, name)}.", field="log"
-        ) from problem
+    found = import_class("log", name)
     if not (inspect.isclass(found) and issubclass(found, Sink)):
         raise WrongPart(
             f"--log {name} is no sink: it must be a class with the methods __call__ and close.", field="log"
@@ -346,7 +316,7 @@ def refuse_missing(names: Sequence[str]) -> None:
     Raises:
         UsageError: a name is unknown, an extra is missing, or a module cannot be imported.
     """
-    check_names(names)
+    check_class_names("log", names, TRACKERS)
     for name in names:
         load_tracker(name)
 

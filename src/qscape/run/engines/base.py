@@ -74,36 +74,44 @@ class SavedSeed(NamedTuple):
     environment: Snapshot
 
 
-@runtime_checkable
-class Learner(Protocol):
+class Learner:
     """What is learned: networks, optimisers and metrics, of one seed or of several.
 
     Attributes:
         agent: the agent, bound to its task.
+        seeds: the axis of seeds.
         programs: the compiled functions by which the policy of one seed acts.
         state: networks, optimiser states and counters; leading axis: seeds, if there are several.
         env_steps, updates: environment steps and updates made so far, in each seed.
     """
 
     agent: Any
+    seeds: Seeds
     programs: Any
+    state: Any
     env_steps: int
     updates: int
+    _shown: Any = None
+    _acting: Any = None
 
     @property
-    def state(self) -> Any: ...
+    def acting(self) -> Any:
+        """The current acting state of all seeds; the same object as long as `state` is the same object."""
+        if self._shown is not self.state:
+            self._shown, self._acting = self.state, self.agent.acting(self.state)
+        return self._acting
 
     def policies(self, seed: int = 0) -> dict[str, Any]:
         """Return the acting states of a seed: "current", and "kept" if the schedule keeps one."""
-        ...
+        return {"current": self.seeds.take(self.acting, seed)}
 
     def metrics(self, seed: int = 0) -> dict[str, float]:
         """Return the newest value of every metric by name; NaN before the first."""
-        ...
+        raise NotImplementedError
 
     def guard(self, seed: int = 0) -> dict[str, int]:
         """Return the update at which each quantity of `guard_names` was found not finite; 0: none."""
-        ...
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -139,7 +147,10 @@ class Engine(Protocol):
         ...
 
     def advance(self, limit: Limit) -> Progress:
-        """Make some of the updates that precede the next step; if it is `ready`, make one step or more."""
+        """Make some of the updates that precede the next step; if it is `ready`, make one step or more.
+
+        With `Plan.overlap` the updates and the next step are made together, unless something is due before.
+        """
         ...
 
     def counters(self, seed: int = 0) -> dict[str, Any]:

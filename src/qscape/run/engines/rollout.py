@@ -20,6 +20,7 @@ from qscape.ops.finite import guard_names, watch
 from qscape.run.engines.base import (
     NOTHING,
     EndedEpisode,
+    Learner,
     Limit,
     Progress,
     SavedSeed,
@@ -171,7 +172,7 @@ class Buffer:
             column[: self.used] = rows[name]
 
 
-class RolloutLearner:
+class RolloutLearner(Learner):
     """What an on-policy agent learns: shared by the engines that collect rollouts.
 
     Attributes:
@@ -190,18 +191,6 @@ class RolloutLearner:
         self.agent, self.seeds, self.state = agent, seeds, state
         self.programs = RolloutPrograms(agent)
         self.env_steps = self.updates = 0
-        self._shown: Any = None
-        self._acting: Any = None
-
-    @property
-    def acting(self) -> Any:
-        """The current acting state of all seeds; the same object as long as `state` is the same object."""
-        if self._shown is not self.state:
-            self._shown, self._acting = self.state, self.agent.acting(self.state)
-        return self._acting
-
-    def policies(self, seed: int = 0) -> dict[str, Any]:
-        return {"current": self.seeds.take(self.acting, seed)}
 
     def metrics(self, seed: int = 0) -> dict[str, float]:
         return name_metrics(self.programs.metrics, self.seeds.take(self.values, seed))
