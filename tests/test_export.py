@@ -549,13 +549,22 @@ def test_bad_flags_are_usage_errors(run, argv, says, capsys, tmp_path, monkeypat
 def test_the_interval_of_the_card_is_student_s(episodes):
     values = np.random.default_rng(3).normal(10.0, 2.0, episodes)
     rows = [SimpleNamespace(episode=SimpleNamespace(ret=x, length=5)) for x in values]
-    said = card.describe_evaluation(SimpleNamespace(episodes=rows))
+    said = card.describe_evaluation(SimpleNamespace(episodes=rows, record={}))
     assert said.startswith(f"Return **{values.mean():,.1f}**")
     assert (" in one episode;" in said) == (episodes == 1)
     assert ("interval" in said) == ("[" in said) == (episodes == 10)
     if episodes == 10:
         known = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
         assert f" [{known.low:,.1f}, {known.high:,.1f}], 95% t interval of the mean over 10 episodes" in said
+
+
+def test_the_card_of_a_task_with_goals_begins_with_success():
+    rows = [
+        SimpleNamespace(episode=SimpleNamespace(ret=-9.0, length=5, success=x)) for x in (1.0, 0.0, 1.0, None)
+    ]
+    said = card.describe_evaluation(SimpleNamespace(episodes=rows, record={"goals": True}))
+    assert said.startswith("Goal reached in **50%** of the episodes. Return **-9.0**")
+    assert card.find_success(SimpleNamespace(episodes=rows, record={})) is None
 
 
 def test_the_card_names_the_data_of_a_policy_that_was_only_shown_some():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -10,22 +11,30 @@ import numpy as np
 import pytest
 from goal_envs import NEAR, Judged, Line
 from gymnasium.vector import AutoresetMode
+from rich.console import Console
 from rows import slow, slow_except
+from runs_on_disk import write_run
 from test_drive import leaves, take_early, told
 from tiny import Rooms, assert_same_run, settings, stop_at
 
 from qscape import agents
 from qscape.cli import main as qscape
+from qscape.cli import tune
+from qscape.cli.study import line, runs_table
 from qscape.contrib.her import HER
 from qscape.envs import adapter as adapters
 from qscape.envs import make
 from qscape.envs.goals import GoalFunction
 from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import UsageError
+from qscape.jobs.progress import RunProgress
+from qscape.jobs.study import Row
+from qscape.jobs.trials import Search, Trial
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.replay.storage import rows_at
 from qscape.run import Plan, resume, train
 from qscape.run import events as ev
+from qscape.run.sinks import evaluation_means
 from qscape.run.training import make_session, make_shared_session
 
 
@@ -416,12 +425,13 @@ def test_observations_without_goals_are_left_alone():
     adapter = make(lambda: Rooms())
     assert adapter.spec.goal_size is None
     assert adapter.goals is None
-    with pytest.raises(UsageError, match="compute_reward"):
+    with pytest.raises(UsageError, match="compute_reward") as caught:
         make_session(
             Plan("td3+her", "Rooms", 10, settings=settings("td3+her")),
             agents.build("td3+her", settings("td3+her")),
             adapter,
         )
+    assert caught.value.part == "her"
     flat = make(lambda: gym.wrappers.FlattenObservation(Line()))
     assert flat.spec.goal_size is None
     assert make(lambda: Line()).spec.goal_size == 1
@@ -468,6 +478,56 @@ def test_success_comes_first_in_progress_and_compare(capsys, tmp_path):
     assert "success rate (%)" in capsys.readouterr().out
     assert qscape(["compare", str(tmp_path / "her"), "--metric", "return"]) == 0
     assert "success rate (%)" not in capsys.readouterr().out
+    assert qscape(["watch", str(tmp_path / "her"), "--once"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].split()[-3:] == ["success", "return", "state"]
+    assert "evaluation success" in said
+    assert qscape(["evaluate", str(tmp_path / "her"), "--episodes", "4"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[1].split()[:5] == ["run", "policy", "step", "success", "return"]
+    assert f"mean over 2 runs: success {evaluated[-1].success:.0%}, return " in said
+    assert [*evaluation_means(evaluated[-1])] == ["evaluation/success_current", "evaluation/return_current"]
+
+
+def test_success_comes_first_in_studies(tmp_path):
+    told = {"record": {"goals": True}, "success": {10: [1.0, 0.0, 0.0, 0.0]}, "returns": {10: [-20.0] * 4}}
+    runs = []
+    cases = {"aims": told, "has none": told | {"record": {}}, "is silent": told | {"success": None}}
+    for name, about in cases.items():
+        runs.append(RunProgress(Row(Plan("td3", "Line", 10, label=name), tmp_path / "Line" / name / "0")))
+        write_run(runs[-1].row.folder, **about)
+        runs[-1].refresh()
+    assert [run.success for run in runs] == [0.25, None, None]
+    labels = {run.row.plan.label: run.row.plan.label for run in runs}
+    shown = runs_table(runs, labels)
+    assert [str(column.header) for column in shown.columns][-3:] == ["success", "return", "left"]
+    assert [*shown.columns[-3].cells] == ["25%", "", ""]
+    assert [*shown.columns[-2].cells] == ["-20.0"] * 3
+    assert "success" not in [column.header for column in runs_table(runs[1:], labels).columns]
+    for run in runs:
+        run.state = "done"
+    assert line(runs[0], labels).endswith("0 steps, success 25%, return -20.0")
+    assert line(runs[1], labels).endswith("0 steps, return -20.0")
+
+
+def test_trials_are_judged_by_success(tmp_path):
+    assert tune.reports_success(make("goal/Reach-v0"))
+    assert not tune.reports_success(make("Pendulum-v1"))
+    assert not tune.reports_success(make(lambda: Line(reports=False)))
+    searches = [Search(Plan("td3", "Line", 100), [], tmp_path, by_success=by) for by in (True, False)]
+    assert searches[0].identity() == searches[1].identity() | {"measure": "success"}
+    for search, worth, said in zip(searches, (0.75, -3.0), ("success 75%", "return -3.00"), strict=True):
+        trial = Trial(search, 0, {})
+        first = trial.judged_by[1]
+        trial.add_evaluation(0, first, "current", -2.0, None)
+        trial.add_evaluation(0, first + 1, "current", -3.0, 0.75)
+        assert trial.curve() == {first: -2.0 * (not search.by_success), first + 1: worth}
+        trial.state, trial.score = "done", trial.worth()
+        assert trial.score == worth
+        board = tune.SearchBoard(search, 1, Console())
+        board.tuner = SimpleNamespace(trials={0: trial}, best=trial, of=lambda *states: [])  # type: ignore[assignment]
+        assert f"done     {said}; best so far: trial 0, {said.split()[1]}" in board.line(trial)
+        assert [column.header for column in board.table([trial]).columns][3] == said.split()[0]
 
 
 @pytest.mark.slow

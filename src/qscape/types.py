@@ -303,7 +303,8 @@ class Bound:
             UsageError: a part or a setting does not fit the task.
         """
         if why := self.fits(spec):
-            raise UnfitAgent(f"'{self.recipe}' does not fit this environment: {why}")
+            whose = (name for name, part in self.parts.items() if part.fits(spec, self.base) == why)
+            raise UnfitAgent(f"'{self.recipe}' does not fit this environment: {why}", part=next(whose, None))
         return dataclasses.replace(self, spec=spec)  # type: ignore[type-var]
 
     def fits(self, spec: Spec) -> str | None:

@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     if given.sample and given.bias:
         raise Conflict("--bias compares Q with the deterministic policy: leave --sample out.", field="bias")
     rows, biases = [], []
-    means: dict[str, list[float]] = {}  # by agent and environment
-    folders, broken = run_folders(Path(path)), []
+    means: dict[str, list[tuple[float, float | None]]] = {}  # return and success by agent and environment
+    folders, broken, by_goals = run_folders(Path(path)), [], []
     with show_tracks():
         for folder in track(folders, "runs"):
             try:
@@ -62,23 +62,29 @@ def main(argv: list[str]) -> int:
             returns = [e.ret for e in done]
             mean = sum(returns) / len(returns)
             std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
-            successes = list_successes(done)
+            successes, record = list_successes(done), read_record(folder)
             plan = read_plan(folder)
             scored = score(plan, mean)
-            success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
+            success = sum(successes) / len(successes) if successes else None
             length = sum(e.length for e in done) / len(done)
             rows.append(
                 [str(folder), policy, f"{step:,}", format_return(mean),
                  *(format_return(x, mean) for x in (std, min(returns), max(returns))),
-                 f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
+                 f"{length:,.0f}", "-" if success is None else f"{success:.0%}",
+                 "-" if scored is None else f"{scored:.1f}"]
             )  # fmt: skip
-            task = task_label(read_record(folder))
-            means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
+            by_goals.append(record.get("goals", False) and success is not None)
+            name = f"{plan.label or plan.recipe} on {task_label(record)}"
+            means.setdefault(name, []).append((mean, success if by_goals[-1] else None))
     if not rows:
         raise RunsFailed(" ".join(broken))
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]
     if all(row[-1] == "-" for row in rows):  # only datasets with reference returns define a score
         columns, rows = columns[:-1], [row[:-1] for row in rows]
+    if all(by_goals):  # what counts comes first
+        was, to = columns.index("success"), columns.index("return")
+        for line in (columns, *rows):
+            line.insert(to, line.pop(was))
     console = plain_console()
     kind = "sampled" if given.sample else "deterministic"
     console.print(table(f"{given.episodes} episodes, {kind} policy", columns, rows))
@@ -93,8 +99,11 @@ def main(argv: list[str]) -> int:
     for agent, of_runs in means.items():
         if len(of_runs) > 1:
             whose = f"{agent}: " if len(means) > 1 else ""
-            mean = sum(of_runs) / len(of_runs)
-            console.print(f"{whose}mean over {len(of_runs)} runs: {format_return(mean)}", soft_wrap=True)
+            mean = format_return(sum(ret for ret, _ in of_runs) / len(of_runs))
+            rates = [success for _, success in of_runs if success is not None]
+            if len(rates) == len(of_runs):
+                mean = f"success {sum(rates) / len(rates):.0%}, return {mean}"
+            console.print(f"{whose}mean over {len(of_runs)} runs: {mean}", soft_wrap=True)
     for sentence in broken:
         console.print(f"left out: {sentence}", style="red", soft_wrap=True)
     return 1 if broken else 0

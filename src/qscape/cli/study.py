@@ -241,9 +241,18 @@ STATES = ("running", "failed", "elsewhere", "waiting", "done")
 
 
 def runs_table(runs: list[RunProgress], labels: Mapping[str, str]) -> Table:
-    """Make a table with one row for each run; `labels`: the shown name of every label."""
+    """Make a table with one row for each run; `labels`: the shown name of every label.
+
+    It has a column of success if a run in it is judged by that.
+    """
     columns = ["environment", "agent", "seed", "state", "steps", "of", "steps/s", "return", "left"]
-    made = table("", columns, [cells(s, labels) for s in runs])
+    rows = [cells(s, labels) for s in runs]
+    if any(s.success is not None for s in runs):
+        at = columns.index("return")
+        columns.insert(at, "success")
+        for run, row in zip(runs, rows, strict=True):
+            row.insert(at, "" if run.success is None else f"{run.success:.0%}")
+    made = table("", columns, rows)
     made.columns[1].justify = "left"
     return made
 
@@ -267,7 +276,8 @@ def cells(run: RunProgress, labels: Mapping[str, str]) -> list[str]:
 
 def line(run: RunProgress, labels: Mapping[str, str]) -> str:
     """Describe the state of a run in one line."""
-    score = "" if run.score is None else f", return {format_return(run.score)}"
+    score = "" if run.success is None else f", success {run.success:.0%}"
+    score += "" if run.score is None else f", return {format_return(run.score)}"
     says = {
         "running": f"{run.step:,} of {run.row.plan.steps:,} steps{score}",
         "done": f"{run.step:,} steps{score}",

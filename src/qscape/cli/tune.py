@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -15,14 +16,15 @@ from qscape import trusted
 from qscape.agents import build, register_named
 from qscape.cli import options
 from qscape.cli.running import LiveBoard, clock, plain_console, table
+from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import refuse_without_version
 from qscape.envs.lag import Lag
+from qscape.envs.repeats import make_draw
 from qscape.errors import MissingArgument, RunsFailed
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
 from qscape.jobs.tune import Tuner, find_influences, open_search
-from qscape.report.numbers import format_return
 from qscape.run.plan import Plan, folder_name, moot_notes, prepare
 from qscape.system import count_cores, file_name
 from qscape.types import setting
@@ -86,11 +88,25 @@ def main(argv: list[str]) -> int:
     index_actions = build(recipe, settings).index_actions
     args = dict(plan.env_args)
     adapter = make_adapter(plan.env, env_args=args, index_actions=index_actions, lag=plan.lag)
+    by_success = reports_success(adapter)
     adapter.close()  # made so that an unfit environment is refused before a folder is created
     folder = Path(given.out) if given.out else Path("runs", "tune", file_name(plan.env), folder_name(recipe))
     journal = Path(given.storage) if given.storage else None
-    search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed, journal)
+    search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed, journal, by_success)
     return run(search, given.trials, given.workers or count_cores(), shlex.join(["qscape", "tune", *argv]))
+
+
+def reports_success(adapter: EnvAdapter) -> bool:
+    """Return whether an environment sets goals and reports success in its first step.
+
+    Trials of one that reports it in successful steps only are judged by return, as before a first success
+    nobody knows that it reports any.
+    """
+    if adapter.spec.goal_size is None:
+        return False
+    adapter.reset()
+    ended = adapter.step(make_draw()(adapter)).finished
+    return bool(np.isfinite(adapter.statistics.success).any() or any(e.success is not None for e in ended))
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -172,8 +188,8 @@ class SearchBoard(LiveBoard):
         else:
             at = f" at step {trial.step:,}" if trial.state == "pruned" else ""
             best = self.tuner.best
-            so_far = f"; best so far: trial {best.number}, {format_return(best.score)}" if best else ""
-            text = f"return {format_return(trial.score)}{at}{so_far}"
+            so_far = f"; best so far: trial {best.number}, {self.search.show(best.score)}" if best else ""
+            text = f"{self.search.measure} {self.search.show(trial.score)}{at}{so_far}"
         if trial.state != "running" and (left := self.left()) is not None:
             text += f"; about {clock(left)} left"
         return f"trial {trial.number:>3}  {trial.state:<8} {text}"
@@ -187,7 +203,7 @@ class SearchBoard(LiveBoard):
         best = self.tuner.best
         text = f"{self.search.plan.recipe} on {self.search.plan.env}: {ended} of {self.trials} trials"
         text += f" ({', '.join(more)})" if more else ""
-        text += f"; best: trial {best.number}, {format_return(best.score)}" if best else ""
+        text += f"; best: trial {best.number}, {self.search.show(best.score)}" if best else ""
         left = self.left()
         return text if left is None else f"{text}; about {clock(left)} left"
 
@@ -208,12 +224,12 @@ class SearchBoard(LiveBoard):
                 str(t.number),
                 t.state,
                 f"{t.step:,}",
-                "" if t.score is None else format_return(t.score),
+                "" if t.score is None else self.search.show(t.score),
                 fields(t),
             ]
             for t in trials
         ]
-        made = table(self.counts(), ["trial", "state", "step", "return", "fields"], rows)
+        made = table(self.counts(), ["trial", "state", "step", self.search.measure, "fields"], rows)
         made.columns[-1].justify = "left"
         made.min_width = min(len(self.counts()), self.console.width)
         return made
@@ -241,8 +257,8 @@ class SearchBoard(LiveBoard):
             self.say(f"what mattered, of 1, {by}: {named or 'no field stands out'}")
         over = f", mean of {self.search.seeds} seeds" if self.search.seeds > 1 else ""
         self.say(
-            f"best: trial {best.number}, {self.search.metric} return {format_return(best.score)}{over}; "
-            "as a command:"
+            f"best: trial {best.number}, {self.search.metric} {self.search.measure} "
+            f"{self.search.show(best.score)}{over}; as a command:"
         )
         self.say(f"  {shlex.join(train_command(best))}{trusted.parts_flag()}")
 

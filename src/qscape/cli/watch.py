@@ -61,16 +61,23 @@ def render(folders: list[Path], slices: "QSlice", metric: str, console: Console)
     """Render the present state of the runs: table, curves and Q."""
     looks = [RunView(folder) for folder in folders]
     columns = ["run", "agent", "step", "of", "steps/s", "left", "return", "state"]
-    parts: list[Any] = [table("", columns, (look.row() for look in looks))]
+    rows = [look.row() for look in looks]
+    if any(look.by_success for look in looks):
+        at = columns.index("return")
+        columns.insert(at, "success")
+        for look, row in zip(looks, rows, strict=True):
+            row.insert(at, look.latest("success"))
+    parts: list[Any] = [table("", columns, rows)]
     parts += [Text(note, style="dim") for look in looks for note in look.notes]
     width, height = min(console.width, ACROSS), HIGH
     if console.is_terminal:
         height = max(8, min(HIGH, (console.height - 5 - len(looks)) // 3))
-    returns = [look.curve(policy) for look in looks for policy in look.policies()]
+    measure = "success" if all(look.by_success for look in looks) else "return"
+    scores = [look.curve(policy, measure) for look in looks for policy in look.policies()]
     values = [look.metric(metric) for look in looks]
     span = (0, max(look.record["steps"] for look in looks))
     steps = "updates" if all(look.record.get("dataset") for look in looks) else "environment steps"
-    for title, curves in (("evaluation return", returns), (metric, values)):
+    for title, curves in ((f"evaluation {measure}", scores), (metric, values)):
         curves = [c for c in curves if len(c[1])]
         parts.append(_chart(title, steps, curves, width, height, span))
     logged = {name for look in looks for row in look.logged for name in row} - {"step"}
@@ -82,27 +89,41 @@ def render(folders: list[Path], slices: "QSlice", metric: str, console: Console)
 
 
 class RunView:
-    """The contents of a run's files at one moment, without damaged and incomplete lines."""
+    """The contents of a run's files at one moment, without damaged and incomplete lines.
+
+    Attributes:
+        by_success: whether success is what counts: the environment sets goals and has reported it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.record = folder, read_record(folder)
         metrics, evaluations = read_metrics(folder), read_evaluations(folder)
         self.logged = [row for _, row in metrics.lines]
-        self.returns: dict[str, dict[int, list[float]]] = {}  # policy -> step -> returns of the episodes
+        self.evaluated: dict[str, dict[int, list[dict[str, str]]]] = {}  # policy -> step -> its episodes
         for _, row in evaluations.lines:
-            of = self.returns.setdefault(row["policy"], {})
-            of.setdefault(int(row["step"]), []).append(float(row["return"]))
+            of = self.evaluated.setdefault(row["policy"], {})
+            of.setdefault(int(row["step"]), []).append(row)
+        reported = any(row["success"] for _, row in evaluations.lines)
+        self.by_success = reported and self.record.get("goals", False)
         self.notes = metrics.notes + evaluations.notes
 
     def policies(self) -> list[str]:
         """Return the evaluated policies: the current one, and the kept one if the agent keeps one."""
-        return [*self.returns] or ["current"]
+        return [*self.evaluated] or ["current"]
 
-    def curve(self, policy: str) -> tuple[str, list[float], list[float]]:
-        """Return name, steps and mean returns of a policy's evaluations."""
-        returns = self.returns.get(policy, {})
-        name = f"seed {self.record['seed']}" + (f", {policy}" if len(self.returns) > 1 else "")
-        return name, [*returns], [sum(x) / len(x) for x in returns.values()]
+    def curve(self, policy: str, measure: str) -> tuple[str, list[float], list[float]]:
+        """Return name, steps and mean "return" or "success" of a policy's evaluations."""
+        evaluated = self.evaluated.get(policy, {})
+        name = f"seed {self.record['seed']}" + (f", {policy}" if len(self.evaluated) > 1 else "")
+        means = [sum(float(row[measure] or 0) for row in rows) / len(rows) for rows in evaluated.values()]
+        return name, [*evaluated], means
+
+    def latest(self, measure: str) -> str:
+        """Return the last "return" or "success" as text, of the kept policy if there is one."""
+        means = self.curve(self.policies()[-1], measure)[2]
+        if not means or (measure == "success" and not self.by_success):
+            return "-"
+        return f"{means[-1]:.0%}" if measure == "success" else format_return(means[-1])
 
     def metric(self, name: str) -> tuple[str, list[float], list[float]]:
         """Return name, steps and values of a logged metric; values that are not finite are left out."""
@@ -119,13 +140,12 @@ class RunView:
         running = in_use(self.folder)
         left = (steps - step) / speed if running and speed else math.nan
         minutes, seconds = divmod(0 if math.isnan(left) else round(left), 60)
-        means = self.curve(self.policies()[-1])[2]  # of the kept one if there is one
         state = "training" if running else "stopped" if unfinished(self.folder) else "done"
         return [
             str(self.folder), self.record["label"], f"{step:,}", f"{steps:,}",
             "-" if math.isnan(speed) else f"{speed:,.0f}",
             "-" if math.isnan(left) else f"{minutes}:{seconds:02}",
-            format_return(means[-1]) if means else "-", state,
+            self.latest("return"), state,
         ]  # fmt: skip
 
 

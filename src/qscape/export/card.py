@@ -15,6 +15,7 @@ from qscape.export.c_header import HeaderCheck
 from qscape.export.policy import CHECKED, OnnxCheck, PolicySource, describe
 from qscape.inspect.store import write_atomically
 from qscape.report import intervals
+from qscape.run.evaluation import list_successes
 from qscape.run.folder import origin
 from qscape.sealed import read_json
 from qscape.values import decode_args
@@ -114,7 +115,7 @@ def render_card(
 
 
 def describe_evaluation(source: PolicySource) -> str:
-    """Describe the return over the episodes just run, with its interval."""
+    """Describe the return over the episodes just run, with its interval; of goals the success first."""
     returns = [r.episode.ret for r in source.episodes]
     if not returns:
         return "Not evaluated: the policy was trained on a dataset without an environment."
@@ -123,7 +124,17 @@ def describe_evaluation(source: PolicySource) -> str:
     interval = f"{intervals.INTERVAL} of the " if between else ""
     what = f", {interval}mean over {len(returns)} episodes" if len(returns) > 1 else " in one episode"
     length = np.mean([r.episode.length for r in source.episodes])
-    return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
+    success = find_success(source)
+    first = "" if success is None else f"Goal reached in **{success:.0%}** of the episodes. "
+    return f"{first}Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
+
+
+def find_success(source: PolicySource) -> float | None:
+    """Return the share of successful episodes; None: the environment sets no goals, or reports no success."""
+    if not source.record.get("goals"):
+        return None
+    successes = list_successes([r.episode for r in source.episodes])
+    return float(np.mean(successes)) if successes else None
 
 
 def _text(value: Any) -> str:
@@ -141,13 +152,16 @@ def _hub_header(source: PolicySource, about: dict[str, Any]) -> list[str]:
     env, label, recipe = (json.dumps(about[name], ensure_ascii=False) for name in ("env", "label", "recipe"))
     results = []
     if returns:  # an index needs metrics, or the hub refuses the card
+        metrics = [f"{{type: mean_reward, value: {np.mean(returns):.2f}}}"]
+        if (success := find_success(source)) is not None:
+            metrics.insert(0, f"{{type: success_rate, value: {success:.2f}}}")
         results = [
             "model-index:",
             f"- name: {label}",
             "  results:",
             "  - task: {type: reinforcement-learning}",
             f"    dataset: {{name: {env}, type: {env}}}",
-            f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]",
+            f"    metrics: [{', '.join(metrics)}]",
         ]
     return [
         "---",

@@ -18,7 +18,7 @@ from qscape.jobs.worker import Job
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.logs import read_mean_returns, read_metrics
+from qscape.run.logs import read_evaluation_means, read_metrics
 from qscape.run.plan import anywhere, prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
@@ -48,6 +48,7 @@ class RunProgress:
         job: the job that is left while the run is waiting; else None.
         step: environment steps made.
         score: return of the last evaluation; None before the first.
+        success: share of successful episodes in it, if the environment sets goals and reports success.
         pace: its speed, of its worker or of the last one.
         why: the reason of a failure, or of a lost worker.
         began: whether the worker has begun the run.
@@ -60,6 +61,7 @@ class RunProgress:
     job: Job | None = None
     step: int = 0
     score: float | None = None
+    success: float | None = None
     pace: RemainingTime = dataclasses.field(default_factory=RemainingTime)
     why: str = ""
     began: bool = False
@@ -67,7 +69,7 @@ class RunProgress:
     losses: int = 0
 
     def refresh(self) -> None:
-        """Read the state, the steps made, the last return and the job that is left from the run folder."""
+        """Read the state, the steps made, the last scores and the job that is left from the run folder."""
         self.state, self.why, self.job = "waiting", "", None
         try:
             if folders.in_use(self.row.folder):
@@ -76,8 +78,12 @@ class RunProgress:
                 self._read_folder()
         except QscapeError as problem:  # a broken or incomplete folder
             self.state, self.why = "failed", str(problem)
-        returns = read_mean_returns(self.row.folder)
-        self.score = returns[-1][2] if returns else None  # of the kept policy if there is one: it comes last
+        self.score = self.success = None
+        if means := read_evaluation_means(self.row.folder):
+            self.score = means[-1].ret  # of the kept policy if there is one: it comes last
+            with contextlib.suppress(QscapeError):
+                has_goals = folders.read_record(self.row.folder).get("goals", False)
+                self.success = means[-1].success if has_goals else None
 
     def _read_folder(self) -> None:
         """Set `step`, and `state` or `job`, from a folder that no other process uses.
@@ -120,7 +126,7 @@ class RunProgress:
             self.began, self.step = True, event.step
             self.pace.take(event)
             if isinstance(event, ev.Evaluated):
-                self.score = event.mean
+                self.score, self.success = event.mean, event.success
             elif isinstance(event, ev.Saved):
                 self.losses = 0
 

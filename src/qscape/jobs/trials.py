@@ -15,6 +15,7 @@ from qscape.errors import QscapeError
 from qscape.jobs.ranges import Range, with_fields
 from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
+from qscape.report.numbers import format_return
 from qscape.run import folder as folders
 from qscape.run.plan import Plan, prepare
 from qscape.values import encode_args
@@ -35,6 +36,7 @@ class Search:
         metric: the objective of a trial: the last or the highest evaluation of its learning curve.
         seed: seed of the sampler.
         journal: the file in which several processes share the trials; None: one process holds the folder.
+        by_success: whether a trial's score is its success, from 0 to 1, and not its return.
     """
 
     plan: Plan
@@ -44,6 +46,18 @@ class Search:
     metric: Metric = "final"
     seed: int = 0
     journal: Path | None = None
+    by_success: bool = False
+
+    @property
+    def measure(self) -> str:
+        """The name of what an evaluation measures."""
+        return "success" if self.by_success else "return"
+
+    def show(self, score: float | None) -> str:
+        """Format a score: 95%, or a return; - without one."""
+        if self.by_success and score is not None:
+            return f"{score:.0%}"
+        return format_return(score)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that must be equal for trials to belong to one search."""
@@ -53,6 +67,7 @@ class Search:
         fields |= {k: getattr(plan, k) for k in ("env", "steps", "eval_every", "eval_episodes")}
         fields["env_args"] = encode_args(plan.env_args)
         fields |= {"preset": plan.preset} if plan.preset else {}
+        fields |= {"measure": self.measure} if self.by_success else {}
         fields |= plan.lag.changes
         fields |= flatten(plan.settings)
         fields |= {f"range of {r.field}": r.to_json() for r in self.ranges}
@@ -69,11 +84,12 @@ class Trial:
         state: "running", "done", "pruned" or "failed".
         why: the reason of a failure.
         ending: the state that the trial gets once its workers have ended.
-        reported: the points of the learning curve that Optuna knows, step -> return.
+        reported: the points of the learning curve that Optuna knows, step -> score.
         step: the last reported step.
-        score: the return at `step`; of a finished trial the objective. None before the first evaluation.
+        score: return or success at `step`; of a finished trial the objective. None before the first
+            evaluation.
         waiting, running, done: seeds of its runs by state.
-        curves: the learning curve of each seed, step -> return.
+        curves: the learning curve of each seed, step -> score.
         made: the environment steps of each seed in this process.
         losses: the workers that each seed lost since its last save.
     """
@@ -129,14 +145,16 @@ class Trial:
         # On-policy, the first update is made before the evaluation at step `wait`; off-policy, after it.
         return "kept" if keeps else "current", wait if field == "rollout" else wait + 1
 
-    def add_evaluation(self, seed: int, step: int, policy: str, ret: float) -> None:
-        """Add the mean return of one evaluation of one run."""
+    def add_evaluation(
+        self, seed: int, step: int, policy: str, ret: float, success: float | None = None
+    ) -> None:
+        """Add the mean return and the success of one evaluation of one run; success None: none reported."""
         counted, first = self.judged_by
         if policy == counted and step >= first:
-            self.curves[seed][step] = ret
+            self.curves[seed][step] = (success or 0.0) if self.search.by_success else ret
 
     def curve(self) -> dict[int, float]:
-        """Return the learning curve, step -> mean return over the seeds, at steps that all seeds reached."""
+        """Return the learning curve, step -> mean score of the seeds, at steps that all seeds reached."""
         steps = sorted(set.intersection(*(set(curve) for curve in self.curves)))
         return {step: mean(curve[step] for curve in self.curves) for step in steps}
 
@@ -149,7 +167,7 @@ class Trial:
 
     def take_new_points(self) -> dict[int, float]:
         """Return the points of the learning curve that were not reported yet, and mark them as reported."""
-        new = {step: ret for step, ret in self.curve().items() if step not in self.reported}
+        new = {step: score for step, score in self.curve().items() if step not in self.reported}
         self.reported |= new
         if new:
             self.step = max(new)

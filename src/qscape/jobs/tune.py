@@ -36,7 +36,7 @@ from qscape.jobs.trials import Search, State, Trial, next_job
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.logs import read_mean_returns
+from qscape.run.logs import read_evaluation_means
 from qscape.run.plan import prepare
 
 with need_extra("qscape tune", "tune"):
@@ -266,8 +266,8 @@ class Tuner:
             trial.waiting.remove(seed)
             job = next_job(folder, trial.plan(seed))
             if job is None or job.kind == "resume":
-                for step, policy, ret in read_mean_returns(folder):
-                    trial.add_evaluation(seed, step, policy, ret)
+                for means in read_evaluation_means(folder):
+                    trial.add_evaluation(seed, *means)
             if job is None:
                 trial.done.add(seed)
                 self._finish(trial)
@@ -291,7 +291,7 @@ class Tuner:
                 self.warn(trial, seed, warning)
         elif isinstance(event, ev.Evaluated):
             trial.made[seed] = event.step
-            trial.add_evaluation(seed, event.step, event.policy, event.mean)
+            trial.add_evaluation(seed, event.step, event.policy, event.mean, event.success)
             if trial.ending == "done" and self._report(trial):
                 trial.ending = "pruned"
         elif isinstance(event, ev.Ended) and not event.interrupted:
@@ -308,8 +308,8 @@ class Tuner:
         if self._is_lost(trial):
             return True
         handle, new = self.handles[trial.number], trial.take_new_points()
-        for step, ret in new.items():
-            handle.report(ret, step)
+        for step, score in new.items():
+            handle.report(score, step)
         return bool(new) and max(new) < self.search.plan.steps and handle.should_prune()
 
     def _finish(self, trial: Trial) -> None:
@@ -323,7 +323,7 @@ class Tuner:
         self._report(trial)  # points that an earlier process did not report
         worth = trial.worth() if trial.ending == "done" else 0.0
         if not math.isfinite(worth):
-            trial.ending, trial.why = "failed", f"its return is {worth}"
+            trial.ending, trial.why = "failed", f"its {self.search.measure} is {worth}"
         handle = self.handles.pop(trial.number)
         if trial.ending == "done":
             trial.score = worth

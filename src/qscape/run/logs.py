@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from qscape.sealed import read_json
 
@@ -64,13 +64,38 @@ def read_evaluations(folder: Path, probed: Sequence[str] = ()) -> Log[dict[str, 
     return Log(file, head, kept, damaged if intact or not lines else [1, *damaged])
 
 
-def read_mean_returns(folder: Path) -> list[tuple[int, str, float]]:
-    """Read step, policy and mean return of every evaluation in a run folder, in their order in the file."""
-    by_evaluation: dict[tuple[int, str], list[float]] = {}
+class EvaluationMeans(NamedTuple):
+    """The means over the episodes of one evaluation.
+
+    Attributes:
+        step: environment steps so far.
+        policy: "current" or "kept".
+        ret: the return.
+        success: the share of successful episodes; None if no episode reported success.
+    """
+
+    step: int
+    policy: str
+    ret: float
+    success: float | None
+
+
+def read_evaluation_means(folder: Path) -> list[EvaluationMeans]:
+    """Read the means of every evaluation in a run folder, in their order in the file."""
+    by_evaluation: dict[tuple[int, str], list[dict[str, str]]] = {}
     with contextlib.suppress(OSError):
         for _, row in read_evaluations(folder).lines:
-            by_evaluation.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
-    return [(step, policy, mean(returns)) for (step, policy), returns in by_evaluation.items()]
+            by_evaluation.setdefault((int(row["step"]), row["policy"]), []).append(row)
+    return [
+        EvaluationMeans(step, policy, mean(float(row["return"]) for row in rows), _mean_success(rows))
+        for (step, policy), rows in by_evaluation.items()
+    ]
+
+
+def _mean_success(rows: Sequence[dict[str, str]]) -> float | None:
+    """Return the share of successful episodes; one without a report counts as a failure beside others."""
+    reported = [row["success"] for row in rows]
+    return mean(float(success or 0) for success in reported) if any(reported) else None
 
 
 def _lines(file: Path) -> list[bytes]:

@@ -118,8 +118,10 @@ class FolderSink:
 
 def evaluation_means(event: ev.Evaluated) -> dict[str, float]:
     """Return the means over episodes, by the names under which loggers show them."""
-    means = {name: sum(values) / len(values) for name, values in event.probes.items()}
-    return {f"evaluation/{k}_{event.policy}": v for k, v in ({"return": event.mean} | means).items()}
+    means = {} if event.success is None else {"success": event.success}
+    means["return"] = event.mean
+    means |= {name: sum(values) / len(values) for name, values in event.probes.items()}
+    return {f"evaluation/{name}_{event.policy}": mean for name, mean in means.items()}
 
 
 def _truncate_after(folder: Path, step: int, probed: Sequence[str]) -> list[str]:

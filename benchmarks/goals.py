@@ -1,0 +1,181 @@
+"""Compare hindsight with that of Stable-Baselines3 on FetchReach at equal settings: success over steps.
+
+    python benchmarks/goals.py               # all runs, one after the other
+    python benchmarks/goals.py --seeds 1     # the first seed alone
+    python benchmarks/goals.py --tables      # the table of docs/tutorials/goals.md alone
+
+Our runs are those of `qscape study run studies/goals.toml --budget short`, in runs/goals; pack them by
+`python benchmarks/collect.py runs/goals`. Each run of Stable-Baselines3 is one line of
+results/goals/FetchReach-v4-sb3.jsonl. Finished runs are not made again, so the script can be stopped and
+started at any time. The table has the recorded runs of both.
+
+Stable-Baselines3 gets the settings of our `sac+her+normalise`, read from the study: networks, learning rates,
+discount, batch size, warm-up, target rate, copies, updates per step; its observations are normalised by
+`VecNormalize`, which clips them at 10. It draws goals anew in each batch, where ours are drawn once for each
+episode; its losses, initial weights and bounds of the standard deviation are its own.
+Both are evaluated with the mode of the policy in the same episodes, and an episode counts as a success if the
+goal was reached in any of its steps.
+"""
+
+import argparse
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blocks import RESULTS, ROOT, table, write_table
+from recorded import read_runs
+
+from qscape.jobs.study import Study, read_study
+from qscape.jobs.trials import next_job
+from qscape.jobs.worker import run_job
+from qscape.run.evaluation import SEED
+from qscape.run.events import Ended
+from qscape.run.folder import COMMAND
+from qscape.run.plan import Plan, prepare
+
+STUDY = ROOT / "studies" / "goals.toml"
+PAGE = ROOT / "docs" / "tutorials" / "goals.md"
+FILE = RESULTS / "goals" / "FetchReach-v4-sb3.jsonl"
+PEER = "sac+her+normalise"  # the agent that Stable-Baselines3 has, too
+ENVS = 10  # of an evaluation, as in `open_adapters`
+
+
+def train_ours(study: Study, recipe: str | None, seed: int) -> None:
+    """Train the runs of a seed, of one recipe or (None) of all, that are not finished."""
+    for row in study.rows:
+        if row.plan.seed == seed and recipe in (None, row.plan.recipe):
+            job = next_job(row.folder, row.plan)
+            for event in run_job(job) if job else ():
+                if isinstance(event, Ended) and event.interrupted:
+                    raise SystemExit(130)
+            print(f"{row.folder}: finished", flush=True)
+
+
+def train_theirs(plan: Plan) -> dict[str, Any]:
+    """Train SAC with HER of Stable-Baselines3 by the settings of a plan; return its evaluations."""
+    import gymnasium as gym
+    import torch
+    from stable_baselines3 import SAC, HerReplayBuffer
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    torch.set_num_threads(1)
+    _, agent, _ = prepare(plan)
+    base, her = agent.base, agent.parts["her"]
+    rates = base.actor_learning_rate, base.critic_learning_rate, agent.parts["soft"].learning_rate
+    assert len({*rates}) == 1  # of Stable-Baselines3 all are one
+    tests = [gym.make(plan.env) for _ in range(ENVS)]
+    scaled = VecNormalize(DummyVecEnv([lambda: gym.make(plan.env)]), norm_reward=False, gamma=base.discount)
+    found: dict[str, list[Any]] = {"step": [], "success": [], "return": []}
+
+    def play(env: gym.Env, model: SAC, seed: int | None) -> tuple[float, float]:
+        """Return whether an episode reached its goal, and its return."""
+        observation, _ = env.reset(seed=seed)
+        reached, total, over = 0.0, 0.0, False
+        while not over:
+            action, _ = model.predict(scaled.normalize_obs(observation), deterministic=True)
+            observation, reward, terminated, truncated, info = env.step(action)
+            reached, total = max(reached, float(info["is_success"])), total + float(reward)
+            over = terminated or truncated
+        return reached, total
+
+    class Evaluate(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps % plan.eval_every == 0:
+                each = [
+                    play(tests[k % ENVS], self.model, SEED + k if k < ENVS else None)
+                    for k in range(plan.eval_episodes)
+                ]
+                found["step"].append(self.num_timesteps)
+                found["success"].append(float(np.mean([reached for reached, _ in each])))
+                found["return"].append(float(np.mean([total for _, total in each])))
+            return True
+
+    model = SAC(
+        "MultiInputPolicy",
+        scaled,
+        learning_rate=base.critic_learning_rate,
+        gamma=base.discount,
+        tau=agent.parts["polyak"].rate,
+        batch_size=base.batch_size,
+        learning_starts=base.warmup,
+        train_freq=1,
+        gradient_steps=1,
+        policy_kwargs={"net_arch": {"pi": [*base.actor_hidden], "qf": [*base.critic_hidden]}},
+        replay_buffer_class=HerReplayBuffer,
+        replay_buffer_kwargs={"n_sampled_goal": her.relabels, "goal_selection_strategy": her.strategy},
+        seed=plan.seed,
+        device="cpu",
+    )
+    model.learn(plan.steps, Evaluate(), log_interval=None)
+    assert model._n_updates == plan.steps - base.warmup
+    packages = ("stable-baselines3", "torch", "gymnasium", "gymnasium-robotics", "mujoco", "numpy")
+    about = {"env": plan.env, "agent": PEER, "seed": plan.seed, "steps": plan.steps}
+    return about | found | {"versions": {name: version(name) for name in packages}}
+
+
+def theirs() -> list[dict[str, Any]]:
+    """Return the recorded runs of Stable-Baselines3."""
+    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+
+
+def add_theirs(plan: Plan) -> None:
+    """Train and record a run of Stable-Baselines3, unless it is recorded."""
+    if any((run["seed"], run["steps"]) == (plan.seed, plan.steps) for run in theirs()):
+        return
+    made = train_theirs(plan) | {"date": time.strftime("%Y-%m-%d")}
+    FILE.parent.mkdir(exist_ok=True)
+    with FILE.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(made) + "\n")
+    print(f"Stable-Baselines3, seed {plan.seed}: finished", flush=True)
+
+
+def success_table() -> str:
+    """Format the success rates of the recorded runs: for each agent the mean of its seeds, then each seed."""
+    groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for run in sorted(read_runs(), key=lambda run: run.seed):
+        if run.study == "goals" and run.env == "FetchReach-v4":
+            label = run.label.partition("[")[0]
+            rates = 100 * run.evaluations["success"].mean(1)
+            groups.setdefault(f"`{label}`", []).append((run.evaluations["step"], rates))
+    for run in sorted(theirs(), key=lambda run: run["seed"]):
+        of = groups.setdefault("Stable-Baselines3, SAC with HER", [])
+        of.append((np.array(run["step"]), 100 * np.array(run["success"])))
+    steps = sorted({int(step) for runs in groups.values() for at, _ in runs for step in at if step > 0})
+    rows = []
+    for label, runs in groups.items():
+        cells = []
+        for step in steps:
+            rates = np.array([float(rate[at == step][0]) for at, rate in runs])
+            cells.append(f"{rates.mean():.0f}: {', '.join(f'{rate:.0f}' for rate in rates)}")
+        rows.append([label, *cells])
+    return table(["agent", *(f"{step:,}" for step in steps)], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, help="the first so many of the study's seeds")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of studies")
+    parser.add_argument("--tables", action="store_true", help="write the table of the recorded results")
+    given = parser.parse_args()
+    if not given.tables:
+        os.environ[COMMAND] = "python benchmarks/goals.py"  # in run.json
+        study = read_study(STUDY, "short", given.runs)
+        plans = [row.plan for row in study.rows if row.plan.recipe == PEER][: given.seeds]
+        for plan in plans:  # what is compared comes first
+            train_ours(study, PEER, plan.seed)
+        for plan in plans:
+            add_theirs(plan)
+        for plan in plans:
+            train_ours(study, None, plan.seed)
+    write_table(PAGE, "goals", success_table())
+
+
+if __name__ == "__main__":
+    main()
