@@ -104,10 +104,11 @@ def start_qscape(recipe: str, env: str, watch: Watch) -> None:
     from qscape.run import programs, training
 
     package: Any = training
+    of_programs: Any = programs.Programs
     watch.mark("imports")
     opened = package.open_adapters
     name = "make_shared_session" if hasattr(package, "make_shared_session") else "trainer_of"  # of 0.2
-    made, init = getattr(package, name), programs.Programs.__init__
+    made, init = getattr(package, name), of_programs.__init__
 
     def open_adapters(*given: Any) -> Any:
         watch.mark("plan")
@@ -137,7 +138,7 @@ def start_qscape(recipe: str, env: str, watch: Watch) -> None:
 
     package.open_adapters = open_adapters
     setattr(package, name, make)
-    programs.Programs.__init__ = begin
+    of_programs.__init__ = begin
     with tempfile.TemporaryDirectory() as place:
         short = ["--base.warmup", str(RANDOM_STEPS), "--steps", "100000", "--quiet", "--out", place]
         sys.exit(f"the run ended without an update: {main(['train', recipe, '--env', env, *short])}")
@@ -216,8 +217,8 @@ def main() -> None:
     parser.add_argument("--begun", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        run = {"qscape": start_qscape, "sbx": start_sbx}[options.child]
-        run(*options.cases[0].split(":", 1), Watch(options.begun))
+        recipe, env = options.cases[0].split(":", 1)
+        {"qscape": start_qscape, "sbx": start_sbx}[options.child](recipe, env, Watch(options.begun))
         return
     from throughput import machine
 
