@@ -269,7 +269,7 @@ FLAGS = {
     "plot no-run": "--png --policy --metric --smooth",
     "video no-run": "--mp4 --episodes --seed --fps --current",
     "landscape no-run": (
-        "--state-from --plane --states --q --grid --episodes --seed --over-training --current --png "
+        "--kind --state-from --plane --states --q --grid --episodes --seed --over-training --current --png "
         "--html --json"
     ),
     "smoothness no-run": "--episodes --seed --current --robustness --sigmas --noise-episodes --json --png",
@@ -483,6 +483,10 @@ qscape landscape td3 --state-from 0:99999
 qscape landscape td3 --png a.xyz
 qscape landscape td3 td3 td7 seeds
 qscape landscape ppo
+qscape landscape ppo --kind curvature
+qscape landscape td3 --kind curvature --over-training
+qscape landscape td3 --kind curvature --plane 0
+qscape landscape td3 --kind curvature --plane 0,1
 qscape smoothness no-run
 qscape smoothness td3 --sigmas 0.1
 qscape smoothness td3 --noise-episodes 3

@@ -1,7 +1,7 @@
 """The command `qscape landscape RUN`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from qscape.errors import Conflict
 from qscape.types import setting
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
 
@@ -19,32 +20,42 @@ if TYPE_CHECKING:
 class LandscapeOptions:
     """Flags of `qscape landscape`."""
 
+    kind: Literal["values", "curvature"] = setting(
+        "values",
+        "values: Q over actions. curvature: ‖∂²Q/∂s∂a‖ and the largest eigenvalue of ∂²Q/∂a², over one "
+        "dimension of the observation and one of the action.",
+    )
     state_from: tuple[str, ...] = setting(
         (),
         "EPISODE:STEP of the states to plot. widest: the 5 states where later proposals gain most over the "
-        "first. Empty: those with the median, the 90% and the largest gap.",
+        "first. Empty: those with the median, the 90% and the largest gap (curvature: ‖∂²Q/∂s∂a‖).",
     )
     plane: str | None = setting(
         None,
         "Plane through action space: pca (of the actions taken), proposals, random, or dimensions I,J or I. "
-        "None: chosen by the number of action dimensions.",
+        "None: chosen by the number of action dimensions. curvature: I,J, dimensions of observation and "
+        "action; None: those with the largest |∂²Q/∂s_I∂a_J|.",
     )
     states: int = setting(100, "Number of visited states in the summary.")
     q: Literal["objective", "first", "min", "mean"] = setting(
         "objective", "Value of the critics: the actor's objective, the first critic, the minimum or the mean."
     )
     grid: int | None = setting(
-        None, "Grid points along each axis of the plot; None: 2001 on a line, 101 on a plane."
+        None,
+        "Grid points along each axis of the plot; None: 2001 on a line, 101 on a plane, 51 of a curvature.",
     )
     episodes: int = setting(10, "Number of evaluation episodes that visit the states.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     over_training: bool = setting(False, "Also measure the same states at every save of the run.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
     png: str | None = setting(
-        None, "Plot file; the suffix selects png, svg or pdf. None: RUN/inspect/landscape.png."
+        None,
+        "Plot file; the suffix selects png, svg or pdf. None: RUN/inspect/landscape.png (curvature.png).",
     )
     html: str | None = setting(None, "Write a self-contained interactive HTML page.")
-    json: str | None = setting(None, "File for the results as JSON; None: RUN/inspect/landscape.json.")
+    json: str | None = setting(
+        None, "File for the results as JSON; None: RUN/inspect/landscape.json (curvature.json)."
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -52,43 +63,36 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
     given: Any = options.parse(LandscapeOptions(), rest, "qscape landscape RUN")
     refuse_same(given.json, given.png, given.html)
+    if given.kind == "curvature" and given.over_training:
+        raise Conflict(
+            "--over-training follows Q over actions; leave it out, or leave out --kind curvature.",
+            field="over_training",
+        )
 
     from qscape.inspect import store
     from qscape.inspect.landscape import to_jsonable
-    from qscape.inspect.landscapes import measure_landscapes
-    from qscape.inspect.trained_agent import load_history, load_trained_agent
-    from qscape.report.landscapes import draw_findings, draw_surrogates
-    from qscape.report.marks import name_agents
     from qscape.report.runs import find_runs
 
+    draw = _load_pictures(given.kind)
     folders = find_runs(paths)
     if len(folders) > 2:
         raise Conflict(
             f"qscape landscape takes one run, or two to compare, not {len(folders)}; "
             f"e.g. {folders[0]} {folders[1]}."
         )
-    to_html = _load_page() if given.html else None  # reports a missing package before the long search
+    # Reports a missing package before the long search.
+    to_html = _load_page(given.kind) if given.html else None
     if given.png:
         refuse_ending(given.png)
-    agents = [load_trained_agent(folder, given.current) for folder in folders]
-    saves = [load_history(agent, given.current) if given.over_training else [agent] for agent in agents]
+    is_curvature = given.kind == "curvature"
     with show_tracks():
-        findings = measure_landscapes(
-            saves[0],
-            given.states,
-            given.state_from,
-            given.plane,
-            q=given.q,
-            points=given.grid,
-            episodes=given.episodes,
-            seed=given.seed,
-            other=saves[1] if len(saves) > 1 else (),
-        )
+        findings = (_measure_curvature if is_curvature else _measure_values)(folders, given)
     console = plain_console()
     measured = [findings, findings["other"]] if len(folders) > 1 else [findings]
     for folder, of in zip(folders, measured, strict=True):
-        print_findings(console, of, f" in {folder}" if len(folders) > 1 else "")
-    plain = to_jsonable(findings)
+        place = f" in {folder}" if len(folders) > 1 else ""
+        (print_curvature if is_curvature else print_findings)(console, of, place)
+    plain, name = to_jsonable(findings), "curvature" if is_curvature else "landscape"
     written: list[str] = []
     if given.json:
         save_text(store.to_json(plain), given.json)
@@ -96,16 +100,13 @@ def main(argv: list[str]) -> int:
     else:  # of two agents each, so that a report shows both at the same states
         kept = [plain["other"], plain] if "other" in plain else [plain]
         for folder, of in zip(reversed(folders), kept, strict=True):
-            files, notes = store.keep_findings(folder, "landscape", of, needed=not given.png)
+            files, notes = store.keep_findings(folder, name, of, needed=not given.png)
             written += map(str, files)
             print_notes(console, notes)
-    written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
-    save_figure(draw_findings(findings), written[-1])
-    climbed = [x for agent in name_agents(findings).values() for x in agent["landscapes"] if x["surrogates"]]
-    if climbed:
-        file = Path(written[-1])
-        written.append(str(file.with_stem(f"{file.stem}-surrogates")))
-        save_figure(draw_surrogates(climbed), written[-1])
+    file = Path(given.png or folders[0] / "inspect" / f"{name}.png")
+    for suffix, figure in draw(findings).items():
+        written.append(str(file.with_stem(file.stem + suffix)) if suffix else given.png or str(file))
+        save_figure(figure, written[-1])
     if to_html:
         save_text(to_html(findings), given.html)
         written.append(given.html)
@@ -113,10 +114,69 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _load_page() -> Callable[[dict[str, Any]], str]:
-    from qscape.report.landscape_page import render_page
+def _load_pictures(kind: str) -> Callable[[dict[str, Any]], dict[str, "Figure"]]:
+    """Return the function that draws findings: figures by what is added to the name of their file."""
+    if kind == "curvature":
+        from qscape.report.curvature import draw_curvature
+
+        return lambda findings: {"": draw_curvature(findings)}
+    from qscape.report.landscapes import draw_findings, draw_surrogates
+    from qscape.report.marks import name_agents
+
+    def draw(findings: dict[str, Any]) -> dict[str, "Figure"]:
+        agents = name_agents(findings).values()
+        climbed = [x for agent in agents for x in agent["landscapes"] if x["surrogates"]]
+        return {"": draw_findings(findings)} | ({"-surrogates": draw_surrogates(climbed)} if climbed else {})
+
+    return draw
+
+
+def _load_page(kind: str) -> Callable[[dict[str, Any]], str]:
+    if kind == "curvature":
+        from qscape.report.curvature_page import render_page
+    else:
+        from qscape.report.landscape_page import render_page
 
     return render_page
+
+
+def _measure_values(folders: Sequence[Path], given: Any) -> dict[str, Any]:
+    """Measure one run or two, at all their saves with `--over-training`."""
+    from qscape.inspect.landscapes import measure_landscapes
+    from qscape.inspect.trained_agent import load_history, load_trained_agent
+
+    agents = [load_trained_agent(folder, given.current) for folder in folders]
+    saves = [load_history(agent, given.current) if given.over_training else [agent] for agent in agents]
+    return measure_landscapes(
+        saves[0],
+        given.states,
+        given.state_from,
+        given.plane,
+        q=given.q,
+        points=given.grid,
+        episodes=given.episodes,
+        seed=given.seed,
+        other=saves[1] if len(saves) > 1 else (),
+    )
+
+
+def _measure_curvature(folders: Sequence[Path], given: Any) -> dict[str, Any]:
+    """Measure the second derivatives of one run or two."""
+    from qscape.inspect.curvature import measure_curvature
+    from qscape.inspect.trained_agent import load_trained_agent
+
+    agents = [load_trained_agent(folder, given.current) for folder in folders]
+    return measure_curvature(
+        agents[0],
+        given.states,
+        given.state_from,
+        given.plane,
+        q=given.q,
+        points=given.grid,
+        episodes=given.episodes,
+        seed=given.seed,
+        other=agents[1] if len(agents) > 1 else None,
+    )
 
 
 def print_findings(console: "Console", findings: dict[str, Any], place: str = "") -> None:
@@ -137,8 +197,7 @@ def print_findings(console: "Console", findings: dict[str, Any], place: str = ""
         ]
         for name, spread in list_gaps(summary).items()
     ]
-    heading = f"{findings['label']} on {findings['env']}, step {findings['step']:,}{place}"
-    console.print(heading, soft_wrap=True)
+    console.print(_heading(findings, place), soft_wrap=True)
     console.print(table("gap: best Q found minus Q; share: of Q's range", columns, rows))
     if optima := summary["optima"]:
         console.print(
@@ -156,6 +215,27 @@ def print_findings(console: "Console", findings: dict[str, Any], place: str = ""
         console.print(table("local optima", ["", *SPREAD.values()], rows))
     if rank := summary["rank"]:
         console.print(f"rank of the action: {rank['p50']:,.0f} at the median, {rank['p90']:,.0f} at 90%")
+
+
+def print_curvature(console: "Console", findings: dict[str, Any], place: str = "") -> None:
+    """Print both quantities at the agent's action, over the visited states; `place` is where the
+    run is.
+    """
+    from qscape.report.curvature import NAMES, describe_method
+
+    summary = findings["summary"]
+    rows = [[name, *(_number(summary[kind][key]) for key in SPREAD)] for kind, name in NAMES.items()]
+    console.print(_heading(findings, place), soft_wrap=True)
+    console.print(table("at the agent's action", ["", *SPREAD.values()], rows))
+    console.print(
+        f"the eigenvalue is negative in {_percent(summary['concave'])} of {summary['states']} states",
+        soft_wrap=True,
+    )
+    console.print(describe_method(findings), soft_wrap=True)
+
+
+def _heading(findings: dict[str, Any], place: str) -> str:
+    return f"{findings['label']} on {findings['env']}, step {findings['step']:,}{place}"
 
 
 SPREAD = {"mean": "mean", "p50": "median", "p90": "90%", "max": "max"}

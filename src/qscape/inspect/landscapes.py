@@ -69,14 +69,14 @@ def measure_landscapes(
         check_request(saves[-1], plane, points)
     first = agents[0][-1]
     require_same_task(first, agents[-1][-1])
-    visits = _visit_states(first, states, at, q, episodes, seed)
+    visits = visit_states(first, states, at, q, episodes, seed)
     if points is None and len(agents[0]) > 1:
         line = first.agent.task.action_size == 1 or (plane or "").isdecimal()
         points = LINES if line else PLANES
     surveyors = [Surveyor(saves[0].agent, q) for saves in agents]
     pairs = zip(surveyors, agents, strict=True)  # all states in one call compile one program
     newest = [surveyor(saves[-1].acting, visits.obs) for surveyor, saves in pairs]
-    rows = visits.rows(newest[0])
+    rows = visits.rows(newest[0].share(newest[0].gap))
     planes: list[str | Plane | None] = [plane] * len(rows)
     if len(agents) > 1 and first.agent.task.action_rows is None:  # two agents are seen on the same axes
         here, there = newest
@@ -96,7 +96,7 @@ def require_same_task(first: TrainedAgent, other: TrainedAgent) -> None:
     Raises:
         UsageError: their environments or their actions differ.
     """
-    envs = [_environment_label(trained) for trained in (first, other)]
+    envs = [label_environment(trained) for trained in (first, other)]
     here, there = first.agent.task, other.agent.task
     if envs[0] != envs[1]:
         what = f"{first.name} acts in {envs[0]} and {other.name} in {envs[1]}"
@@ -112,7 +112,7 @@ def require_same_task(first: TrainedAgent, other: TrainedAgent) -> None:
     raise Mismatch(f"{what}; compare runs of one environment.")
 
 
-def _environment_label(trained: TrainedAgent) -> str:
+def label_environment(trained: TrainedAgent) -> str:
     """Return the environment's id with its arguments; "" if the record has none."""
     return environment_label(trained.record) if "env" in trained.record else ""
 
@@ -122,7 +122,7 @@ class VisitedStates(NamedTuple):
 
     Attributes:
         places: (episode, step) of the summarised states.
-        wanted: (episode, step) of the states that get a landscape, if the user named them; else empty.
+        wanted: (episode, step) of the states that get a picture, if the user named them; else empty.
         obs: the observations of `places`, then of `wanted`.
         taken: all actions of the episodes.
         seed: the seed of the episodes.
@@ -134,23 +134,22 @@ class VisitedStates(NamedTuple):
     taken: Float[np.ndarray, "T A"]
     seed: int
 
-    def rows(self, survey: Survey) -> list[tuple[int, str]]:
-        """Choose the rows of `obs` that get a landscape, each with its "EPISODE:STEP".
+    def rows(self, numbers: Float[np.ndarray, " n"]) -> list[tuple[int, str]]:
+        """Choose the rows of `obs` that get a picture, each with its "EPISODE:STEP".
 
-        These are the named states, or those with the median, the 90% and the largest gap of `survey`.
+        These are the named states, or those with the median, the 90% and the largest of `numbers`.
         """
         n, wanted = len(self.places), self.wanted
         if wanted:
             chosen, places = range(n, n + len(wanted)), self.wanted
         else:
-            share = survey.share(survey.gap)
-            middle_to_worst = np.argsort(share, kind="stable")[[(n - 1) // 2, int(0.9 * (n - 1)), n - 1]]
+            middle_to_worst = np.argsort(numbers, kind="stable")[[(n - 1) // 2, int(0.9 * (n - 1)), n - 1]]
             chosen = dict.fromkeys(middle_to_worst.tolist())
             places = [self.places[k] for k in chosen]
         return [(k, f"{episode}:{step}") for k, (episode, step) in zip(chosen, places, strict=True)]
 
 
-def _visit_states(
+def visit_states(
     trained: TrainedAgent, states: int, at: Sequence[str], q: QChoice, episodes: int, seed: int
 ) -> VisitedStates:
     """Run evaluation episodes and pick the states to measure."""
@@ -182,7 +181,7 @@ def _measure_agent(
 
     `planes`: that of each row; `newest`: the survey of the last save.
     """
-    label, env = saves[-1].record.get("label", saves[-1].agent.recipe), _environment_label(saves[-1])
+    label, env = saves[-1].record.get("label", saves[-1].agent.recipe), label_environment(saves[-1])
     balls = find_valid_balls(saves[-1])
 
     def moment(trained: TrainedAgent) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Surveyor:
 
     def __init__(self, agent: Agent, q: QChoice = "objective", with_surrogates: bool = True) -> None:
         self.agent = agent
-        self.base = _with_objective(agent, q)
+        self.base = with_objective(agent, q)
         self.order = surrogates.count_surrogates(agent) if with_surrogates else 0
         task = agent.task
         self.table, self.size = task.action_rows, task.action_size
@@ -327,7 +327,7 @@ class Surveyor:
         return counts
 
 
-def _with_objective(agent: Agent, q: QChoice) -> Base:
+def with_objective(agent: Agent, q: QChoice) -> Base:
     """Return the agent's base with `q` as the actor's objective.
 
     Raises:
@@ -402,7 +402,7 @@ def find_widest(
     """
     trained.require_q("a landscape")
     agent, acting = trained.agent, trained.acting
-    base = _with_objective(agent, q)
+    base = with_objective(agent, q)
 
     @jax.jit
     def gain(acting: ActingState, obs: Array, action: Array) -> Array:
@@ -435,7 +435,7 @@ def summarise(survey: Survey) -> dict[str, Any]:
     """
 
     def of(gap: np.ndarray) -> dict[str, Any]:
-        return {"gap": _percentiles(gap), "share": _percentiles(survey.share(gap))}
+        return {"gap": percentiles(gap), "share": percentiles(survey.share(gap))}
 
     result = {
         "states": len(survey.gap),
@@ -443,16 +443,16 @@ def summarise(survey: Survey) -> dict[str, Any]:
         "proposals": [of(g) for g in survey.gaps.T],
     }
     for name in ("optima", "all_optima", "rank"):
-        result[name] = _percentiles(getattr(survey, name))
+        result[name] = percentiles(getattr(survey, name))
     counts = {name: getattr(survey, name) for name in COUNTS}
     result["surrogates"] = [
-        {name: _percentiles(column[:, i]) if i < column.shape[1] else None for name, column in counts.items()}
+        {name: percentiles(column[:, i]) if i < column.shape[1] else None for name, column in counts.items()}
         for i in range(survey.exact_optima.shape[1])
     ]
     return result | {"several": float((survey.optima > 1).mean()) if result["optima"] else None}
 
 
-def _percentiles(x: Float[np.ndarray, " n"]) -> dict[str, float] | None:
+def percentiles(x: Float[np.ndarray, " n"]) -> dict[str, float] | None:
     if not np.isfinite(x).all():
         return None
     p50, p90 = np.percentile(x, [50, 90])
