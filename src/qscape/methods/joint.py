@@ -80,7 +80,8 @@ class Joint(ProposalSelector):
         # Every action's rows begin as those of an actor of its own, as the agent's settings initialise them.
         actors = [nets.actor(k) for k in jax.random.split(key, self.list_length)]
         outs = [_output_layer(actor) for actor in actors]
-        wide = eqx.nn.Linear(outs[0].in_features, self.list_length * spec.action_size, key=key)
+        sizes = outs[0].in_features, self.list_length * spec.action_size
+        wide = eqx.filter_eval_shape(eqx.nn.Linear, *sizes, key=key)  # shapes: it draws nothing
         rows = [jnp.concatenate(of) for of in zip(*((out.weight, out.bias) for out in outs), strict=True)]
         wide = eqx.tree_at(lambda layer: (layer.weight, layer.bias), wide, rows)
         return eqx.tree_at(_output_layer, actors[0], wide)

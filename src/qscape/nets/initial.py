@@ -30,6 +30,6 @@ def normal_linear(key: Key, size: int, outputs: int, std: float) -> eqx.nn.Linea
 
 
 def _drawn(draw: jax.nn.initializers.Initializer, key: Key, size: int, outputs: int) -> eqx.nn.Linear:
-    layer = eqx.nn.Linear(size, outputs, key=key)
+    layer = eqx.filter_eval_shape(eqx.nn.Linear, size, outputs, key=key)  # shapes: it draws nothing
     start = draw(key, (outputs, size), jnp.float32), jnp.zeros(outputs)
     return eqx.tree_at(lambda m: (m.weight, m.bias), layer, start)
