@@ -23,7 +23,7 @@ GYMNAX := test,gymnax
 SIMULATED := tests/test_simulators.py
 TOUCHING := $(patsubst %,tests/test_%.py,cli run saves resume envs snapshot record report compare tune export probes)
 
-.PHONY: help demo test test-slow test-all test-oldest test-newest lint docs bench clean browser
+.PHONY: help demo demo-check test test-slow test-all test-oldest test-newest lint docs pictures bench clean browser
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -31,19 +31,18 @@ TOUCHING := $(patsubst %,tests/test_%.py,cli run saves resume envs snapshot reco
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report of both (three minutes)
-	$(BIN)/qscape study run make-demo --workers 2
+demo: $(VENV)/.report ## train td3 with and without PAVE, five seeds each, and test a claim on them (three minutes)
+	$(BIN)/qscape study run make-demo
 	$(BIN)/qscape landscape $(DEMO)/*/*/0
-	$(BIN)/qscape plot $(DEMO) --png $(DEMO)/curve.png
-	$(BIN)/qscape smoothness $(DEMO) --png $(DEMO)/smoothness.png
 	$(BIN)/qscape compare $(DEMO) --html $(DEMO)/report.html
-	@echo
-	@echo "The effect of PAVE on policy and critics is in the tables above and, with learning curves and Q"
-	@echo "over actions, in $(DEMO)/report.html, which opens in a browser."
-	@echo "Next:"
-	@echo "  $(BIN)/qscape evaluate $(DEMO)/Pendulum-v1/td3+pave --episodes 10"
+	@$(BIN)/python benchmarks/demo.py $(CHECK)
+	@echo "Learning curves, smoothness and Q over actions: $(DEMO)/report.html, which opens in a browser. Next:"
+	@echo "  $(BIN)/qscape smoothness $(DEMO) --png $(DEMO)/smoothness.png"
+	@echo "  $(BIN)/qscape evaluate $(DEMO)/*/td3+pave*/0 --episodes 100"
 	@echo "  $(BIN)/qscape train td7 --env HalfCheetah-v5 --steps 30000"
-	@echo "  $(BIN)/qscape list"
+
+demo-check: CHECK = --check
+demo-check: demo ## the same, and fail if this run does not bear the claim out
 
 test: lint browser ## check style and types and run the quick tests (minutes)
 	@$(call quick,$(BIN)/python) $(PYTEST) -m "not slow"
@@ -95,6 +94,9 @@ browser:
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	@$(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.report ## make README's picture anew by the commands that README prints (some minutes)
+	$(BIN)/python docs/make_pictures.py
 
 bench: $(VENV)/.bench ## measure training speed beside other libraries
 	$(BIN)/python benchmarks/throughput.py --quick

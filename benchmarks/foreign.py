@@ -2,6 +2,7 @@
 
     python benchmarks/foreign.py                        # all: two hours on two cores, 2 GB of disk at a time
     python benchmarks/foreign.py highway-env minigrid
+    python benchmarks/foreign.py --check                # ask `qscape check` anew, train nothing: half an hour
     python benchmarks/foreign.py --table                # only docs/how-to/environments.md, from the results
 
 No environment holds all of these packages, since some need versions that others refuse. For each one the
@@ -240,16 +241,22 @@ def main() -> None:
     names = [x.package for x in PACKAGES]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=f"of {', '.join(names)}; none: all")
+    parser.add_argument("--check", action="store_true", help="renew only what `qscape check` says")
     parser.add_argument("--table", action="store_true", help="only write the table from the results")
     given = parser.parse_args()
     if unknown := {*given.packages} - {*names}:
         parser.error(f"no package {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     for foreign in PACKAGES:
         if not given.table and foreign.package in (given.packages or names):
-            found = try_package(foreign)
+            if given.check and not file_of(foreign).exists():
+                continue
+            found = check_again(foreign) if given.check else try_package(foreign)
             RESULTS.mkdir(exist_ok=True)
             file_of(foreign).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-            print(f"{foreign.package}: {found.get('problem') or found['trained']}", flush=True)
+            print(
+                f"{foreign.package}: {found.get('problem') or found['trained']}; {say_check(found['check'])}",
+                flush=True,
+            )
     begin, end = MARKS
     before, rest = PAGE.read_text().split(begin)
     PAGE.write_text(f"{before}{begin}\n{write_table()}{end}{rest.split(end)[1]}")
@@ -279,6 +286,17 @@ def try_package(foreign: Foreign) -> dict[str, Any]:
         return found | train(foreign, folder)
 
 
+def check_again(foreign: Foreign) -> dict[str, Any]:
+    """Install a package, ask `qscape check`, remove it. Return its results with what was said this time."""
+    found = json.loads(file_of(foreign).read_text())
+    with tempfile.TemporaryDirectory(prefix="foreign-") as name:
+        folder = Path(name)
+        shutil.copy(ROOT / "benchmarks" / "foreign_envs.py", folder)
+        if why := install(tuple(found["requirements"]), foreign, folder, foreign.overrides):
+            return found | {"check": {"problem": why}}
+        return found | {"check": check(foreign, folder), "check_versions": versions(foreign, folder)}
+
+
 def install(requirements: tuple[str, ...], foreign: Foreign, folder: Path, overrides: tuple[str, ...]) -> str:
     """Make a new virtual environment with this repository and the package. Return why it failed, or ""."""
     call([uv(), "venv", "--quiet", "--clear", "--python", sys.executable, folder / "venv"], folder)
@@ -302,7 +320,7 @@ def check(foreign: Foreign, folder: Path) -> Any:
     if call([python(folder), "-m", "qscape", "check", "--help"], folder).returncode:
         return None
     file = folder / "check.json"
-    patient = ["--patience", "120", "--seconds", "300"]  # the machine may do other work
+    patient = ["--step-seconds", "120", "--seconds", "300"]  # the machine may do other work
     done = call(
         [python(folder), "-m", "qscape", "check", *env_flags(foreign), *patient, "--json", file], folder
     )

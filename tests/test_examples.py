@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pages import shorten, split_lines
+from PIL import Image
 from rows import long
 from tiny import environment
 
@@ -71,11 +73,36 @@ def run_page(page: str, folder: Path, *most: int) -> str:
     return done.stdout
 
 
+def load_script(name: str):
+    """A program of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_first_blocks_of_the_readme_train_and_draw(tmp_path):
+    """And the picture of README is of these commands, with today's settings: else `make pictures` is due."""
     out = run_page("README.md", tmp_path, 2)
     assert "done: runs/pendulum/0" in out
-    assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "report.html").exists()
+    pictures = load_script("make_pictures")
+    with Image.open(pictures.PICTURE) as kept, Image.open(tmp_path / "landscape.png") as drawn:
+        assert kept.size == drawn.size
+        made = json.loads(kept.text["qscape"])
+    assert made["commands"] == pictures.list_commands()
+    settings = read_record(tmp_path / "runs/pendulum/0")["settings"]
+    assert made["settings"]["base"].pop("warmup") == 2400  # a fifth of its steps
+    assert settings["base"].pop("warmup") < 100  # a fifth of fewer
+    assert made["settings"] == settings
+
+
+def test_returns_of_the_quickstart_are_those_of_the_picture():
+    pictures = load_script("make_pictures")
+    with Image.open(pictures.PICTURE) as kept:
+        made = json.loads(kept.text["qscape"])
+    said = re.search(r"from −([\d,]+) before training to −([\d,]+) at", (ROOT / QUICKSTART).read_text())
+    assert [-float(number.replace(",", "")) for number in said.groups()] == [*map(round, made["returns"])]
 
 
 def test_the_readme_is_short_and_shows_a_refusal_as_it_is_printed(capsys):
@@ -111,7 +138,7 @@ PAGES = {
     ),
     "docs/tutorials/goals.md": (["valve.py", "runs/point/her/2/run.json"], r"success rate \(%\)"),
     "docs/tutorials/coming-from.md": (
-        ["runs/mine/run.json", "runs/command/0/run.json"],
+        ["policy.onnx", "runs/her/0/run.json", "runs/mine/run.json", "runs/command/0/run.json"],
         "done: runs/command/0",
     ),
 }
@@ -151,17 +178,38 @@ def test_only_numbers_of_steps_and_episodes_of_a_page_change():
     ]
 
 
+COMMAND = re.compile(r"(?:\S+=\S+ )?qscape train (\S.*--env .*)$")
+
+
 def test_commands_of_the_documentation_can_be_parsed(monkeypatch):
-    """Recipes and flags of every `qscape train` line; nothing is trained."""
+    """Recipes and flags of every `qscape train` line, also of those in tables; nothing is trained."""
     seen, elsewhere = [], ROOT / "docs/how-to/add-a-method.md"
     monkeypatch.setattr(train, "run_all", lambda jobs, *_: seen.append(jobs) or 0)
     monkeypatch.setattr(train, "is_simulator", lambda env: True)  # no environment is made to see its images
     for page in {ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - {elsewhere}:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
-            for line in split_lines(block):
-                if found := re.match(r"(?:\S+=\S+ )?qscape train (\S.*--env .*)$", line):
-                    assert train.main(found[1].split()) == 0, f"{page}: {line}"
+        text = page.read_text()
+        lines = [*re.findall(r"`(qscape train [^`…]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            lines += split_lines(block)
+        for line in lines:
+            if (found := COMMAND.match(" ".join(line.split()))) and not re.search(
+                r" [A-Z]+( |$)", line
+            ):  # --steps N
+                assert train.main(found[1].split()) == 0, f"{page}: {line}"
     assert len(seen) > 10
+
+
+def test_the_first_page_leads_from_what_one_has_to_a_command():
+    """Two clicks at most: the command is in the table, and every page that it names begins with some."""
+    page = ROOT / "docs/index.md"
+    _, _, *rows = re.search(r"## What do you have\?\n[^|]*((?:\|.*\n)+)", page.read_text())[1].splitlines()
+    assert len(rows) > 8
+    for row in rows:
+        _, links, command = (cell.strip() for cell in row.strip("| ").split(" | "))
+        assert re.match(r"`qscape \w+ .*`$|the commands above$", command), row
+        for place in re.findall(r"\]\(([^)#]+)", links):
+            blocks = re.findall(r"```(?:bash|text)\n(.*?)```", (page.parent / place).read_text(), re.DOTALL)
+            assert any("qscape " in block for block in blocks), place
 
 
 NAMES = ROOT / "docs/tutorials/coming-from.md"
@@ -209,9 +257,7 @@ def test_defaults_beside_defaults_are_those_of_stable_baselines3():
 
 
 def test_reference_of_fields_is_what_the_code_says():
-    spec = importlib.util.spec_from_file_location("make_fields", ROOT / "docs/make_fields.py")
-    make_fields = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_fields)
+    make_fields = load_script("make_fields")
     page = make_fields.make_page()
     assert make_fields.PAGE.read_text() == page, "run python docs/make_fields.py"
     closed = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 import sys
 import tomllib
 from collections import Counter
@@ -28,6 +29,7 @@ import collect  # noqa: E402
 import ledger  # noqa: E402
 import published  # noqa: E402
 import recorded  # noqa: E402
+import speed_table  # noqa: E402
 import updates  # noqa: E402
 import verdicts  # noqa: E402
 
@@ -356,6 +358,30 @@ def test_finished_runs_are_packed_and_others_named(tmp_path):
 def test_recorded_runs_lie_in_archives():
     loose = [place.name for place in (ROOT / "benchmarks/results/learning").iterdir() if place.is_dir()]
     assert not loose, "pack them with benchmarks/collect.py"
+
+
+def test_tables_of_speed_are_those_of_the_recorded_runs():
+    page, runs = speed_table.PAGE.read_text(), speed_table.load_runs()
+    for name, made in ("speed", speed_table.speed_table(runs)), ("speed-runs", speed_table.runs_table(runs)):
+        assert f"<!-- table:{name} -->\n{made}<!-- table end -->" in page, (
+            "run python benchmarks/speed_table.py"
+        )
+
+
+def test_speeds_of_the_readme_are_those_of_the_newest_long_run():
+    newest = [run for run in speed_table.load_runs() if "quick" not in run["mode"]][-1]
+    rows = re.findall(
+        r"^\| steps/s of `(\w+)`.*? \| (\d+) \| (.+?) \|",
+        (blocks.ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    named = {title: library for library, title in speed_table.LIBRARIES.items()}
+    assert [agent for agent, *_ in rows] == ["td3", "sac", "td7"]
+    for agent, ours, beside in rows:
+        for title, theirs in re.findall(r"(\S[^,]*?) (\d+)(?:, |$)", beside):
+            pair = speed_table.compare(newest, agent, named[title])
+            assert [f"{x:.0f}" for x in pair] == [ours, theirs]
+    assert newest["machine"]["started"][:10] in (blocks.ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("file", [*collect.RESULTS.glob("*.tar.xz")], ids=lambda file: file.name)

@@ -1,5 +1,6 @@
 """What is built holds everything, says one version, and its pages lead somewhere."""
 
+import csv
 import importlib.metadata
 import os
 import re
@@ -71,6 +72,26 @@ def test_every_extra_is_documented():
     assert not [e for e in PROJECT["project"]["optional-dependencies"] if f"| `{e}` |" not in page]
 
 
+def test_curves_of_others_are_named_with_their_licences():
+    notices = (ROOT / "docs/cite.md").read_text()
+    rows = {
+        cells[0]: cells[3]
+        for line in notices.splitlines()
+        if len(cells := line.strip("| ").split(" | ")) == 4
+    }
+    data = ROOT / "src/qscape/report/data"
+    seen = {
+        (row["source"].split()[0], row["licence"], file.name)
+        for file in data.glob("mujoco_curves*.csv")
+        for row in csv.DictReader(file.read_text().splitlines())
+    }
+    assert len(seen) > 6
+    for repository, licence, file in seen:
+        (place,) = (line for line in notices.splitlines() if f"github.com/{repository})" in line)
+        assert f"`{file}`" in place
+        assert rows[f"[{repository}](https://github.com/{repository})"].startswith(licence)
+
+
 def test_the_adapter_of_gymnax_knows_the_versions_of_its_extra():
     oldest, beyond = (".".join(map(str, version)) for version in (OLDEST, BEYOND))
     assert f"gymnax>={oldest},<{beyond}" in PROJECT["project"]["optional-dependencies"]["gymnax"]
@@ -96,7 +117,8 @@ def test_automation_follows_its_schemas(schema):
 
 def test_workflows_run_what_the_makefile_has():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    files = [*(ROOT / ".github").rglob("*.yml"), ROOT / "CONTRIBUTING.md", ROOT / "Dockerfile"]
+    files = [*(ROOT / ".github").rglob("*.yml")]
+    files += [ROOT / "CONTRIBUTING.md", ROOT / "Dockerfile", ROOT / "docs/releasing.md"]
     named = [
         name
         for file in files

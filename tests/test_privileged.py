@@ -62,7 +62,7 @@ def slopes(function, obs):
 
 
 @pytest.mark.parametrize(
-    "recipe", [slow("td3"), "sac+normalise", slow("sac+lipsnet+caps+l2c2"), slow("fast_td3")]
+    "recipe", [slow("td3"), "sac+normalise", slow("sac+lipsnet+caps+l2c2+jacobian"), slow("fast_td3")]
 )
 def test_an_off_policy_actor_sees_its_part_and_critics_all(recipe):
     settings = {"base": BASE | {"batch_size": 16, "policy_delay": 1}}

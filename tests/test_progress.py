@@ -1,5 +1,8 @@
 """What a user sees while something runs: bars with the time left, an estimate, or nothing."""
 
+import contextlib
+import io
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,6 +154,81 @@ def test_comparing_shows_its_progress(tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "runs to read" in err
     assert "runs to read" not in out
+
+
+def test_one_piece_has_no_bar_because_it_has_no_pace(capsys, monkeypatch):
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: self.stderr))
+    with running.show_tracks():
+        assert [*track(["run"], "lonely")] == ["run"]
+        assert [*track([1, 2], "saves")] == [1, 2]
+    err = capsys.readouterr().err
+    assert "saves" in err
+    assert "lonely" not in err
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """The folder of two trained seeds, and what their training printed."""
+    folder = tmp_path_factory.mktemp("group")
+    argv = ["train", "td3", "--env", "tiny:Clock-v0", "--steps", "60", "--base.warmup", "20"]
+    argv += ["--seeds", "0", "1", "--seeds-as", "vmap", "--out", str(folder)]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*argv, *tiny.flags("td3")]) == 0
+    return folder, said.getvalue()
+
+
+def test_training_ends_by_naming_what_shows_it(group):
+    folder, said = group
+    views = said.splitlines()[-2:]
+    assert views == [
+        f"to look at it: qscape compare {folder}",
+        f"to look at it: qscape landscape {folder / '0'} --trust",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "bars"),
+    [
+        (["evaluate", "--episodes", "2"], ["runs", "episodes"]),
+        (["smoothness", "--episodes", "2"], ["runs", "episodes"]),
+        (["plot"], ["runs to read"]),
+    ],
+    ids=["evaluate", "smoothness", "plot"],
+)
+def test_commands_that_take_time_show_bars(group, argv, bars, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: self.stderr))
+    monkeypatch.chdir(tmp_path)
+    assert main([argv[0], str(group[0]), *argv[1:]]) == 0
+    out, err = capsys.readouterr()
+    for bar in bars:
+        assert bar in err
+        assert f"{bar} " not in out
+
+
+def test_a_check_shows_the_time_that_has_passed(capsys):
+    terminal = Console(force_terminal=True, width=80)
+    with running.show_elapsed(terminal, "checks, at most 60 seconds"):
+        terminal.print("ok  spaces")
+    out = capsys.readouterr().out
+    assert "checks, at most 60 seconds" in out
+    assert "0:00:0" in out
+    with running.show_elapsed(Console(), "checks"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_compare_draws_curves_in_a_terminal_only(tmp_path, capsys, monkeypatch):
+    for label, end in (("td3", -100.0), ("sac", -300.0)):
+        write_run(tmp_path / label, label=label, returns={0: [-900.0], 500: [-500.0], 1_000: [end]})
+    assert main(["compare", str(tmp_path)]) == 0
+    plain = capsys.readouterr().out
+    assert "┤" not in plain
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: not self.stderr))
+    assert main(["compare", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("interquartile mean") == 1
+    assert "┤" in shown
+    assert re.search(r"\n *0 +.* 1000 *\n", shown)  # the steps
 
 
 def test_a_search_tells_the_time_left(tmp_path, monkeypatch):

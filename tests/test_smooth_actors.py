@@ -1,4 +1,6 @@
-"""CAPS, GRAD, ASAP, L2C2 and LipsNet: terms on rows worked out by hand, and where observations come from."""
+"""CAPS, GRAD, ASAP, L2C2, LipsNet, `jacobian`: terms on rows worked out by hand, and where observations come
+from.
+"""
 
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from small import build as small
 from test_contract import QUICK
 
 from qscape.agents import build
+from qscape.contrib.jacobian import ActionJacobian
 from qscape.contrib.l2c2 import L2C2
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
@@ -79,6 +82,8 @@ def test_caps_nearby(monkeypatch):
     loss, said = term(CAPS(temporal=0.0, spatial=5.0), linear)
     assert said["caps_spatial"] == pytest.approx(0.5 * 0.6**2)
     assert loss == pytest.approx(5 * 0.5 * 0.6**2)
+    of_slopes = term(ActionJacobian(weight=5 * 0.2**2 / 2), linear)[0]  # λS σ² / 2A, with A = 1
+    assert loss == pytest.approx(of_slopes)
 
 
 def test_grad():
@@ -133,6 +138,51 @@ def test_asap(head, squash):
     assert learned == pytest.approx(float((2 * now * slope * (squash(2.0 * now) - after)).mean()), rel=1e-5)
 
 
+def jacobian_term(part, act, obs, spec):
+    """The penalty of a policy that is a function of observations, and its metric."""
+    context = fns_of(lambda obs: SimpleNamespace(mode=lambda: act(obs)), spec=spec)
+    return part.actor(None, NOTHING, context, batch_of()._replace(observation=obs), None)
+
+
+@pytest.mark.parametrize("squash", [lambda x: x, jnp.tanh])
+def test_jacobian_of_a_linear_policy(squash):
+    """On a = f(s Kᵀ) the mean of Σ f'ₖ² |Kₖ|², without f the Frobenius norm; and its slope in the scale."""
+    gains = jnp.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
+    obs = 0.3 * jax.random.normal(jax.random.key(0), (5, 3))
+
+    def loss(scale):
+        return jacobian_term(
+            ActionJacobian(weight=0.25), lambda s: squash(scale * s @ gains.T), obs, Spec(3, 2)
+        )
+
+    slopes = np.array([[jax.grad(squash)(x) for x in row] for row in obs @ gains.T])
+    square = (slopes**2 @ np.square(gains).sum(1)).mean()
+    assert squash is jnp.tanh or square == pytest.approx(15.25)
+    total, said = loss(1.0)
+    assert said == {"jacobian_square": pytest.approx(square, rel=1e-5)}
+    assert total == pytest.approx(0.25 * square, rel=1e-5)
+    if squash is not jnp.tanh:
+        assert jax.grad(lambda scale: loss(scale)[0])(1.0) == pytest.approx(0.5 * square, rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["td3", slow("sac+normalise"), "td7"])
+def test_jacobian_against_differences(recipe):
+    """Of real actors, also through SALE's encoder; critics' own entries of the observation do not count."""
+    spec = Spec(5, 2, actor_size=None if recipe == "td7" else 3)
+    sizes = {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "actor_activation": "silu"}
+    agent = build(f"{recipe}+jacobian", {"base": sizes, "jacobian": {"weight": 1.0}}).on(spec)
+    state, no = agent.init(jax.random.key(1)), jnp.array(False)
+    context = agent.functions(state, Event(state.updates, state.env_steps, no, no))
+    obs = jax.random.normal(jax.random.key(2), (8, 5))
+    square = 0.0
+    for step in 0.02 * jnp.eye(5):
+        change = (context.policy(obs + step).mode() - context.policy(obs - step).mode()) / 0.04
+        square += float(jnp.square(change).sum(-1).mean())
+        assert (not change.any()) == (agent.task.actor_size == 3 and bool(step[3:].any()))
+    (part,), batch = agent.regularisers, batch_of()._replace(observation=obs)
+    assert part.actor(None, NOTHING, context, batch, None)[0] == pytest.approx(square, rel=5e-3)
+
+
 @pytest.mark.parametrize("part", [CAPS(spatial=0.0), GRAD(), ASAP(prediction=0.0, spatial=0.0)])
 def test_equal_actions_cost_nothing(part):
     still = lambda obs: SimpleNamespace(mode=lambda: jnp.full((1, 2), 0.3), features=None)  # noqa: E731
@@ -150,10 +200,9 @@ def test_gradient_flows_through_every_action(part):
 
 
 def test_weights_of_zero_leave_terms_out():
-    nothing = [CAPS(temporal=0, spatial=0), GRAD(temporal=0), L2C2(beta=0)]
-    assert term(nothing[0]) is None
-    assert term(nothing[1]) is None
-    assert nothing[2].critic(PartState(), None, None, None) is None
+    for part in (CAPS(temporal=0, spatial=0), GRAD(temporal=0), ActionJacobian(weight=0)):
+        assert term(part) is None
+    assert L2C2(beta=0).critic(PartState(), None, None, None) is None
 
 
 def test_l2c2(monkeypatch):
@@ -323,7 +372,7 @@ def test_l2c2_against_its_definition():
     assert part.critic(PartState(), context, batch, key)[0] > 0
 
 
-@pytest.mark.parametrize("part", ["caps", "grad", "asap"])
+@pytest.mark.parametrize("part", ["caps", "grad", "asap", "jacobian"])
 def test_an_actor_is_needed(part):
     with pytest.raises(UsageError, match=f"cem has no actor that {part} could act on"):
         build(f"td3+cem+{part}")
@@ -343,6 +392,11 @@ def test_an_actor_is_needed(part):
         ("td3+caps", {"caps": {"temporal": -1}}, "caps.temporal is -1.0; it must be a number, 0 or more."),
         ("td3+caps", {"caps": {"sigma": 0}}, "caps.sigma is 0.0; it must be a number above 0."),
         ("td3+grad", {"grad": {"temporal": -1}}, "grad.temporal is -1.0; it must be a number, 0 or more."),
+        (
+            "td3+jacobian",
+            {"jacobian": {"weight": -1}},
+            "jacobian.weight is -1.0; it must be a number, 0 or more.",
+        ),
         ("td3+asap", {"asap": {"spatial": -1}}, "asap.spatial is -1.0; it must be a number, 0 or more."),
         ("td3+asap", {"asap": {"rate": 2}}, "asap.rate is 2.0; it must lie in [0, 1]."),
         (

@@ -25,7 +25,7 @@ from qscape.jobs.study import names_of_studies, read_study
 from qscape.jobs.worker import Job
 from qscape.run import Plan, train
 from qscape.run import folder as folders
-from qscape.run.events import Logged, Progressed, Saved, Started
+from qscape.run.events import Ended, Logged, Progressed, Saved, Started
 from qscape.run.plan import folder_name, prepare, to_json
 
 SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]
@@ -790,6 +790,27 @@ def test_a_study_tells_the_time_that_is_left_after_five_seconds(place, clock, ca
     board.progress.runs[1].pace.speed = 1.0
     assert board.progress.runs[0].pace.speed == pytest.approx(10)
     assert board.left() == pytest.approx((1_139 + 2_000) / 10 + 2 * 2_000)
+
+
+def test_a_study_of_short_runs_tells_the_time_that_is_left_when_the_first_run_ends(place, clock, capsys):
+    """A run of 2,000 steps: its worker takes 3 s to start, it compiles for 9 s and learns for 4 s."""
+    board = StudyBoard(study(), Console(width=200))
+    jobs = board.progress.jobs()
+    next(jobs), next(jobs)
+    clock(3)
+    board.take(0, Started(0, 2_000, "td3", "Clock", 0, []))
+    clock(9)
+    board.take(0, Progressed(100, 40, 0, 0))
+    clock(4)
+    assert board.left() is None
+    capsys.readouterr()
+    board.take(0, Ended(2_000, 1_940, 13.0, False))
+    board.progress.runs[0].state = "done"
+    assert board.left() == pytest.approx(3 * 7)  # compiled programs are kept for later runs
+    board.take(1, Started(0, 2_000, "sac", "Clock", 0, []))
+    assert "about 0:00:21 left with 1 worker " in capsys.readouterr().out
+    board.progress.runs[1].pace.speed = 1_000.0
+    assert board.left() == pytest.approx(2 * 2 + 7), "a group that has no run ended counts by its speed"
 
 
 def test_the_live_table_fits_on_the_screen(place):

@@ -103,6 +103,7 @@ class Model:
             steps it from Python; "auto" compiles where possible, if `env` is an id or a function.
         vectorise: how Python steps `envs` environments: "sync", one after the other; "async", a process for
             each, for which a script needs `if __name__ == "__main__":`; "envpool", EnvPool's.
+        overlap: make updates while the environments step: actions come from parameters that are a step older.
         history: observations that the agent sees, stacked, with the actions between them.
         action_delay: steps after which a chosen action acts.
         observation_delay: steps after which a measurement is seen.
@@ -130,6 +131,7 @@ class Model:
         preset: str | None = None,
         loop: Literal["auto", "host", "compiled"] = "auto",
         vectorise: Literal["sync", "async", "envpool"] = "sync",
+        overlap: bool = False,
         history: int = 1,
         action_delay: int = 0,
         observation_delay: int = 0,
@@ -153,6 +155,8 @@ class Model:
             )
         if not isinstance(preset, str | None):
             raise WrongValue(f"preset is {preset!r}; write the name of one, such as 'paper'.", field="preset")
+        if not isinstance(overlap, bool):
+            raise WrongValue(f"overlap is {overlap!r}; it must be True or False.", field="overlap")
         seed, envs = _whole_number("seed", seed, 0), _whole_number("envs", envs, 1)
         eval_every = _whole_number("eval_every", eval_every, 0)
         eval_episodes = _whole_number("eval_episodes", eval_episodes, 1)
@@ -222,6 +226,7 @@ class Model:
             "preset": preset,
             "loop": loop,
             "vectorise": vectorise,
+            "overlap": overlap,
             **self.lag.changes,
         }
         self._env_args = env_args
@@ -235,8 +240,8 @@ class Model:
 
         self._make = make
         plan = self._plan(FOREVER)  # refuses options of unknown names
-        if preset is not None:
-            prepare(plan)  # refuses a preset without settings for this environment
+        if preset is not None or overlap:
+            prepare(plan)  # refuses a preset without settings for this environment, and what cannot overlap
         self.trainer: Session | None = None
         self._drawn = 0  # number of calls of `predict` that sampled, so that each call draws other numbers
 
@@ -593,6 +598,7 @@ def load(
         preset=plan.preset if env is None else None,  # its settings are those of the plan
         loop=plan.loop,
         vectorise=plan.vectorise if env is None else "sync",
+        overlap=plan.overlap,
         **plan.lag.changes,
         **cast(dict[str, Any], plan.settings),
     )

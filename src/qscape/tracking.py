@@ -13,9 +13,12 @@ _display: ContextVar[Display | None] = ContextVar("display", default=None)
 
 
 def count(total: int, what: str) -> contextlib.AbstractContextManager[Tick]:
-    """Show work of `total` pieces inside the `with` block; call the result of `with` after each piece."""
+    """Show work of `total` pieces inside the `with` block; call the result of `with` after each piece.
+
+    A single piece is not shown: it has no pace from which the time left would follow.
+    """
     display = _display.get()
-    return contextlib.nullcontext(lambda: None) if display is None else display(total, what)
+    return contextlib.nullcontext(lambda: None) if display is None or total < 2 else display(total, what)
 
 
 def track(items: Collection[T], what: str) -> Iterator[T]:

@@ -83,7 +83,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "smooth actors with l2c2, as released": (
-        "sac+caps+grad+asap+l2c2+normalise",
+        "sac+caps+grad+asap+l2c2+jacobian+normalise",
         {part: {"across_resets": True} for part in ("grad", "asap")} | {"base": {"n_step": 2}},
     ),
     "pave on atoms": ("td7+c51+pave", {"c51": {"atoms": 11, "low": -20.0, "high": 20.0}}),

@@ -52,7 +52,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = frozenset(
     ("base", "recipe", "env", "id", "seed", "seeds", "seeds_as", "steps", "envs", "env_args",
      "eval_env", "eval_every", "eval_episodes", "log_every", "save_every", "keep_saves",
-     "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out",
+     "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out", "overlap",
      "overwrite", "log", "log_project", "log_group", "log_tags", "log_videos", "loop", "vectorise",
      "history", "action_delay", "observation_delay", "observation_noise", "dropout", "observe_actions",
      "stop_at", "stop_times", "patience",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.output import save_text
-from qscape.cli.running import plain_console
+from qscape.cli.running import plain_console, show_elapsed
 from qscape.jobs.check import SECONDS, STEP_SECONDS, check_env
 from qscape.trusted import list_code, trust
 from qscape.types import setting
@@ -34,15 +34,16 @@ def main(argv: list[str]) -> int:
     given = options.parse(CheckOptions(), rest, "qscape check ENV")
     trust(*list_code(env, {}, ()))
     console = plain_console()
-    report = check_env(
-        env,
-        options.env_args(given.env_args),
-        envs=given.envs,
-        vectorise=given.vectorise,
-        seconds=given.seconds,
-        step_seconds=given.step_seconds,
-        on_finding=lambda finding: console.print(str(finding), soft_wrap=True),
-    )
+    with show_elapsed(console, f"checks, at most {given.seconds:g} seconds"):
+        report = check_env(
+            env,
+            options.env_args(given.env_args),
+            envs=given.envs,
+            vectorise=given.vectorise,
+            seconds=given.seconds,
+            step_seconds=given.step_seconds,
+            on_finding=lambda finding: console.print(str(finding), soft_wrap=True),
+        )
     console.print(report.summary, soft_wrap=True)
     if given.json:
         save_text(json.dumps(report.to_json(), indent=2), given.json)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, print_notes, print_written, table
+from qscape.cli.running import plain_console, print_notes, print_written, show_tracks, table
 from qscape.errors import QscapeError
 from qscape.types import setting
 
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
     print_notes(console, filter(None, [below]))
     for folder in folders:
         try:
-            findings = collapse.measure_collapse(folder, given.states, given.seed)
+            with show_tracks():
+                findings = collapse.measure_collapse(folder, given.states, given.seed)
         except QscapeError as problem:  # one run that cannot be measured does not hide the others
             problems.append(problem)
             continue

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from qscape.cli import options
 from qscape.cli.output import refuse_same, save_figure, save_text
@@ -22,6 +23,8 @@ from qscape.types import setting
 
 if TYPE_CHECKING:
     from qscape.report.tables import Comparison
+
+ACROSS, HIGH = 90, 12  # width and height of the curves in a terminal, in characters, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,8 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
         ]
         columns += [] if given.threshold is None else [f"stop epoch at {given.threshold:g}"]
         print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; {said[score]}", columns, rows)
+        if console.is_terminal:
+            print_curves(console, made, str(env))
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
@@ -156,6 +161,24 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
         title = f"Probability that a run of the first scores higher; {made.score} scores"
         print_table(console, title, ["pair", "envs", "probability [95%]"], rows)
     print_notes(console, made.notes)
+
+
+def print_curves(console: Console, made: "Comparison", env: str) -> None:
+    """Print the learning curves of an environment, as far as a terminal can show them apart."""
+    from qscape.report import name_steps, statistics, terminal
+
+    rows = made.rows[made.rows["env"] == env]
+    grid = statistics.common_grid(rows)
+    if len(grid) < 2 or rows["label"].nunique() > len(terminal.COLOURS):
+        return
+    curves = []
+    for label, group in rows.groupby("label"):
+        values = statistics.estimate_columns(statistics.align_to_grid(group, grid)).value
+        curves.append(terminal.Curve(str(label), grid.tolist(), values.tolist()))
+    title = f"{statistics.METRIC_NAMES[made.metric]}, interquartile mean"
+    size, span = (min(console.width, ACROSS), HIGH), (float(grid[0]), float(grid[-1]))
+    console.print(Text.from_ansi(terminal.render_chart(title, name_steps(env), curves, *size, span)))
+    console.print()
 
 
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:

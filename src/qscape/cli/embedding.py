@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.output import refuse_same, save_figure, save_text
-from qscape.cli.running import plain_console, print_notes, print_written
+from qscape.cli.running import plain_console, print_notes, print_written, show_tracks
 from qscape.errors import OutOfRange
 from qscape.types import setting
 
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
 
     folder = one_run(Path(path))
     at = None if given.state_from is None else parse_state(given.state_from)
-    findings = measure_embedding(folder, at, given.states, given.seed)
+    with show_tracks():
+        findings = measure_embedding(folder, at, given.states, given.seed)
     figure = draw_embedding(findings)
     console = plain_console()
     episode, step = findings["state"]

@@ -16,6 +16,7 @@ from qscape.run.folder import read_plan, read_record, run_folders
 from qscape.run.plan import score
 from qscape.run.policy import evaluate_run
 from qscape.run.training import set_up_jax
+from qscape.tracking import track
 from qscape.types import setting
 
 
@@ -40,9 +41,9 @@ def main(argv: list[str]) -> int:
     rows, biases = [], []
     means: dict[str, list[float]] = {}  # by agent and environment
     folders, broken = run_folders(Path(path)), []
-    for folder in folders:
-        try:
-            with show_tracks():
+    with show_tracks():
+        for folder in track(folders, "runs"):
+            try:
                 if given.bias:
                     trained = load_trained_agent(folder, given.current)
                     rollouts = trained.rollouts(given.episodes, given.seed)
@@ -53,26 +54,26 @@ def main(argv: list[str]) -> int:
                     step, policy, done = evaluate_run(
                         folder, given.episodes, given.seed, given.current, given.sample
                     )
-        except RunError as problem:  # one broken run of a group does not hide the others
-            if len(folders) == 1:
-                raise
-            broken.append(str(problem))
-            continue
-        returns = [e.ret for e in done]
-        mean = sum(returns) / len(returns)
-        std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
-        successes = list_successes(done)
-        plan = read_plan(folder)
-        scored = score(plan, mean)
-        success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
-        length = sum(e.length for e in done) / len(done)
-        rows.append(
-            [str(folder), policy, f"{step:,}", format_return(mean),
-             *(format_return(x, mean) for x in (std, min(returns), max(returns))),
-             f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
-        )  # fmt: skip
-        task = task_label(read_record(folder))
-        means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
+            except RunError as problem:  # one broken run of a group does not hide the others
+                if len(folders) == 1:
+                    raise
+                broken.append(str(problem))
+                continue
+            returns = [e.ret for e in done]
+            mean = sum(returns) / len(returns)
+            std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
+            successes = list_successes(done)
+            plan = read_plan(folder)
+            scored = score(plan, mean)
+            success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
+            length = sum(e.length for e in done) / len(done)
+            rows.append(
+                [str(folder), policy, f"{step:,}", format_return(mean),
+                 *(format_return(x, mean) for x in (std, min(returns), max(returns))),
+                 f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
+            )  # fmt: skip
+            task = task_label(read_record(folder))
+            means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
     if not rows:
         raise RunsFailed(" ".join(broken))
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]

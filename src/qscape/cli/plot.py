@@ -5,7 +5,7 @@ from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.output import save_figure
-from qscape.cli.running import plain_console, print_notes
+from qscape.cli.running import plain_console, print_notes, show_tracks
 from qscape.report.numbers import format_return
 from qscape.types import setting
 
@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(PlotOptions(), rest, "qscape plot RUNS")
-    frame, skipped, read = runs.read_runs(paths)
+    with show_tracks():
+        frame, skipped, read = runs.read_runs(paths)
     metric = given.metric or statistics.default_metric(read)
     frame = statistics.smooth_returns(statistics.select_metric(frame, metric), given.smooth)
     rows = (
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> int:
     names, shared = shorten_labels(sorted(rows["label"].unique()))
     styles = figures.line_styles([*names], names)
     shown = rows.assign(label=rows["label"].map(names))
-    figure = figures.draw_overview(shown, each=True, metric=metric, styles=styles)
+    with show_tracks():
+        figure = figures.draw_overview(shown, each=True, metric=metric, styles=styles)
     smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
     figures.set_notes(figure, describe_shared(shared), smoothed)
     save_figure(figure, given.png)

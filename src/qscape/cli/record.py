@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from qscape.cli import options
-from qscape.cli.running import plain_console
+from qscape.cli.running import plain_console, show_tracks
 from qscape.errors import Conflict, MissingArgument
 from qscape.run.folder import one_run
 from qscape.run.record import record_dataset
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
         )
     set_up_jax()
     args = (given.episodes, given.policy, given.noise, given.seed, given.current)
-    made = record_dataset(one_run(Path(path)), given.dataset, *args)
+    with show_tracks():
+        made = record_dataset(one_run(Path(path)), given.dataset, *args)
     plain_console().print(
         f"{given.dataset}: {made.total_episodes:,} episodes, {made.total_steps:,} steps, {given.policy}; "
         f"show it with 'qscape dataset {given.dataset}'",

@@ -15,9 +15,11 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.segment import Segment
@@ -293,6 +295,27 @@ def show_tracks() -> Iterator[None]:
         bars.remove_task(task)
 
     with bars, tracking.shown_by(show):
+        yield
+
+
+@contextlib.contextmanager
+def show_elapsed(console: Console, what: str) -> Iterator[None]:
+    """Show a line with the time that has passed, below what is printed inside the `with` block.
+
+    For work whose pieces take unequal times, so that no time left is known. On a terminal only.
+    """
+    line = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    )
+    with line:
+        line.add_task(what, total=None)
         yield
 
 

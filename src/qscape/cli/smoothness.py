@@ -10,8 +10,16 @@ from rich.console import Console
 
 from qscape.cli import options
 from qscape.cli.output import refuse_same, save_figure, save_text
-from qscape.cli.running import plain_console, print_notes, print_table, print_written, require_positive
+from qscape.cli.running import (
+    plain_console,
+    print_notes,
+    print_table,
+    print_written,
+    require_positive,
+    show_tracks,
+)
 from qscape.errors import Conflict, QscapeError
+from qscape.tracking import track
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -93,26 +101,27 @@ def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], li
     folders = runs.find_runs(paths)
     named, below = runs.name_runs(paths, folders)
     print_notes(plain_console(), filter(None, [below]))
-    for folder in folders:
-        try:
-            trained = load_trained_agent(folder, given.current)
-            findings = smoothness.measure_smoothness(trained, given.episodes, given.seed)
-        except QscapeError as problem:
-            problems.append(problem)
-            continue
-        if given.robustness:  # the first run in an environment sets the scale: name the base agent first
-            env = environment_label(findings)
-            if env not in scales:
-                scale = smoothness.measure_observation_scale(trained, given.noise_episodes, given.seed)
-                scales[env] = {"scale_from": trained.name, "scale": scale.tolist()}
-            sigma = smoothness.measure_robustness(
-                trained, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
-            )
-            findings["robustness"] = {**scales[env], "sigma": sigma}
-        records.append(findings)
-        if folder in named:
-            files, why = store.keep_findings(folder, "smoothness", findings)
-            written, unwritten = written + files, unwritten + why
+    with show_tracks():
+        for folder in track(folders, "runs"):
+            try:
+                trained = load_trained_agent(folder, given.current)
+                findings = smoothness.measure_smoothness(trained, given.episodes, given.seed)
+            except QscapeError as problem:
+                problems.append(problem)
+                continue
+            if given.robustness:  # the first run in an environment sets the scale: name the base agent first
+                env = environment_label(findings)
+                if env not in scales:
+                    scale = smoothness.measure_observation_scale(trained, given.noise_episodes, given.seed)
+                    scales[env] = {"scale_from": trained.name, "scale": scale.tolist()}
+                sigma = smoothness.measure_robustness(
+                    trained, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
+                )
+                findings["robustness"] = {**scales[env], "sigma": sigma}
+            records.append(findings)
+            if folder in named:
+                files, why = store.keep_findings(folder, "smoothness", findings)
+                written, unwritten = written + files, unwritten + why
     if not records:
         raise problems[0]
     return records, [*(f"left out: {problem}" for problem in problems), *unwritten], written

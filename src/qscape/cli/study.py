@@ -166,7 +166,7 @@ class StudyBoard(LiveBoard):
             self.say(f"{name(run, self.labels)}: {warning}")
         if run.state != before or isinstance(event, ev.Started):
             self.changed(run)
-        if run.pace.speed and not self.estimated:
+        if (run.pace.speed or run.pace.whole) and not self.estimated:
             self.estimated = True
             self.say(self.cost())
 
@@ -179,12 +179,15 @@ class StudyBoard(LiveBoard):
         """Estimate the worker-seconds that are left; None before the speed of a run is known.
 
         An agent in an environment takes as long a step as its own runs so far, or else as all runs so far.
+        Runs that have ended say more than those that learn: a short run is half start.
         """
+        ended: dict[Path, list[float]] = {}
         taken: dict[Path, list[float]] = {}
         for run in self.progress.runs:
-            if run.pace.speed:
-                taken.setdefault(run.row.folder.parent, []).append(1 / run.pace.speed)
-        if not taken:
+            for known, speed in ((ended, run.pace.whole), (taken, run.pace.speed)):
+                if speed:
+                    known.setdefault(run.row.folder.parent, []).append(1 / speed)
+        if not (taken := taken | ended):
             return None
         step = {group: mean(of) for group, of in taken.items()}
         other = mean(step.values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -24,6 +25,7 @@ from qscape.envs.build import refuse_without_version
 from qscape.envs.lag import Lag
 from qscape.envs.simulators import is_simulator
 from qscape.errors import BadFile, Conflict, MissingArgument, MootSetting, OutOfRange, WrongValue
+from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.report import environment_label
 from qscape.run.adapters import adapt_to_images, open_adapter
 from qscape.run.engines import may_compile, why_not_together
@@ -141,7 +143,22 @@ def main(argv: list[str]) -> int:
     ]
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
-    return run_all(jobs, together, run.quiet, prepared)
+    code = run_all(jobs, together, run.quiet, prepared)
+    if code == 0 and run.env and not run.quiet:
+        _name_views(jobs, agent)
+    return code
+
+
+def _name_views(jobs: Sequence[Job], agent: Agent) -> None:
+    """Print the commands that show finished runs: curves and table; Q, or episodes of agents without."""
+    first, console = jobs[0].folder, plain_console()
+    group = first.parent if len(jobs) > 1 else first
+    look = "landscape" if isinstance(agent, OffPolicyAgent) else "evaluate"
+    views = [f"{look} {shlex.quote(str(first))}{trusted.flag()}"]
+    if jobs[0].plan and jobs[0].plan.eval_every != 0:
+        views.insert(0, f"compare {shlex.quote(str(group))}")
+    for view in views:
+        console.print(f"to look at it: qscape {view}", soft_wrap=True)
 
 
 def _refuse_moot(given: Settings, there: Settings, agent: Agent) -> None:

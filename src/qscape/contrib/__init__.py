@@ -23,6 +23,7 @@ from qscape.contrib.her import HER
 from qscape.contrib.hl_gauss import HLGauss
 from qscape.contrib.imitate import Imitate
 from qscape.contrib.implicit import Implicit
+from qscape.contrib.jacobian import ActionJacobian
 from qscape.contrib.l2c2 import L2C2
 from qscape.contrib.lipsnet import LipsNet
 from qscape.contrib.lsflow import LSFlow
@@ -42,6 +43,7 @@ __all__ = ["AGENTS", "PARTS", "PRESETS"]
 PARTS: tuple[type, ...] = (
     RewardScale,
     L2C2,
+    ActionJacobian,
     LipsNet,
     EAS,
     Imitate,

@@ -19,6 +19,7 @@ from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Input
 from qscape.nets.heads import Point, SquashedNormal
 from qscape.offpolicy.plain import Plain, make_mlp_architecture
 from qscape.offpolicy.sockets import Architecture, Composition, Context, PartState
+from qscape.ops.smooth import squared_jacobian
 from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
 
 
@@ -53,8 +54,7 @@ class LipsActor(Actor):
             return dense(self.output_layer, features), features
 
         raw, back, features = jax.vjp(f, obs, has_aux=True)
-        jacobian = jax.vmap(lambda one: back(jnp.broadcast_to(one, raw.shape))[0])(jnp.eye(raw.shape[-1]))
-        square = jnp.square(jacobian).sum((0, -1))[..., None]
+        square = squared_jacobian(raw, back)[..., None]
         norm = jnp.sqrt(jnp.maximum(square, 1e-24))  # no NaN in the gradient where every unit is off
         action = jnp.tanh(self.lipschitz_constant(obs) * raw / (norm + self.epsilon))
         if not isinstance(self.head, Gaussian):

@@ -20,6 +20,7 @@ from qscape.ops.landscape import span_axes
 from qscape.run.evaluation import SEED
 from qscape.run.folder import no_save
 from qscape.run.probes import PolicyEvaluation
+from qscape.tracking import track
 
 STATES = 10_000
 AT_A_TIME = 500  # states in one forward pass: an image state needs a megabyte
@@ -161,7 +162,7 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
     require_action_layer(last.agent)
     look, history = jax.jit(last.agent.get_distribution), []
     features = labels = w = states = None
-    for trained in load_saves(last):
+    for trained in track([*load_saves(last)], "saves"):
         states = collect_states(trained, count, seed)
         metrics, features, labels, w = measure_policy(trained.agent, trained.acting, states, look)
         share = share_at_bound(features, trained.agent.head.feature_bound)

@@ -29,11 +29,20 @@ class RemainingTime:
 
     Attributes:
         speed: environment steps per second, evaluations included; None before it is known.
+        whole: the same of the whole run, with the start of its process; None before the run has ended.
     """
 
     def __init__(self) -> None:
         self.speed: float | None = None
+        self.whole: float | None = None
+        self.start()
         self._begin(0, 0)
+
+    def start(self) -> None:
+        """Count the time of the whole run from now: its process starts."""
+        self._heard = time.monotonic()
+        self._taken = self._longest = 0.0
+        self._first: int | None = None
 
     def _begin(self, steps: int, every: int) -> None:
         self._steps, self._every = steps, every
@@ -45,6 +54,7 @@ class RemainingTime:
 
     def take(self, event: ev.RunEvent) -> None:
         """Apply an event of the run."""
+        self._count(event)
         if isinstance(event, ev.Started):
             self._begin(event.steps, event.evals_every)
         elif isinstance(event, ev.Evaluated):
@@ -59,6 +69,19 @@ class RemainingTime:
                     self._samples.popleft()
                 self._measure()
             self._before = event
+
+    def _count(self, event: ev.RunEvent) -> None:
+        """Count the time of the whole run without its longest interval: later runs find programs compiled."""
+        now = time.monotonic()
+        interval, self._heard = now - self._heard, now
+        self._taken += interval
+        if isinstance(event, ev.Started):
+            self._first = event.step
+            return
+        self._longest = max(self._longest, interval)
+        if isinstance(event, ev.Ended) and self._first is not None:
+            steps, seconds = event.step - self._first, self._taken - self._longest
+            self.whole = steps / seconds if steps > 0 and seconds > 0 else None
 
     def left(self, step: int, steps: int) -> float | None:
         """Return the seconds that the steps from `step` to `steps` take; None before the speed is known."""

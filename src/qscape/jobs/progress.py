@@ -173,6 +173,7 @@ class StudyProgress:
                 if run.state == "waiting":
                     assert run.job is not None
                     run.state = "running"
+                    run.pace.start()
                     return k, run.job
         return None
 

@@ -38,7 +38,8 @@ BUDGETS = ("quick", "short", "full", "paper")
 # Files of the package, which `find_study` finds by name: demonstrations and the main tables of five papers.
 BUNDLED = Path(__file__).parent / "studies"
 ROWS = "study.json"  # in the folder of a study
-AGENT_KEYS = ("recipe", "steps", "budgets", "preset", "envs")  # in [[agents]]; every other key names a part
+# In [[agents]]; every other key names a part.
+AGENT_KEYS = ("recipe", "steps", "budgets", "preset", "envs", "overlap")
 ENVIRONMENT_KEYS = ("id", "args", "dataset", "steps", "budgets", "envs", "eval_episodes")
 LAG_KEYS = tuple(field.name for field in dataclasses.fields(Lag))  # further ones
 # Numbers in [budgets.NAME], with their smallest allowed values.
@@ -252,6 +253,7 @@ def _agent(source: Source, path: Where) -> Entry:
             raise source.error((*path, part), f"{part} is {fields!r}; it must be a table of its fields")
     _build(source, path, recipe, settings)
     fields: dict[str, Any] = {"recipe": recipe, "settings": settings, "preset": preset}
+    fields["overlap"] = source.get((*path, "overlap"), bool, False)
     if (envs := source.number((*path, "envs"), 1)) is not None:
         fields["envs"] = envs
     return Entry(path, fields, _steps(source, (*path, "steps")))

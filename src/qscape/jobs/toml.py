@@ -11,7 +11,7 @@ from qscape.agents import nearest
 from qscape.errors import BadFile, NotFound, UsageError
 
 Where = tuple[str | int, ...]  # keys and indices from the top, e.g. ("agents", 0, "lap", "alpha")
-KINDS = {str: "a string", dict: "a table", int: "a whole number", list: "a list"}
+KINDS = {str: "a string", dict: "a table", int: "a whole number", list: "a list", bool: "true or false"}
 # Strings and comments, which may hold brackets and ends of lines; then brackets and ends of lines themselves.
 TOKEN = re.compile(
     r'"""(?:\\.|[^\\])*?"""+'
@@ -76,7 +76,7 @@ class Source(NamedTuple):
         value = self.at(path)
         if value is None:
             return default
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.error(path, f"{path[-1]} is {value!r}; it must be {KINDS[kind]}")
         return value
 

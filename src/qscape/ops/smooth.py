@@ -1,4 +1,6 @@
-"""Penalties on the change of actions (CAPS, L2C2, ASAP, GRAD), averaged over a batch."""
+"""Penalties on the change of actions: CAPS, ASAP and GRAD averaged over a batch, Jacobians of its rows."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,3 +23,14 @@ def second_difference(
     """
     weight = jax.lax.stop_gradient(jnp.tanh(jnp.square(1.0 / (after - before + 1e-4))))
     return (0.5 * jnp.square(2.0 * now - after - before) * weight).mean()
+
+
+def squared_jacobian(output: Float[Array, "*b A"], back: Callable) -> Float[Array, "*b"]:
+    """Return ‖∂y/∂x‖², the sum over all entries of each row's Jacobian, in A backward passes.
+
+    Args:
+        output: y of a function of x [*b, S] whose rows do not depend on each other.
+        back: what `jax.vjp` returned beside y.
+    """
+    jacobian = jax.vmap(lambda one: back(jnp.broadcast_to(one, output.shape))[0])(jnp.eye(output.shape[-1]))
+    return jnp.square(jacobian).sum((0, -1))

@@ -29,6 +29,7 @@ from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
 from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import Conflict, OutOfRange, UnfitEnv, UnknownName, WrongValue
+from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import probes
 from qscape.system import file_name
 from qscape.types import LARGEST, setting
@@ -72,6 +73,10 @@ class Pace:
         "sync",
         "How the host steps parallel environments. sync: one after the other. async: a process for each. "
         "envpool: EnvPool's environments of that id, in threads.",
+    )
+    overlap: bool = setting(
+        False,
+        "Make updates while the environments step: actions come from parameters that are a step older.",
     )
     stop_at: float | None = setting(
         None, "End the run when the mean return of an evaluation reaches this. None: not so."
@@ -180,6 +185,13 @@ class Plan(Pace, Lag):
                 f"--devices {self.devices} splits a compiled run; leave it out with --loop host, --dataset "
                 "and --from.",
                 field="devices",
+            )
+        if self.overlap and (self.loop == "compiled" or self.dataset):
+            flag = "--dataset" if self.dataset else "--loop compiled"
+            raise Conflict(
+                f"--overlap makes updates while the host steps environments, which it does not with {flag}; "
+                "leave one of them out.",
+                field="overlap",
             )
         if self.dataset and self.envs > 1:
             why = "--envs: nothing is stepped when learning from a dataset; leave it out."
@@ -310,7 +322,9 @@ def prepare(plan: Plan) -> Prepared:
         notes += [f"preset {plan.preset} ({source}): {_format_settings(given) or 'the defaults'}"]
         plan = dataclasses.replace(plan, settings=merge_settings(given, own))
     agent = build(plan.recipe, plan.settings)
-    plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
+    if plan.overlap:
+        _refuse_overlap(agent)
+    plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given, plan.overlap))
     if plan.typed is None:
         fields = settings_of(agent)  # as its own types, which JSON can hold
         typed = {part: {name: fields[part][name] for name in of} for part, of in own.items()}
@@ -353,6 +367,24 @@ def _scale_to_run(plan: Plan, agent: Agent, base: Any, notes: list[str]) -> tupl
         unit = "updates" if name == "schedule_updates" else "steps"
         notes.append(f"base.{name} = {value:.0f} {unit}, of a run of {plan.steps}")
     return _with_base(plan, agent, fields) if fields else (plan, agent)
+
+
+def _refuse_overlap(agent: Agent) -> None:
+    """Raise UsageError if an agent's updates do not follow from its steps alone."""
+    if not isinstance(agent, OffPolicyAgent):
+        raise Conflict(
+            f"--overlap lets actions come from older parameters, and {agent.recipe} learns from rollouts of "
+            "its newest policy alone; leave --overlap out.",
+            field="overlap",
+        )
+    if not agent.schedule.learns_by_steps:
+        name = agent.schedule.name
+        raise Conflict(
+            f"--overlap makes the updates of each step during the next one, and those of {name} do not "
+            f"follow from steps alone; leave --overlap or {name} out.",
+            part=name,
+            field="overlap",
+        )
 
 
 def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
@@ -417,18 +449,22 @@ def moot_notes(moot: Mapping[str, str], typed: Settings) -> list[str]:
     return [f"{name} does nothing {moot[name]}" for name in flatten(typed) if name in moot]
 
 
-def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
+def label(
+    agent: Agent, preset: str | None = None, given: Settings | None = None, overlap: bool = False
+) -> str:
     """Return an agent's name in tables and folders: its recipe and the fields that differ from the defaults.
 
     Args:
         agent: the agent, with the settings of the run.
         preset: name of the preset, which the label shows; None: no preset.
         given: the settings that the preset gave; fields that differ from them are shown.
+        overlap: whether actions come from older parameters, which makes another algorithm of it.
 
     Returns:
         E.g. `td3+lap[lap.alpha=0.6]` or `td3+pave[preset=paper,pave.sigma=0.1]`.
     """
-    fields = ({"preset": preset} if preset else {}) | changed_fields(agent, given)
+    fields: dict[str, Any] = {"preset": preset} if preset else {}
+    fields |= ({"overlap": True} if overlap else {}) | changed_fields(agent, given)
     listed = ",".join(f"{name}={_format_value(value)}" for name, value in fields.items())
     return f"{agent.recipe}[{listed}]" if listed else agent.recipe
 

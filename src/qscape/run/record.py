@@ -38,6 +38,7 @@ from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
 from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating
+from qscape.tracking import track
 from qscape.values import encode
 
 Kind = Literal["trained", "noisy", "random"]
@@ -101,7 +102,7 @@ def record_dataset(
         try:
             collector = minari.DataCollector(env)
             opened.append(collector)
-            for k in range(episodes):
+            for k in track(range(episodes), "episodes"):
                 _record_episode(collector, loaded, kind, noise, seed + k, rng)
             how = f"{kind} {noise:g}" if kind == "noisy" else kind
             with warnings.catch_warnings():

@@ -44,6 +44,12 @@ def make_engine(plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapt
         raise Conflict(f"Several seeds in one program need {why}.", field="seeds_as")
     kind: Any = ReplayEngine if off_policy else RolloutEngine
     if may_compile(plan) and adapter.jax_env is not None:
+        if plan.overlap:
+            raise UnfitEnv(
+                f"--overlap makes updates while the host steps environments, and {adapter.env_id} is in JAX: "
+                "its steps are in one program with the updates; leave --overlap out.",
+                field="overlap",
+            )
         kind = ReplayScan if off_policy else RolloutScan
     elif plan.loop == "compiled":
         raise UnfitEnv(

@@ -139,7 +139,10 @@ class Engine(Protocol):
         ...
 
     def advance(self, limit: Limit) -> Progress:
-        """Make some of the updates that precede the next step; if it is `ready`, make one step or more."""
+        """Make some of the updates that precede the next step; if it is `ready`, make one step or more.
+
+        With `Plan.overlap` the updates and the next step are made together, unless something is due before.
+        """
         ...
 
     def counters(self, seed: int = 0) -> dict[str, Any]:

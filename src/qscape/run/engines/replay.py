@@ -1,7 +1,9 @@
 """Off-policy training from replay on environments of Gymnasium: the host loop, or the cycle in one program.
 
 Exact semantics: the action at step t comes from the parameters after the updates of step t - 1, and an
-update sees every transition up to its step. What a step computes is in `qscape.offpolicy.cycle`.
+update sees every transition up to its step. With `Plan.overlap` these updates are made while the environments
+make step t, whose action then comes from the parameters after the updates of step t - 2. What a step computes
+is in `qscape.offpolicy.cycle`.
 """
 
 import contextlib
@@ -225,11 +227,21 @@ class ReplayLearner:
     def learn(self, most: int) -> int:
         """Make up to `most` updates, but at most a chunk of them. Returns their number."""
         n, begun = min(most, self.chunk.steps), time.perf_counter()
-        self.carry = self.mapped.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.seeds.key)
+        self._begin(n)
         jax.block_until_ready(self.carry.metrics)
         self.chunk.took(time.perf_counter() - begun, n)
-        self.updates += n
         return n
+
+    def begin_pending(self) -> None:
+        """Begin all pending updates and do not wait for them: whoever needs their result does."""
+        if self.pending:
+            self._begin(self.pending)
+            self.pending = 0
+
+    def _begin(self, updates: int) -> None:
+        steps, key = np.int32(self.env_steps), self.seeds.key
+        self.carry = self.mapped.learn(self.carry, np.int32(updates), steps, key)
+        self.updates += updates
 
     # --- saving and resuming ------------------------------------------------------------------------
 
@@ -409,7 +421,7 @@ class ReplayEngine:
 
     @property
     def ready(self) -> bool:
-        return self.learner.carry.action is not None
+        return self.learner.carry.action is not None and not self.learner.pending
 
     def notes(self, saves: bool) -> list[str]:
         notes, lack = self.learner.notes(self.plan, saves), callbacks.missing()
@@ -435,8 +447,12 @@ class ReplayEngine:
             if self.ready:
                 self._insert_relabelled()
             return NOTHING
+        if learner.pending and learner.env_steps >= limit.step:
+            learner.learn_pending()
+            return NOTHING
         if self._drives(limit):
             return self._drive(limit)
+        learner.begin_pending()  # they are made while the environments step
         step = self.adapter.step(np.asarray(learner.carry.action))  # np.asarray waits for the device
         carry, new = learner.carry, step.transition
         # What the device has is not sent to it again.
@@ -451,7 +467,7 @@ class ReplayEngine:
             action=None,  # type: ignore[arg-type]
             columns={},
         )
-        if learner.agent.schedule.learns_between_episodes:
+        if learner.agent.schedule.learns_between_episodes or self.plan.overlap:
             self._insert_relabelled()
         return self._progress(step.finished)
 
@@ -459,7 +475,7 @@ class ReplayEngine:
         """Write the relabelled rows of episodes that ended in the last step into replay.
 
         That is after the updates of that step, or before those of a whole episode: where the driven program
-        is between two calls.
+        is between two calls. With `Plan.overlap` it is before the updates, which begin with the next step.
         """
         if self.hindsight is not None:
             self.learner.carry = self.hindsight.insert(self.learner.carry, self.learner.env_steps)
@@ -477,14 +493,17 @@ class ReplayEngine:
         return Progress([EndedEpisode(k, step, episode) for k, ended in enumerate(each) for episode in ended])
 
     def _choose(self) -> None:
-        """Make the pending updates (at most a chunk of them), then choose the next action."""
+        """Make the pending updates (at most a chunk of them), then choose the next action.
+
+        With `Plan.overlap` the action is chosen at once, and the updates stay pending.
+        """
         learner, steps, key = self.learner, np.int32(self.learner.env_steps), self.seeds.key
         warm_up = not (learner.learning or learner.refill or self._explores_next())
-        if learner.pending == 1 and not warm_up:
-            learner.carry = learner.mapped.step(learner.carry, np.int32(1), steps, key)
-            learner.updates, learner.pending = learner.updates + 1, 0
-            return
-        if learner.pending:
+        if learner.pending and not self.plan.overlap:
+            if learner.pending == 1 and not warm_up:
+                learner.carry = learner.mapped.step(learner.carry, np.int32(1), steps, key)
+                learner.updates, learner.pending = learner.updates + 1, 0
+                return
             learner.learn_pending()
             if learner.pending:
                 return
@@ -515,7 +534,7 @@ class ReplayEngine:
 
     def _can_drive(self) -> bool:
         """Return whether the whole cycle of such an agent and environment can be one program."""
-        simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
+        simple = self.adapter.is_host_only and not self.adapter.has_reset_rows and not self.plan.overlap
         schedule = self.learner.agent.schedule
         return simple and (schedule.learns_by_steps or schedule.learns_between_episodes)
 
