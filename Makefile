@@ -31,7 +31,7 @@ TOUCHING := $(patsubst %,tests/test_%.py,cli run saves resume envs snapshot reco
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(VENV)/.report ## train td3 with and without PAVE, five seeds each, and test a claim on them (three minutes)
+demo: $(VENV)/.report ## train td3 with and without PAVE, five seeds each, and test a claim on them
 	$(BIN)/qscape study run make-demo
 	$(BIN)/qscape landscape $(DEMO)/*/*/0
 	$(BIN)/qscape compare $(DEMO) --html $(DEMO)/report.html
