@@ -26,7 +26,7 @@ from qscape.envs import adapter as adapters
 from qscape.envs import make
 from qscape.envs.goals import GoalFunction
 from qscape.envs.lag import NO_LAG, Lag
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.jobs.progress import RunProgress
 from qscape.jobs.study import Row
 from qscape.jobs.trials import Search, Trial
@@ -290,6 +290,35 @@ def test_a_run_goes_on_in_the_middle_of_an_episode(recipe, way, tmp_path):
     assert end.interrupted
     list(resume(tmp_path / "parts"))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_an_episode_whose_last_step_was_cut_is_not_relabelled(monkeypatch):
+    """Environment 0 ends its episode in the step in which environment 1 breaks: replay lacks that step."""
+
+    class Breaking(Line):
+        breaks = True
+
+        def step(self, action):
+            if self.length == 8 and self.now == 5 and Breaking.breaks:
+                Breaking.breaks = False
+                raise OSError("the cable fell off")
+            return super().step(action)
+
+    monkeypatch.setattr(HER, "draw_goals", fixed_goals)
+    session = begun(env_class=Breaking, envs=2, steps=100)
+    taken = follow(session)
+    with pytest.raises(RunError, match="cable"):
+        list(session.events(100))
+    cut = len(taken[0])
+    list(session.events(100))
+    assert cut == 5 < len(taken[0])
+    for steps in taken:
+        steps[4] = steps[4] | {"truncated": True}
+    for env, steps in enumerate(taken):
+        expected = steps[:5] + by_hand(steps[5:], {})
+        for row, should in zip(rows_of(session, env), expected, strict=True):
+            for name in ("observation", "reward", "terminated", "truncated"):
+                np.testing.assert_array_equal(row[name], np.float32(should[name]), err_msg=name)
 
 
 def test_statistics_see_relabelled_goals(monkeypatch):
