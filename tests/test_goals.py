@@ -17,6 +17,7 @@ from runs_on_disk import write_run
 from test_drive import leaves, take_early, told
 from tiny import Rooms, assert_same_run, settings, stop_at
 
+import qscape as qs
 from qscape import agents
 from qscape.cli import main as qscape
 from qscape.cli import tune
@@ -34,6 +35,7 @@ from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.replay.storage import rows_at
 from qscape.run import Plan, resume, train
 from qscape.run import events as ev
+from qscape.run.folder import read_record
 from qscape.run.sinks import evaluation_means
 from qscape.run.training import make_session, make_shared_session
 
@@ -537,6 +539,12 @@ def test_success_comes_first_in_studies(tmp_path):
         run.state = "done"
     assert line(runs[0], labels).endswith("0 steps, success 25%, return -20.0")
     assert line(runs[1], labels).endswith("0 steps, return -20.0")
+
+
+def test_a_run_saved_from_python_says_that_its_environment_sets_goals(tmp_path):
+    for recipe, env, goals in (("ppo", "goal_envs:Line-v0", True), ("td3", "Pendulum-v1", None)):
+        folder = qs.Model(recipe, env, eval_every=0).save(tmp_path / recipe)
+        assert read_record(folder).get("goals") is goals
 
 
 def test_trials_are_judged_by_success(tmp_path):
