@@ -27,6 +27,7 @@ from qscape.types import Spec
 
 H = np.float32([[-2, 0.5], [0.5, -1]])
 K = np.float32([[1, 2, 0], [0, -1, 3]])  # [A, S]
+NORM = ((15 + 41**0.5) / 2) ** 0.5  # of K: the root of the larger eigenvalue of K Kᵀ = [[5, -2], [-2, 10]]
 C = np.float32([0.3, -0.2])
 TASK = Spec(3, 2)
 
@@ -55,7 +56,7 @@ def points(n):
 def test_a_quadratic_critic_has_its_own_matrices():
     agent, acting = small(critics=[Says(quadratic)] * 2)
     found = CurvatureProgram(agent)(acting, *points(70))  # more than are computed at a time
-    np.testing.assert_allclose(found.mixed, np.sqrt(15), rtol=1e-4)
+    np.testing.assert_allclose(found.mixed, NORM, rtol=1e-4)
     np.testing.assert_allclose(found.eigenvalue, -0.792893, rtol=2e-3)
     assert set(found.strongest.tolist()) == {2 * 2 + 1}, "∂²Q/∂s₂∂a₁ is 3"
 
@@ -65,7 +66,7 @@ def test_which_critics_are_differentiated_is_told():
     agent, acting = small(critics=[Says(quadratic), other])
     mixed = {q: CurvatureProgram(agent, q)(acting, *points(5)).mixed for q in ("first", "mean", "min")}
     for q, times in (("first", 1.0), ("mean", 1.5), ("min", 1.0)):
-        np.testing.assert_allclose(mixed[q], times * np.sqrt(15), rtol=1e-4)
+        np.testing.assert_allclose(mixed[q], times * NORM, rtol=1e-4)
     with pytest.raises(qs.UsageError, match="q is 'second'"):
         CurvatureProgram(agent, "second")
 
@@ -84,7 +85,7 @@ def test_numbers_are_differences_of_q_in_float64(activation):
             rows = [[[row + a * u + b * v for a, b in ends] for v in across] for u in step]
             values = np.asarray(q(jnp.asarray(np.reshape(rows, (-1, 5))))).reshape(5, 2, 4)
             h = values @ [1, -1, -1, 1] / (2 * 1e-7 * WIDTH)
-            np.testing.assert_allclose(found.mixed[k], np.linalg.norm(h[:3]), rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(found.mixed[k], np.linalg.norm(h[:3], ord=2), rtol=1e-3, atol=1e-5)
             largest = np.linalg.eigvalsh((h[3:] + h[3:].T) / 2)[-1]
             np.testing.assert_allclose(found.eigenvalue[k], largest, rtol=1e-3, atol=1e-3)
     assert found.mixed.max() > 1
@@ -96,7 +97,7 @@ def test_of_a_smooth_critic_they_are_its_derivatives():
     found = CurvatureProgram(agent)(acting, obs, action)
     second = jax.hessian(lambda x: critic_values(agent, acting, x[None, :3], x[None, 3:])[0][0])
     h = jax.vmap(second)(np.concatenate([obs, action], 1))
-    np.testing.assert_allclose(found.mixed, np.linalg.norm(h[:, :3, 3:], axis=(1, 2)), rtol=0.01)
+    np.testing.assert_allclose(found.mixed, np.linalg.norm(h[:, :3, 3:], ord=2, axis=(1, 2)), rtol=0.01)
     largest = np.linalg.eigvalsh(h[:, 3:, 3:])[:, -1]
     np.testing.assert_allclose(found.eigenvalue, largest, rtol=0.01, atol=0.002)
 

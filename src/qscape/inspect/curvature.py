@@ -45,7 +45,7 @@ class Curvature(NamedTuple):
     """Second derivatives of Q at N points.
 
     Attributes:
-        mixed: Frobenius norm of H_sa, in units of Q for a unit of the observation and of the scaled action.
+        mixed: spectral norm of H_sa, in units of Q for a unit of the observation and of the scaled action.
         eigenvalue: largest eigenvalue of H_aa, in units of Q for a squared unit of the scaled action.
         strongest: the entry [S, A] of H_sa that is largest in absolute value, as a flat index.
     """
@@ -96,7 +96,7 @@ class CurvatureProgram:
     def _measure_points(self, acting: ActingState, obs: Array, action: Array) -> tuple[Array, Array, Array]:
         def measure(point: tuple[Array, Array]) -> tuple[Array, Array, Array]:
             mixed, hessian = self._differences(acting, *point)
-            return jnp.linalg.norm(mixed), jnp.linalg.eigvalsh(hessian)[-1], jnp.abs(mixed).argmax()
+            return jnp.linalg.norm(mixed, ord=2), jnp.linalg.eigvalsh(hessian)[-1], jnp.abs(mixed).argmax()
 
         return jax.lax.map(measure, (obs, action), batch_size=CHUNK)
 
@@ -147,7 +147,7 @@ def measure_curvature(
 
     Returns:
         name, label, env, dataset, step, policy, eval_seed, q, and `width` of the differences; for each
-        visited state its `place` [episode, step], and at the agent's action `mixed` (‖H_sa‖, the Frobenius
+        visited state its `place` [episode, step], and at the agent's action `mixed` (‖H_sa‖₂, the spectral
         norm) and `eigenvalue` (the largest of H_aa); `summary` of both by means and percentiles, and
         `concave`, the share of states with a negative eigenvalue; `surfaces`, each with its `place`,
         `dimensions` [I, J], `grid`, `mixed` and `eigenvalue` `[n, n]`, `state` (entry I of the observation),
