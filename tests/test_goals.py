@@ -17,6 +17,7 @@ from runs_on_disk import write_run
 from test_drive import leaves, take_early, told
 from tiny import Rooms, assert_same_run, settings, stop_at
 
+import qscape as qs
 from qscape import agents
 from qscape.cli import main as qscape
 from qscape.cli import tune
@@ -26,7 +27,7 @@ from qscape.envs import adapter as adapters
 from qscape.envs import make
 from qscape.envs.goals import GoalFunction
 from qscape.envs.lag import NO_LAG, Lag
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.jobs.progress import RunProgress
 from qscape.jobs.study import Row
 from qscape.jobs.trials import Search, Trial
@@ -34,6 +35,7 @@ from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.replay.storage import rows_at
 from qscape.run import Plan, resume, train
 from qscape.run import events as ev
+from qscape.run.folder import read_record
 from qscape.run.sinks import evaluation_means
 from qscape.run.training import make_session, make_shared_session
 
@@ -292,6 +294,35 @@ def test_a_run_goes_on_in_the_middle_of_an_episode(recipe, way, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_an_episode_whose_last_step_was_cut_is_not_relabelled(monkeypatch):
+    """Environment 0 ends its episode in the step in which environment 1 breaks: replay lacks that step."""
+
+    class Breaking(Line):
+        breaks = True
+
+        def step(self, action):
+            if self.length == 8 and self.now == 5 and Breaking.breaks:
+                Breaking.breaks = False
+                raise OSError("the cable fell off")
+            return super().step(action)
+
+    monkeypatch.setattr(HER, "draw_goals", fixed_goals)
+    session = begun(env_class=Breaking, envs=2, steps=100)
+    taken = follow(session)
+    with pytest.raises(RunError, match="cable"):
+        list(session.events(100))
+    cut = len(taken[0])
+    list(session.events(100))
+    assert cut == 5 < len(taken[0])
+    for steps in taken:
+        steps[4] = steps[4] | {"truncated": True}
+    for env, steps in enumerate(taken):
+        expected = steps[:5] + by_hand(steps[5:], {})
+        for row, should in zip(rows_of(session, env), expected, strict=True):
+            for name in ("observation", "reward", "terminated", "truncated"):
+                np.testing.assert_array_equal(row[name], np.float32(should[name]), err_msg=name)
+
+
 def test_statistics_see_relabelled_goals(monkeypatch):
     """Of each entry: the mean over what was acted on and over the relabelled rows."""
     monkeypatch.setattr(HER, "draw_goals", fixed_goals)
@@ -508,6 +539,12 @@ def test_success_comes_first_in_studies(tmp_path):
         run.state = "done"
     assert line(runs[0], labels).endswith("0 steps, success 25%, return -20.0")
     assert line(runs[1], labels).endswith("0 steps, return -20.0")
+
+
+def test_a_run_saved_from_python_says_that_its_environment_sets_goals(tmp_path):
+    for recipe, env, goals in (("ppo", "goal_envs:Line-v0", True), ("td3", "Pendulum-v1", None)):
+        folder = qs.Model(recipe, env, eval_every=0).save(tmp_path / recipe)
+        assert read_record(folder).get("goals") is goals
 
 
 def test_trials_are_judged_by_success(tmp_path):

@@ -15,6 +15,7 @@ from qscape.envs.repeats import SaveWitness, compare_steps, make_draw, seed_rese
 from qscape.errors import UsageError
 from qscape.run import events as ev
 from qscape.run import saves
+from qscape.run import session as session_module
 from qscape.run.plan import Plan, prepare
 from qscape.run.training import make_session
 
@@ -78,6 +79,18 @@ def test_a_true_save_stays_one_and_evaluations_are_not_disturbed(env):
 
     assert returns(events) == returns(alone)
     assert len(returns(events)) == 2
+
+
+def test_learning_in_pieces_asks_once(monkeypatch):
+    asked, taken = [], []
+    monkeypatch.setattr(session_module, "seed_resets", lambda *adapters: asked.append(adapters) or [])
+    take = snapshot.take_first
+    monkeypatch.setattr(snapshot, "take_first", lambda adapter: taken.append(adapter) or take(adapter))
+    _, session = run(checked.Sound, steps=30, saver=keep([]))
+    assert (len(asked), len(taken)) == (1, 2)  # the environment of training and that of evaluations
+    for until in (45, 60):
+        list(session.events(until))
+    assert (len(asked), len(taken)) == (1, 2)
 
 
 def test_the_other_environment_gets_its_own_state_back():

@@ -218,8 +218,9 @@ def print_findings(console: "Console", findings: dict[str, Any], place: str = ""
 
 
 def print_curvature(console: "Console", findings: dict[str, Any], place: str = "") -> None:
-    """Print both quantities at the agent's action, over the visited states; `place` is where the
-    run is.
+    """Print both quantities at the agent's action, over the visited states.
+
+    `place`: where the run is, for the heading.
     """
     from qscape.report.curvature import NAMES, describe_method
 

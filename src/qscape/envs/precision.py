@@ -67,7 +67,7 @@ class Precision:
         if not (ratio > FAR).any():
             return None
         entry, others = int(np.argmax(ratio)), int((ratio > FAR).sum()) - 1
-        more = f" (and {others} other entries)" if others else ""
+        more = f" (and {others} other {'entry' if others == 1 else 'entries'})" if others else ""
         step = abs(float(np.spacing(np.float32(mean[entry]))))
         return (
             f"{name}: {name_entry(self.leaves, entry)}{more} lies around {mean[entry]:.6g} with a spread of "

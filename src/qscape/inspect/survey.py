@@ -453,6 +453,7 @@ def summarise(survey: Survey) -> dict[str, Any]:
 
 
 def percentiles(x: Float[np.ndarray, " n"]) -> dict[str, float] | None:
+    """Return mean, median (p50), 90% (p90) and maximum of numbers; None if one of them is not finite."""
     if not np.isfinite(x).all():
         return None
     p50, p90 = np.percentile(x, [50, 90])

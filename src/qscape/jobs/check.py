@@ -35,7 +35,7 @@ from qscape.run.training import make_session, set_up_jax
 
 SECONDS, STEP_SECONDS = 60.0, 10.0  # of all checks, and of one call of the environment
 BEAT = 0.5  # seconds between two signs of life
-SLACK = 10.0  # seconds without one, beyond the patience: JAX may hold Python's lock when it is imported
+SLACK = 10.0  # seconds without one, beyond `step_seconds`: JAX may hold Python's lock when it is imported
 UPDATES = 60  # that are timed
 RANDOM = 200  # random steps before them
 
@@ -226,7 +226,7 @@ def _watch(process: _Process, seconds: float, step_seconds: float, name: str) ->
         process.end()
 
 
-_END = "a run would wait for --step-seconds seconds, save and end; find what it waits for"
+_END = "a run would wait as long as its --step-seconds says, save and end; find what it waits for"
 _DIED = "a run would end there without a save; --vectorise async gives each environment a process of its own"
 
 

@@ -238,7 +238,13 @@ def create(
         raise CannotWrite(
             f"{folder} cannot be emptied ({problem.strerror}); choose another --out."
         ) from problem
-    write_record(folder, to_json(plan, agent) | origin() | dict(further or {}))
+    write_record(folder, _describe(plan, agent) | dict(further or {}))
+
+
+def _describe(plan: Plan, agent: Agent) -> dict[str, Any]:
+    """Return what run.json says of a new run; `agent`: bound to its task."""
+    has_goals = agent.spec is not None and agent.spec.goal_size is not None
+    return to_json(plan, agent) | origin() | ({"goals": True} if has_goals else {})
 
 
 def _empty(folder: Path) -> None:
@@ -263,7 +269,7 @@ def replace(folder: Path, session: Session) -> None:
         try:
             if new.is_symlink() or new.exists():
                 delete(new)
-            write_record(new, to_json(plan, session.agent) | origin())
+            write_record(new, _describe(plan, session.agent))
             save(new, session, milestone=False)
             old.mkdir()
             _finish_replacing(folder)

@@ -409,10 +409,10 @@ def _share(folder: Path, array: np.ndarray) -> str:
         return name
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.parent.parent.parent.glob(f"*/{folder.parent.name}/{SHARED}/{name}.npy"):
-        if other == file or other.is_symlink() or (own is not None and other.stat().st_ino >= own.st_ino):
-            continue  # of two that were written at once the older one stays
         aside = unused_name(file)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # e.g. that run has just deleted it
+            if other == file or other.is_symlink() or (own is not None and other.stat().st_ino >= own.st_ino):
+                continue  # of two that were written at once both runs keep the one with the lower number
             if hashlib.sha256(other.read_bytes()).hexdigest() == name:
                 os.link(other, aside)
                 aside.replace(file)

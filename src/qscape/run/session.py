@@ -172,7 +172,7 @@ class Session:
         self.ended_by = ""
         self.over = False
         self.leave: Callable[[str], object] | None = None
-        self._stop = False
+        self._stop = self._asked = False
         self._hung = ""
         self._played: list[list[Episode]] = []  # the evaluation episodes of all seeds
 
@@ -253,11 +253,13 @@ class Session:
                 if one.saver is not None and one.adapter.jax_env is None:
                     remember(one.adapter)
             warned += warn_of_starts(self.adapter, self.eval_adapter)
-        warned += seed_resets(*(one.adapter for one in self.seeds), self.eval_adapter)
-        if self.saves:
-            first = min(self.plan.saves_every, self.plan.milestone_every) // self.plan.envs
-            for one in self.seeds:
-                watch_saves(one.adapter, self.eval_adapter, max(1, min(WITNESSED, first)))
+        if not self._asked:  # learning in pieces asks the environments once, too
+            self._asked = True
+            warned += seed_resets(*(one.adapter for one in self.seeds), self.eval_adapter)
+            if self.saves:
+                first = min(self.plan.saves_every, self.plan.milestone_every) // self.plan.envs
+                for one in self.seeds:
+                    watch_saves(one.adapter, self.eval_adapter, max(1, min(WITNESSED, first)))
         broken = [one.adapter.interrupted for one in self.seeds if one.adapter.interrupted]
         if broken:
             self.engine.begin_again()

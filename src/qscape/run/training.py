@@ -198,11 +198,10 @@ def train_together(
             notes = notes + take_over(session, plans[0])
         for place in places:
             stack.enter_context(folders.locked(place, new=True))
-        about: dict[str, Any] = {"together": seeds} if len(plans) > 1 else {}
-        about |= {} if adapter.spec.goal_size is None else {"goals": True}
+        together = {"together": seeds} if len(plans) > 1 else {}
         for plan, place in zip(plans, places, strict=True):
             plan = dataclasses.replace(plan, loop=session.plan.loop)
-            folders.create(place, plan, session.agent, overwrite, about | _name_in_trackers(tracking))
+            folders.create(place, plan, session.agent, overwrite, together | _name_in_trackers(tracking))
         on_trainer(session)
         yield from _recorded_events(session, places, plans, notes, warned, trackers)
 

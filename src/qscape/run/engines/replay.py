@@ -425,6 +425,8 @@ class ReplayEngine:
 
     def begin_again(self) -> None:
         self.adapter.reset()
+        if self.hindsight is not None:
+            self.hindsight.forget()  # an episode may have ended in the cut step, which is not in replay
         self._cut_episodes()
 
     def advance(self, limit: Limit) -> Progress:
