@@ -143,13 +143,20 @@ def test_two_agents_are_measured_at_the_same_states_on_the_same_axes():
             np.testing.assert_array_equal(mine, its)
 
 
+def test_q_that_is_not_finite_is_told():
+    with pytest.raises(qs.RunError, match="not finite"):
+        measure_curvature(rooms(scale=np.inf), 6, points=9, episodes=2)
+
+
 def test_a_surface_varies_the_two_entries_that_it_names():
     trained = rooms()
     found = measure_curvature(trained, 8, ["0:3"], "3,0", points=9, episodes=2)
     (surface,) = found["surfaces"]
     x, y = surface["grid"]
     state = trained.rollouts(10)[0].observation[3]
-    np.testing.assert_allclose(np.square(surface["mixed"]), np.tile(15 + 4 * x[:, None] ** 2, 9), rtol=1e-3)
+    slope = 4 * x[:, None] ** 2  # the larger eigenvalue of [[5 + slope, -2], [-2, 10]]
+    largest = (15 + slope + np.sqrt((slope - 5) ** 2 + 16)) / 2
+    np.testing.assert_allclose(np.square(surface["mixed"]), np.tile(largest, 9), rtol=1e-3)
     assert (surface["dimensions"], surface["mixed"].shape) == ((3, 0), (9, 9))
     np.testing.assert_allclose([y[0], y[-1]], [-1, 1])
     assert surface["state"] == state[3]

@@ -376,6 +376,31 @@ def begun_notes(way: str) -> list[str]:
     return started.notes
 
 
+class Tenfold(gym.RewardWrapper):
+    """Gives ten times the rewards that `compute_reward` knows."""
+
+    def __init__(self, **given):
+        super().__init__(Line(**given))
+
+    def reward(self, reward):
+        return 10 * float(reward)
+
+    def compute_reward(self, *given):
+        return self.unwrapped.compute_reward(*given)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("mode", [None, *AutoresetMode])
+@pytest.mark.parametrize("way", ["rows", "infos"])
+def test_rewards_of_steps_that_compute_reward_does_not_know_are_told_once(mode, way):
+    how = {"own": {"way": way}} | ({} if mode is None else {"envs": 2, "mode": mode})
+    for env_class, told_of in ((Line, 0), (Tenfold, 1)):
+        session = begun(env_class=env_class, **how)
+        told = [text for event in session.events(60) for text in getattr(event, "warnings", ())]
+        assert len([text for text in told if "compute_reward" in text]) == told_of
+        assert session.engine.adapter.take_warnings() == []
+        assert len(session.engine.hindsight.goals[0].differing) == 2 * told_of
+
+
 def test_environments_in_processes_relabel_unless_infos_are_needed():
     session = begun(envs=2, vectorise="async", steps=40)
     try:

@@ -349,7 +349,7 @@ class EnvAdapter:
         self.witness: Witness | None = None
         self.unkept = ""
         self.constants: dict[str, Any] | None = None
-        self.alone, self._told_unread, self._told_far = "", False, False
+        self.alone, self._told_unread, self._told_far, self._told_goals = "", False, False, False
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -695,6 +695,14 @@ class EnvAdapter:
         if not self._told_far and (far := self._precision.warning(self.env_id)):
             self._told_far = True
             told.append(far)
+        if self.goals is not None and self.goals.differing and not self._told_goals:
+            self._told_goals = True
+            given, said = self.goals.differing
+            told.append(
+                f"{self.env_id}: a step gave the reward {given:g}, and compute_reward says {said:g} of its "
+                "goals: relabelled transitions have the latter; a wrapper that changes rewards has to have a "
+                "compute_reward that changes them, too"
+            )
         return told + [
             f"{self.env_id} changed {name} late in training, so runs of one seed may differ: what it keeps "
             "outside its instance is looked for in its first steps; use self.np_random and attributes of self"
@@ -1057,7 +1065,9 @@ class _Copies:
                 self.unread = next((key for key in info if isinstance(key, str) and UNREAD.search(key)), "")
             after.append(self.read.one(observation, info, terminated[i]))
             if self.goals is not None:
-                self.goals.step(i, observation, info, terminated[i], truncated[i], successes[-1])
+                self.goals.step(
+                    i, observation, info, terminated[i], truncated[i], successes[-1], float(reward[i])
+                )
             if not self.has_reset_rows and (terminated[i] or truncated[i]):
                 now.append(self._reset(i))
                 is_reset = True
@@ -1110,7 +1120,7 @@ class _Vector:
                 mask = self._final_mask(info, int(i))
                 after[i] = self.read.one(info["final_obs"][i], mask, terminated[i])[0]
             success = np.where(ended, self._success(info.get("final_info", {})), success)
-        self._note_goals(observation, info, valid, terminated, ended, success)
+        self._note_goals(observation, info, valid, terminated, ended, success, reward)
         if same_step:
             self._begin(observation, ended)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
@@ -1135,6 +1145,7 @@ class _Vector:
         terminated: np.ndarray,
         ended: np.ndarray,
         success: np.ndarray,
+        reward: np.ndarray,
     ) -> None:
         """Note the goals of a step; rows that are not `valid` begin episodes."""
         if self.goals is None:
@@ -1148,7 +1159,7 @@ class _Vector:
             own = {key: given[key][i] for key in has}
             reported = None if np.isnan(success[i]) else float(success[i])
             ends = bool(terminated[i]), bool(ended[i] and not terminated[i])
-            self.goals.step(i, seen, own, *ends, reported)
+            self.goals.step(i, seen, own, *ends, reported, float(reward[i]))
 
     def _final_mask(self, info: dict[str, Any], i: int) -> dict[str, Any]:
         """Return what environment i said of the valid actions of its episode's last state."""

@@ -190,6 +190,8 @@ class Goals:
         size: entries of a goal.
         rewards: `compute_reward` of each environment.
         ends: `compute_terminated` of each environment; None: they have none.
+        differing: the first reward of a step that is not what `compute_reward` says, and what that says; ():
+            there was none in the first whole episode; None: no whole episode has ended.
     """
 
     def __init__(
@@ -203,10 +205,12 @@ class Goals:
         self._finished: list[tuple[int, list[_Step]]] = []
         self._now: list[tuple[np.ndarray, np.ndarray] | None] = [None for _ in rewards]
         self._steps: list[list[_Step]] = [[] for _ in rewards]
+        self.differing: tuple[float, ...] | None = None
+        self._given: list[list[float]] = [[] for _ in rewards]  # rewards of the running episodes
 
     def begin(self, env: int, observation: Mapping[str, Any]) -> None:
         """Note the goals with which an episode begins; steps of one that did not end are dropped."""
-        self._now[env], self._steps[env] = _read_goals(observation), []
+        self._now[env], self._steps[env], self._given[env] = _read_goals(observation), [], []
 
     def step(
         self,
@@ -216,6 +220,7 @@ class Goals:
         terminated: bool,
         truncated: bool,
         success: float | None,
+        reward: float,
     ) -> None:
         """Note what a step returned; `success`: what it reported, None: nothing."""
         now = self._now[env]
@@ -224,9 +229,21 @@ class Goals:
         reported = np.nan if success is None else success
         self._steps[env].append(_Step(after[0], now[1], dict(info), bool(terminated), reported))
         self._now[env] = after
+        self._given[env].append(reward)
         if terminated or truncated:
+            if self.differing is None and len(self._given[env]) == len(self._steps[env]):
+                self.differing = self._compare(env)
             self._finished.append((env, self._steps[env]))
             self._steps[env] = []
+
+    def _compare(self, env: int) -> tuple[float, ...]:
+        """Return `differing`, of the episode of an environment: a wrapper may change what `step` gives."""
+        if not self.rewards[env].has_infos:
+            return ()
+        episode, given = _make_episode(env, self._steps[env]), np.array(self._given[env])
+        said = self.rewards[env](episode.achieved, episode.desired, episode.infos)
+        wrong = ~np.isclose(said, given, rtol=1e-4, atol=1e-5)
+        return (float(given[wrong][0]), float(said[wrong][0])) if wrong.any() else ()
 
     def take_finished(self) -> list[GoalEpisode]:
         """Return the episodes that ended since the last call."""

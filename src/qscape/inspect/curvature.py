@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qscape.errors import OutOfRange, UnfitAgent, WrongValue
+from qscape.errors import NotFinite, OutOfRange, UnfitAgent, WrongValue
 from qscape.inspect.landscapes import VisitedStates, label_environment, require_same_task, visit_states
 from qscape.inspect.survey import QChoice, percentiles, with_objective
 from qscape.inspect.trained_agent import TrainedAgent, critic_values
@@ -158,6 +158,7 @@ def measure_curvature(
         UsageError: the agent has no Q, its actions are a discrete set, its observations are images, the plane
             is impossible, an episode does not have the state, a number is too small, or the second agent has
             another environment or other actions.
+        RunError: the second derivatives are not finite.
     """
     agents = [trained] if other is None else [trained, other]
     for agent in agents:
@@ -241,6 +242,11 @@ def _measure_agent(
     """Collect one agent's results, `found` at the visited states, and measure its surfaces."""
     n = len(visits.places)
     label = trained.record.get("label", trained.agent.recipe)
+    if not np.isfinite([found.mixed[:n], found.eigenvalue[:n]]).all():
+        raise NotFinite(
+            f"{label}: second derivatives of its Q are not finite at the visited states; "
+            "`qscape landscape` without --kind shows where Q is finite"
+        )
     return {
         "name": trained.name,
         "label": label,
