@@ -140,8 +140,8 @@ class Beside:
     """The same worlds behind the face of an edge, for the ordinary loop; it maps actions as edges do."""
 
     env_id = "beside"
-    jax_env = None
-    interrupted = ""
+    jax_env = time_limit = called = None
+    interrupted = unkept = ""
     resetting = None  # a world resets in the step that ends an episode
 
     def __init__(self, env: JaxEnv, envs: int, key: Array):

@@ -248,7 +248,7 @@ def test_any_environment_can_be_restricted():
         ({"env": "Pendulum-v1", "mass": 3}, r"^Pendulum-v1 cannot be made with env_args \{'mass': 3\}"),
         ({"env": "nowhere:Thing-v0"}, "nowhere:Thing-v0 cannot be made"),
         ({"env": "a:b:c"}, "'a:b:c' names no environment"),
-        ({"seed": -3}, r"^restricted/Any-v0 cannot be made with env_args \{'seed': -3\}: .*; it takes env, "),
+        ({"seed": -3}, r"^restricted/Any-v0 cannot be made with env_args \{'seed': -3\} \(ValueError"),
     ],
 )
 def test_why_an_environment_cannot_be_restricted(args, why):

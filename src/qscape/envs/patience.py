@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 TICK = 0.5  # seconds between two looks
 ALARM = getattr(signal, "SIGVTALRM", None)  # wakes the main thread; Windows has none
@@ -29,6 +29,7 @@ class Call(NamedTuple):
     thread: int = 0
 
 
+@runtime_checkable
 class Caller(Protocol):
     """What calls an environment, such as an `EnvAdapter`.
 
