@@ -5,7 +5,8 @@
     python benchmarks/demo.py --record 20  # tries with other seeds, up to 20; it goes on where it stopped
 
 A try is the study `make-demo` with five other seeds: the n-th has the seeds 5n to 5n + 4, and the demo itself
-is try 0. The figures of a try are a line of results/demo/tries.jsonl.
+is try 0. The figures of a try are a line of results/demo/tries.jsonl. The first ten are not counted: the
+claim was fixed when they had been made.
 """
 
 import argparse
@@ -30,11 +31,12 @@ PLAIN, SMOOTH = "td3", "td3+pave"
 MEASURES = ("sm", "return")
 RUNS = Path("runs") / "make-demo"
 TRIES = RESULTS / "demo" / "tries.jsonl"
-MOST, LOSS = 0.8, 100.0
+MOST, LEARNT = 0.8, -600.0
+DESIGN = 10  # tries after which the claim was fixed: an earlier one, on returns too, failed in two of them
 CLAIM = (
     f"after 8,000 steps PAVE makes TD3's torque oscillate less: the sm of {SMOOTH} is lower in every pair of "
     f"runs with the same seed (of five, by chance once in 32), at most {MOST:g} times that of {PLAIN} in the "
-    f"geometric mean, and its return at most {LOSS:g} lower (untrained, it is 1,200 lower)."
+    f"geometric mean, and its return above {LEARNT:g} (untrained, it is about -1,200)."
 )
 
 Figures = Mapping[str, Mapping[str, Sequence[float]]]  # recipe -> "sm" or "return" -> a number for each seed
@@ -70,7 +72,7 @@ def judge(figures: Figures) -> Verdict:
         f"{lower} of {pairs} seeds, {factor:.2f} times as high [95%: {low:.2f}, {high:.2f}]; "
         f"return {returns[0]:.0f} with PAVE and {returns[1]:.0f} without."
     )
-    return Verdict(lower == pairs and factor <= MOST and returns[0] >= returns[1] - LOSS, because)
+    return Verdict(lower == pairs and factor <= MOST and returns[0] > LEARNT, because)
 
 
 def measure(folder: Path, seeds: Sequence[int] | None = None) -> Figures:
@@ -107,11 +109,11 @@ def record(tries: int) -> None:
     """Make the tries that are not recorded, one run after the other, and add a line for each.
 
     Args:
-        tries: how many there shall be.
+        tries: how many there shall be after those of the design.
     """
     from qscape.jobs.study import find_study, read_study
 
-    for number in range(len(read_tries()) + 1, tries + 1):
+    for number in range(len(read_tries()) + 1, DESIGN + tries + 1):
         folder = RUNS.with_name("make-demo-tries") / str(number)
         rows = read_study(find_study("make-demo"), "full", folder).rows
         seeds = sorted({row.plan.seed for row in rows})
@@ -151,10 +153,10 @@ def main() -> int:
         record(given.record)
         return 0
     verdict = judge(measure(RUNS))
-    past = [judge(each).borne_out for each in read_tries()]
+    past = [judge(each).borne_out for each in read_tries()[DESIGN:]]
     print(f"The claim: {CLAIM}")
     print(f"This run {'bears it out' if verdict.borne_out else 'does NOT bear it out'}: {verdict.because}")
-    print(f"Of {len(past)} recorded tries with other seeds, {sum(past)} bear it out.")
+    print(f"Of {len(past)} recorded tries with other seeds, made after the claim, {sum(past)} bear it out.")
     return int(given.check and not verdict.borne_out)
 
 
