@@ -355,7 +355,9 @@ def find_influences(study: "optuna.Study", fewest: int = ENOUGH) -> dict[str, fl
         return None
     finished = optuna.create_study()  # in memory, with the finished trials alone, numbered from 0
     finished.add_trials(trials)
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old versions of Optuna say that it may change
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
 
     def measure(values: np.ndarray) -> dict[str, float]:
         return optuna.importance.get_param_importances(
