@@ -21,7 +21,7 @@ from qscape.envs import make
 from qscape.errors import RunError
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd
-from qscape.run import Plan, drive
+from qscape.run import Plan, callbacks
 from qscape.run import events as ev
 from qscape.run.drive import MOST
 from qscape.run.engines import replay
@@ -134,9 +134,9 @@ def test_an_answer_that_is_copied_to_the_program_is_the_same(envs, monkeypatch):
 
     def by_copies(*how):
         asked.append(how)
-        return drive._ask_by_copies(*how)
+        return callbacks._ask_by_copies(*how)
 
-    monkeypatch.setattr(drive, "_ask_in_place", by_copies)
+    monkeypatch.setattr(callbacks, "_ask_in_place", by_copies)
     copied = begun(envs=envs)
     assert str(told(copied)) == str(heard)
     assert len(asked) == 1

@@ -269,7 +269,7 @@ class Faulty(Counter):
 @pytest.mark.parametrize(
     ("how", "code", "field", "named"),
     [
-        slow("make", "unmakeable-env", "env_args", ("Faulty", "the port is taken")),
+        slow("make", "unmakeable-env", "envs", ("Faulty", "the port is taken")),
         ("step", "broken-env", None, ("step 1", "(Local: the arm fell off)")),
         slow("exit", "broken-env", None, ("environment", "code 3")),
         slow("send", "conflict", "envs", ("2", "pickle")),
