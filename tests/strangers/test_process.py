@@ -125,7 +125,9 @@ class Training:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_second_interrupt_ends_at_once_before_the_save_and_does_nothing_after_it(last):
-    before = signal.getsignal(signal.SIGINT)
+    # A shell that starts a test run in its background has it ignore interrupts.
+    found, before = signal.getsignal(signal.SIGINT), signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
     try:
         trainer = Training()
         with StopOnSignal(signal.SIGINT, last=last) as asked:
@@ -143,7 +145,7 @@ def test_second_interrupt_ends_at_once_before_the_save_and_does_nothing_after_it
         with pytest.raises(KeyboardInterrupt):
             interrupt_twice(last)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, found)
 
 
 def interrupt_twice(last):
