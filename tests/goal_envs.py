@@ -127,4 +127,4 @@ class Aimless(Line):
 
 for _made in (Line, Judged, Seen, Named, Wide, Aimless):
     if f"{_made.__name__}-v0" not in gym.registry:
-        gym.register(f"{_made.__name__}-v0", _made)  # type: ignore[arg-type]
+        gym.register(f"Goal{_made.__name__}-v0", _made)  # type: ignore[arg-type]

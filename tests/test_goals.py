@@ -61,7 +61,7 @@ def begun(
     """A run in memory; `own`: the environment's arguments."""
     wanted = settings(recipe, **{"warmup": 20} | base) | (parts or {})
     plan = Plan(recipe, "Line", steps, envs=envs, settings=wanted, eval_every=0, log_every=10**6)
-    env = f"goal_envs:{env_class.__name__}-v0" if vectorise == "async" else env_class
+    env = f"goal_envs:Goal{env_class.__name__}-v0" if vectorise == "async" else env_class
     if env is env_class:
         env = lambda **args: env_class(**args)  # noqa: E731
     adapter = make(env, envs, own, autoreset=mode, vectorise=vectorise, lag=lag)
@@ -276,7 +276,7 @@ def test_a_run_goes_on_in_the_middle_of_an_episode(recipe, way, tmp_path):
     """Stopped at step 45 of episodes of 10: goals and infos of its first half are known after it."""
     plan = Plan(
         recipe,
-        "goal_envs:Line-v0",
+        "goal_envs:GoalLine-v0",
         90,
         envs=2,
         env_args={"length": 10, "way": way},
@@ -495,10 +495,10 @@ def test_observations_without_goals_are_left_alone():
 
 REFUSED = {
     "no goals": ("td3+her", "Pendulum-v1", []),
-    "no method": ("td3+her", "goal_envs:Aimless-v0", []),
-    "images": ("td3+her", "goal_envs:Seen-v0", []),
-    "one of five": ("td3+her", "goal_envs:Named-v0", []),
-    "of two shapes": ("td3+her", "goal_envs:Wide-v0", []),
+    "no method": ("td3+her", "goal_envs:GoalAimless-v0", []),
+    "images": ("td3+her", "goal_envs:GoalSeen-v0", []),
+    "one of five": ("td3+her", "goal_envs:GoalNamed-v0", []),
+    "of two shapes": ("td3+her", "goal_envs:GoalWide-v0", []),
     "time limits that end": ("td3+her", "goal/Reach-v0", ["--base.no-bootstrap-at-time-limits"]),
     "a replay that is too small": ("td3+her", "goal/Reach-v0", ["--base.replay-capacity", "200"]),
     "on-policy": ("ppo+her", "goal/Reach-v0", []),
@@ -567,7 +567,7 @@ def test_success_comes_first_in_studies(tmp_path):
 
 
 def test_a_run_saved_from_python_says_that_its_environment_sets_goals(tmp_path):
-    for recipe, env, goals in (("ppo", "goal_envs:Line-v0", True), ("td3", "Pendulum-v1", None)):
+    for recipe, env, goals in (("ppo", "goal_envs:GoalLine-v0", True), ("td3", "Pendulum-v1", None)):
         folder = qs.Model(recipe, env, eval_every=0).save(tmp_path / recipe)
         assert read_record(folder).get("goals") is goals
 

@@ -322,3 +322,4 @@ def test_the_environments_of_the_documentation():
     assert abs(names["played"].ret.mean() - 5.36) < 0.2
     env = gym.make("Line-v0", max_episode_steps=3)
     assert find_jax_env(env).time_limit == 3
+    del gym.registry["Line-v0"]  # a name other tests may want

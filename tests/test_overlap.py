@@ -204,7 +204,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(place, counters, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["td3+normalise+her", "sac+lap+her"])
 def test_relabelled_episodes_resume_to_the_bit(recipe, tmp_path):
-    line = {"env": "goal_envs:Line-v0", "settings": settings(recipe, warmup=WARM_UP)}
+    line = {"env": "goal_envs:GoalLine-v0", "settings": settings(recipe, warmup=WARM_UP)}
     plan = Plan(recipe, steps=90, eval_every=0, save_every=40, overlap=True, **line)
     one, other = tmp_path / "whole", tmp_path / "resumed"
     list(train(plan, one))
