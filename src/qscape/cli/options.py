@@ -13,9 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_
 from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
 from qscape.envs.lag import Lag
 from qscape.errors import Conflict, MissingArgument, OutOfRange, UnknownField, WrongValue
-from qscape.jobs.roll_call import read_place
 from qscape.run.plan import Pace, anywhere
-from qscape.run.processes import Place
+from qscape.run.processes import Place, read_place
 from qscape.trusted import list_code, trust
 from qscape.types import check_flags, setting
 from qscape.values import decode, encode

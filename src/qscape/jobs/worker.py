@@ -92,8 +92,9 @@ class Job:
             register(place)
         plan = data["plan"] and from_json(data["plan"])
         tracking = data["tracking"] and Tracking.from_json(data["tracking"])
-        made = {"folder": Path(data["folder"]), "plan": plan, "tracking": tracking}
-        return Job(**data | made | {"place": data["place"] and Place(**data["place"])})
+        place = data["place"] and Place(**data["place"])
+        made: dict[str, Any] = {"plan": plan, "tracking": tracking, "place": place}
+        return Job(**data | made | {"folder": Path(data["folder"])})
 
 
 def leave(why: str) -> None:

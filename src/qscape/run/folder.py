@@ -260,8 +260,14 @@ def replace(folder: Path, session: Session) -> None:
     The old content stays in place until the new run is written completely.
 
     Raises:
-        UsageError: the folder holds something that is no run. RunError: it cannot be written.
+        UsageError: the folder holds something that is no run, or several processes share the run. RunError:
+            it cannot be written.
     """
+    if jax.process_count() > 1:
+        raise Conflict(
+            "Model.save writes the run of one process, and several share this one; train it by "
+            "qscape.run.train(plan, folder) in each, or by qscape train --processes."
+        )
     refuse_taken(folder, overwrite=True)
     new, old = folder / NEW, folder / OLD
     with locked(folder):

@@ -7,6 +7,9 @@ does anything.
 """
 
 import dataclasses
+import os
+import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
@@ -16,6 +19,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from qscape.errors import WrongValue
+
+SLURM_PORTS = 61_440, 4_096  # the first port and how many; two jobs on one node take different ones
 Tree = TypeVar("Tree", bound=PyTree)
 
 
@@ -37,6 +43,50 @@ class Place:
 
     def __str__(self) -> str:
         return f"process {self.number} of {self.count}"
+
+
+def read_place(text: str, seconds: float) -> Place:
+    """Read the value of --processes.
+
+    Args:
+        text: `HOST:PORT,COUNT,NUMBER`, or `slurm`.
+        seconds: how long to wait for the others.
+
+    Raises:
+        UsageError: the text is something else, or this is no task of SLURM.
+    """
+    if text == "slurm":
+        text = _read_slurm(os.environ)
+    found = re.fullmatch(r"(.+):(\d{1,5}),(\d{1,6}),(\d{1,6})", text)
+    if not found:
+        raise WrongValue(
+            f"--processes is '{text}'; it is HOST:PORT,COUNT,NUMBER, such as node1:9911,2,0 in the first of "
+            "two processes, or slurm in the tasks of srun.",
+            field="processes",
+        )
+    port, count, number = map(int, found.groups()[1:])
+    if not (0 < port < 2**16 and count > 1 and number < count):
+        raise WrongValue(
+            f"--processes {text}: a port is 1 to 65535, there are 2 processes or more, and they have the "
+            "numbers 0, 1, ... below that.",
+            field="processes",
+        )
+    return Place(f"{found[1]}:{port}", count, number, seconds)
+
+
+def _read_slurm(given: Mapping[str, str]) -> str:
+    """Return the place of a task of `srun` in the form of `--processes`."""
+    names = "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"
+    missing = [name for name in names if not given.get(name)]
+    if missing:
+        raise WrongValue(
+            f"--processes slurm: {missing[0]} is not set, so this is no task of SLURM; start it with srun.",
+            field="processes",
+        )
+    job, nodes, count, number = (given[name] for name in names)
+    prefix, first = re.match(r"([^,\[]+)(?:\[([^],-]+))?", nodes).groups()  # type: ignore[union-attr]
+    start, ports = SLURM_PORTS
+    return f"{prefix}{first or ''}:{start + int(job) % ports},{count},{number}"
 
 
 def join(place: Place) -> None:

@@ -60,8 +60,8 @@ def make_engine(plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapt
     elif plan.devices > 1 or jax.process_count() > 1:
         flag = f"--devices {plan.devices}" if plan.devices > 1 else "--processes"
         raise UnfitEnv(
-            f"{flag} splits a compiled run, which needs an environment in JAX and neither --loop host nor "
-            f"--dataset nor --from: here the host trains on {adapter.env_id}, on one device.",
+            f"{flag} splits a program that holds the environments, and here the host steps {adapter.env_id}: "
+            "take an environment in JAX, without --loop host, --dataset and --from.",
             field=flag.split()[0].removeprefix("--"),
         )
     elif plan.dataset and off_policy:
