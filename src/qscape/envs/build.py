@@ -1,5 +1,6 @@
 """Make one Gymnasium environment from an id or a function, with errors in one sentence."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -10,10 +11,11 @@ import re
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
+import jax
 from gymnasium.envs.registration import load_env_creator
 
 from qscape.envs import pixels, simulators
@@ -96,7 +98,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     try:
         if isinstance(env_id, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[^:]+", env_id):
             import_named(env_id.partition(":")[0])
-        env = _env_creator(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
+        with _own_devices():
+            env = _env_creator(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
     except QscapeError:
         raise
     except (gym.error.Error, ImportError) as problem:
@@ -132,6 +135,22 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     if hidden is not None:
         env.privileged_keys = hidden  # pyright: ignore[reportAttributeAccessIssue] (the adapter asks for it)
     return env
+
+
+@contextlib.contextmanager
+def _own_devices() -> Iterator[None]:
+    """Let `jax.devices` name the devices of this process alone inside the `with` block.
+
+    MJX puts a model on the first of `jax.devices()`, which is one of process 0 if several share a run.
+    """
+    if not jax.distributed.is_initialized():  # which starts no device, as counting the processes would
+        yield
+        return
+    all_devices, jax.devices = jax.devices, lambda backend=None: jax.local_devices(backend=backend)
+    try:
+        yield
+    finally:
+        jax.devices = all_devices
 
 
 def training_args(env_id: str, args: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,12 @@ def explain_failure(sim: Any) -> Iterator[None]:
         ) from problem
 
 
+def _on_no_device(x: PyTree) -> PyTree:
+    """Return an array that a program for several devices may take: MJX binds those of a model to one."""
+    bound = isinstance(x, jax.Array) and x.committed
+    return jnp.asarray(np.asarray(x)) if bound else x
+
+
 class StateEnv(JaxEnv):
     """An environment `sim` with `sim.reset(rng) -> State` and `sim.step(state, action) -> State`.
 
@@ -165,7 +171,7 @@ class StateEnv(JaxEnv):
         Raises:
             UsageError: there is no such observation.
         """
-        model = getattr(sim, cls.MODEL, None)
+        model = jax.tree.map(_on_no_device, getattr(sim, cls.MODEL, None))
         rng = jax.random.key_data(jax.random.key(0))
         with explain_failure(sim):
             state: Any = jax.eval_shape(lambda model, rng: cls._with_model(sim, model).reset(rng), model, rng)
