@@ -52,7 +52,8 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).resolve().parent / "results" / "house"
 COMMAND = ["train", "td7+savo+pave", "--env", "Pendulum-v1"]
-STEPS = {"td3": 12_000, "td3_16": 24_000, "sac": 12_000, "td7": 12_000, "envs": 1_000_000, "seeds": 3_000}  # of a seed
+STEPS = {"td3": 12_000, "td3_16": 24_000, "sac": 12_000, "td7": 12_000}  # of a seed
+STEPS |= {"envs": 1_000_000, "seeds": 3_000}
 SEEDS = 5
 LINES = 20  # of metrics.jsonl in a run whose steps per second are measured
 QUIET = 0.2  # a turn is disturbed if other processes use more of a core than this
