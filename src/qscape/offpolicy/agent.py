@@ -462,12 +462,12 @@ class Agent(Bound):
         storage: Storage,
         replay_state: ReplayState,
         key: Key,
-        previous: Metrics | None = None,
     ) -> tuple[State, ReplayState, Metrics]:
-        """Make one update from replay: see `qscape.offpolicy.update.update`."""
+        """Make one update from replay: see `qscape.offpolicy.update.update`; here metrics are one dict."""
         from qscape.offpolicy.update import update  # which is about agents, and imports this file
 
-        return update(self, layout, state, storage, replay_state, key, previous)
+        state, replay_state, metrics, of_actors = update(self, layout, state, storage, replay_state, key)
+        return state, replay_state, metrics | of_actors
 
     # --- acting -----------------------------------------------------------------------------------
 
