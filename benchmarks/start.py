@@ -122,19 +122,23 @@ def start_qscape(recipe: str, env: str, watch: Watch) -> None:
         watch.mark("agent")
         return session
 
-    def once(program: Any) -> Any:
-        def call(carry: Any, _: Any, *others: Any) -> NoReturn:
+    class Once:
+        def __init__(self, program: Any) -> None:
+            self.program = program
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.program, name)
+
+        def __call__(self, carry: Any, _: Any, *others: Any) -> NoReturn:
             watch.mark("random steps")
-            state = jax.block_until_ready(program(carry, np.int32(1), *others).state)
+            state = jax.block_until_ready(self.program(carry, np.int32(1), *others).state)
             watch.mark("first update")
             leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
             watch.end(networks=hashlib.sha256(leaves).hexdigest())
 
-        return call
-
     def begin(self: Any, *given: Any) -> None:
         init(self, *given)
-        self.learn, self.step = once(self.learn), once(self.step)
+        self.learn, self.step = Once(self.learn), Once(self.step)
 
     package.open_adapters = open_adapters
     setattr(package, name, make)
