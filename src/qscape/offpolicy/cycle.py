@@ -169,11 +169,16 @@ def choose(
 @lru_cache(maxsize=32)
 def metric_names(agent: Agent, layout: Layout) -> tuple[str, ...]:
     """Return the names of an update's metrics, sorted: the order of `Carry.metrics`."""
+    *_, metrics, of_actors = jax.eval_shape(_compiled_update(agent, layout), *shapes(agent, layout))
+    return tuple(sorted([*metrics, *of_actors]))
+
+
+@lru_cache(maxsize=32)
+def shapes(agent: Agent, layout: Layout) -> tuple[State, Storage, ReplayState, Key]:
+    """Return what an update takes, with a `jax.ShapeDtypeStruct` for each array."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(agent.init, key)
-    storage, replay_state = jax.eval_shape(partial(agent.init_replay, layout))
-    made = jax.eval_shape(_compiled_update(agent, layout), state, storage, replay_state, key)
-    return tuple(sorted([*made[2], *made[3]]))
+    replay = jax.eval_shape(partial(agent.init_replay, layout))
+    return jax.eval_shape(agent.init, key), *replay, key
 
 
 @lru_cache(maxsize=32)

@@ -71,11 +71,11 @@ class Program:
         if count_cores() == 1 or os.environ.get("NPROC") == "1":
             return
 
-        def compile() -> None:
+        def prepare() -> None:
             with contextlib.suppress(Exception):
                 self.compiled.lower(*self.arguments(carry, *args)).compile()
 
-        self._ahead = threading.Thread(target=compile, name="compile ahead")
+        self._ahead = threading.Thread(target=prepare, name="compile ahead")
         self._ahead.start()
 
     def arguments(self, carry: Carry, *args: Any) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from qscape.envs import EnvAdapter, Episode, Step, snapshot
 from qscape.envs.patience import Hung
 from qscape.envs.repeats import name_check
 from qscape.errors import RunError
+from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
@@ -145,9 +146,7 @@ class ReplayLearner(Learner):
     def _compile_ahead(self, program: Program) -> None:
         """Compile the program of the first update in a thread, by the shapes of the carry of one seed."""
         agent, envs, task = self.agent, self.layout.envs, self.agent.task
-        key = self.seeds.key
-        state = jax.eval_shape(agent.init, key)
-        storage, replay_state = jax.eval_shape(partial(agent.init_replay, self.layout))
+        state, storage, replay_state, key = cycle.shapes(agent, self.layout)
         has_bytes = agent.index_actions and task.frame is not None
         carry = Carry(
             state=state,
@@ -448,9 +447,9 @@ class ReplayEngine:
 
     def _first_update(self, programs: Programs) -> Program:
         """Return the program that is expected to make the first update."""
-        base = programs.agent.base
-        alone = programs.agent.schedule.learns_by_steps and self.envs * base.updates_per_step == 1
-        return programs.step if alone and not self.plan.overlap else programs.learn
+        schedule = programs.agent.schedule
+        _, updates, _ = schedule.updates_due(schedule.start(), StepEnd(self.envs), programs.agent.base)
+        return programs.step if updates == 1 and not self.plan.overlap else programs.learn
 
     @property
     def ready(self) -> bool:
