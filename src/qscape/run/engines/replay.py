@@ -28,6 +28,7 @@ from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops.finite import guard_names
+from qscape.ops.threefry import write_out
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import GIB, Storage
 from qscape.run import callbacks
@@ -49,7 +50,7 @@ from qscape.run.plan import REPLAYS, Plan
 from qscape.run.programs import Program, Programs
 from qscape.run.saves import PIECE, Large
 from qscape.run.seeds import Seeds
-from qscape.types import Spec
+from qscape.types import Key, Spec
 
 CHUNK = 250  # maximal number of updates in one call
 LONG = 10_000  # remaining steps above which compiling the whole cycle into one program saves time
@@ -122,7 +123,7 @@ class ReplayLearner(Learner):
         agent, seeds = self.agent, self.seeds
         ring_buffer.check_memory(self.layout, len(seeds))
         self.programs = self.mapped = Programs(agent, self.layout)
-        init = agent.init
+        init = self._draw
         if seeds.shape:
             self.mapped = Programs(agent, self.layout, seeds)
             mapped = jax.jit(seeds.map(agent.init, out_axes=SEED_AXES))
@@ -142,6 +143,11 @@ class ReplayLearner(Learner):
             columns={},
             guard=seeds.tile(jnp.zeros(len(guard_names(state.optimisers)), jnp.int32)),
         )
+
+    def _draw(self, key: Key) -> State:
+        """Make the state of a new run; see `ops.threefry`."""
+        leaves = jax.tree.leaves(cycle.shapes(self.agent, self.layout)[0])
+        return self.agent.init(write_out(key, max(leaf.size for leaf in leaves)))
 
     def _compile_ahead(self, program: Program) -> None:
         """Compile the program of the first update in a thread, by the shapes of the carry of one seed."""
