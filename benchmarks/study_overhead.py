@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,13 @@ class Account:
         self.seconds[self.open[-1]] = self.seconds.get(self.open[-1], 0.0) + now - self.since
         self.since = now
 
-    def wrap(self, owner: Any, name: str, what: Any) -> None:
+    def wrap(self, owner: Any, name: str, what: str | Callable[..., str]) -> None:
         """Replace `owner.name` by a function that counts for `what`, or for `what(its arguments)`."""
         inner = getattr(owner, name)
 
         def counted(*args: Any, **options: Any) -> Any:
             self.turn()
-            self.open.append(what(*args, **options) if callable(what) else what)
+            self.open.append(what if isinstance(what, str) else what(*args, **options))
             try:
                 return inner(*args, **options)
             finally:

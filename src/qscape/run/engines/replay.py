@@ -153,18 +153,19 @@ class ReplayLearner(Learner):
         """Compile the program of the first update in a thread, by the shapes of the carry of one seed."""
         agent, envs, task = self.agent, self.layout.envs, self.agent.task
         state, storage, replay_state, key = cycle.shapes(agent, self.layout)
-        has_bytes = agent.index_actions and task.frame is not None
+        pixel: Any = jnp.uint8 if agent.index_actions and task.frame is not None else jnp.float32
+        shape: Any = jax.ShapeDtypeStruct
         carry = Carry(
             state=state,
             storage=storage,
             replay_state=replay_state,
             noise_state=jax.eval_shape(partial(self.programs.init_noise, envs)),
-            metrics=jax.ShapeDtypeStruct((len(self.programs.metrics),), jnp.float32),
-            observation=jax.ShapeDtypeStruct((envs, task.row_size), jnp.uint8 if has_bytes else jnp.float32),
+            metrics=shape((len(self.programs.metrics),), jnp.float32),
+            observation=shape((envs, task.row_size), pixel),
             first=np.ones(envs, bool),
             action=None,  # type: ignore[arg-type]
             columns={},
-            guard=jax.ShapeDtypeStruct((len(guard_names(state.optimisers)),), jnp.int32),
+            guard=shape((len(guard_names(state.optimisers)),), jnp.int32),
         )
         program.compile_ahead(carry, np.int32(1), np.int32(1), key)
 
