@@ -140,7 +140,7 @@ def _run(argv: list[str]) -> int:
         return 1
     except Exception as problem:
         full = memory_error(problem)
-        if isinstance(problem, ValueError) and "null byte" in str(problem):
+        if isinstance(problem, ValueError) and "embedded null" in str(problem):
             full = WrongValue("a file's name holds a NUL byte, on the command line or in a file; remove it.")
         elif full is None and not debug and (wrong := find_wrong_versions()):
             full = WrongVersion(f"{'; '.join(wrong)} ({describe(problem)}).")
