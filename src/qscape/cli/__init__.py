@@ -11,6 +11,7 @@ import sys
 import threading
 
 from qscape.errors import QscapeError, WrongValue, WrongVersion, describe, memory_error, one_line
+from qscape.system import collect_seldom
 from qscape.versions import find_wrong_versions
 
 INTERRUPTED = 130  # exit code
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     `argv`: the arguments after `qscape`; None: those of this process, which ends after them.
     """
     if argv is None:
+        collect_seldom()
         return _run(sys.argv[1:])
     before = signal.getsignal(signal.SIGINT)
     try:

@@ -192,6 +192,7 @@ def main() -> None:
 
     The end of standard input means that the parent process has ended: then the run saves and ends.
     """
+    system.collect_seldom()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # other output goes to standard error, so that it does not mix with the events
     line = sys.stdin.readline()
