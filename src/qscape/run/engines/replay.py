@@ -47,6 +47,7 @@ from qscape.run.engines.base import (
 )
 from qscape.run.hindsight import Hindsight
 from qscape.run.plan import REPLAYS, Plan
+from qscape.run.processes import gather
 from qscape.run.programs import Program, Programs
 from qscape.run.saves import PIECE, Large
 from qscape.run.seeds import Seeds
@@ -198,7 +199,7 @@ class ReplayLearner(Learner):
 
     def notes(self, plan: Plan, saves: bool) -> list[str]:
         """Return sentences on the discount and on the memory that the replay takes."""
-        gib, devices = self.layout.nbytes / GIB, plan.devices
+        gib, devices = self.layout.nbytes / GIB, 1 if self.mesh is None else self.mesh.size
         each = f", {gib / devices:.2f} on each of {devices} devices" if devices > 1 else ""
         notes = []
         if self.discount_rule == "time_limit":
@@ -282,7 +283,7 @@ class ReplayLearner(Learner):
         What scales rewards is in the tree "loop", since networks that learned from scaled rewards need it
         also where there is no replay.
         """
-        carry = self._of_seed(seed)
+        carry = gather(self._of_seed(seed))
         scaling, replay_state = carry.replay_state.scaling, carry.replay_state._replace(scaling=None)
         loop = {"noise_state": carry.noise_state, "columns": carry.columns, "metrics": carry.metrics}
         loop |= {"first": np.asarray(carry.first), "key": self.seeds.take(self.seeds.key, seed)}
