@@ -93,8 +93,9 @@ class Job:
         plan = data["plan"] and from_json(data["plan"])
         tracking = data["tracking"] and Tracking.from_json(data["tracking"])
         place = data["place"] and Place(**data["place"])
-        made: dict[str, Any] = {"plan": plan, "tracking": tracking, "place": place}
-        return Job(**data | made | {"folder": Path(data["folder"])})
+        folder = Path(data["folder"])
+        made: dict[str, Any] = {"folder": folder, "plan": plan, "tracking": tracking, "place": place}
+        return Job(**data | made)
 
 
 def leave(why: str) -> None:
