@@ -247,7 +247,7 @@ def test_a_squashed_policy_chooses_its_noise_by_the_state():
 # --- minibatches ------------------------------------------------------------------------------------
 
 
-def walked(n, size, passes, weight=None):
+def walked(n, size, passes, weight=None, unroll=1):
     """The indices of every step, with their weights, as lists."""
     zeros = jnp.zeros(n)
     samples = RolloutSamples(jnp.arange(n)[:, None], zeros, zeros, zeros, zeros, None, weight)
@@ -260,7 +260,7 @@ def walked(n, size, passes, weight=None):
         )
         return params + 1, moments_, {"count": w.sum()}
 
-    plan = Minibatches(n, size, passes, weight)
+    plan = Minibatches(n, size, passes, weight, unroll)
     run = jax.jit(lambda: plan.run_passes(step, (0, 0), samples, jax.random.key(0), None))
     steps, _, metrics = run()
     jax.effects_barrier()
@@ -281,6 +281,60 @@ def test_each_pass_sees_every_sample_once(n, size, used, lengths):
     for one in (first, second):
         assert sorted(i for minibatch in one for i in minibatch) == list(range(used))
     assert not size or first != second, "each pass has an order of its own"
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "dead", "lengths"),
+    [(24, 8, (), [8, 8, 8]), (28, 8, (), [8, 8, 12]), (24, 0, (), [24]), (28, 9, (3, 4, 5, 6, 7), [8, 8, 8])],
+)
+def test_unrolls_stay_together(n, size, dead, lengths):
+    """In minibatches of whole unrolls of 4, of which 9 samples hold two; samples that do not count are left
+    out.
+    """
+    weight = jnp.ones(n).at[jnp.array(dead)].set(0.0) if dead else None
+    seen = walked(n, size, 2, weight, unroll=4)
+    kept = [i for i in range(n) if i not in dead]
+    for one in (seen[: len(lengths)], seen[len(lengths) :]):
+        flat = [i for minibatch in one for i in minibatch]
+        assert sorted(flat) == kept
+        begun = dict.fromkeys(i // 4 for i in flat)
+        assert flat == [i for k in begun for i in kept if i // 4 == k], "in the order of time"
+        assert [len({i // 4 for i in x}) * 4 for x in one] == lengths
+    assert not size or seen[: len(lengths)] != seen[len(lengths) :]
+
+
+@pytest.mark.parametrize("case", [{"steps": 12}, {"steps": 10}, {"steps": 11, "masked": True}])
+def test_advantages_anew(case):
+    """Each step on the whole rollout: targets end with unrolls of 4 and follow the critic's own steps."""
+    made = rollout(3, **case)
+    settings = {"base": {"passes": 1, "batch_size": 0, "discount": 0.9}, "gae": {"decay": 0.8}}
+    once = build("ppo", clipped={"unroll": 4}, **settings)
+    settings["base"] |= {"passes": 2}
+    state, twice = begin(once), build("ppo", clipped={"unroll": 4}, **settings)
+    rows = np.ones(made.reward.shape, bool) if made.valid is None else np.asarray(made.valid)
+
+    def error(state):
+        """Mean squared error of the critic, from last to first step of every unroll."""
+        v, after = (
+            np.asarray(once.value({}, state.networks, x)) for x in (made.observation, made.next_observation)
+        )
+        errors = []
+        for e, t in zip(*np.nonzero(rows.T), strict=True):
+            error, weight = 0.0, 1.0
+            for k in range(t, min(t - t % 4 + 4, rows[:, e].sum())):
+                follows = 0.0 if made.terminated[k, e] else 0.9 * after[k, e]
+                error += weight * (made.reward[k, e] + follows - v[k, e])
+                weight *= 0.9 * 0.8
+                if made.terminated[k, e] or made.truncated[k, e]:
+                    break
+            errors.append(error)
+        return np.mean(np.square(errors))
+
+    stepped, first = compiled(once)(state, made, 0.0, jax.random.key(1))
+    np.testing.assert_allclose(first["value_loss"], error(state), rtol=1e-4)
+    _, both = compiled(twice)(state, made, 0.0, jax.random.key(1))
+    np.testing.assert_allclose(2 * both["value_loss"] - first["value_loss"], error(stepped), rtol=1e-4)
+    assert abs(error(stepped) / error(state) - 1) > 1e-3
 
 
 def test_the_first_ratio_is_one():

@@ -61,12 +61,14 @@ def test_reinforce(steps):
     assert not same(actor, actor_of(state.networks)), "something was learned"
 
 
-def test_ppo():
-    agent = build("ppo")
+@pytest.mark.parametrize("unroll", [0, 4])
+def test_ppo(unroll):
+    """With unrolls of 4, advantages are computed anew for each minibatch."""
+    agent = build("ppo", clipped={"unroll": unroll}) if unroll else build("ppo")
     state = begin(agent)
     networks = actor_of(state.networks), critic_of(state.networks)
     oracle_state = reference.ppo.State(*networks, reference.ppo.adam.init(networks), state.updates)
-    ours, oracle = program(agent), jax.jit(lambda state, made: reference.ppo.update(state, made, KEY))
+    ours, oracle = program(agent), jax.jit(lambda state, made: reference.ppo.update(state, made, KEY, unroll))
     for number in range(3):
         made = rollout(number)
         state = ours(state, made)

@@ -331,8 +331,16 @@ def test_numbers_of_braxs_notebook():
     assert (base.rollout, base.batch_size, base.passes, base.discount) == (327_680, 10_240, 4, 0.97)
     assert (base.learning_rate, base.entropy_coefficient, base.gradient_clip) == (3e-4, 0.01, None)
     assert (base.actor_hidden, base.critic_hidden, base.activation) == ((32,) * 4, (256,) * 5, "silu")
-    assert (parts["gae"].decay, parts["clipped"].bound, parts["learnable"].log_std) == (0.8, 0.3, -1.0)
-    humanoid = build("ppo+normalise", preset("tuned", "ppo", "brax/humanoid")[0]).base
+    clipped, head = parts["clipped"], parts["learnable"]
+    assert (parts["gae"].decay, clipped.bound, clipped.unroll, head.continuous) == (
+        0.95,
+        0.3,
+        5,
+        "tanh_normal",
+    )
+    other = build("ppo+normalise", preset("tuned", "ppo", "brax/humanoid")[0])
+    humanoid = other.base
+    assert other.parts["clipped"].unroll == 10
     assert (humanoid.rollout, humanoid.batch_size, humanoid.passes) == (1024 * 32 * 10, 10_240, 8)
     assert (humanoid.entropy_coefficient, humanoid.discount) == (0.001, 0.97)
 

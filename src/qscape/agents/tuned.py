@@ -6,10 +6,8 @@ environments. What qscape lacks is left out: state-dependent exploration, a clip
 initial weights that are not orthogonal (PPO's wide networks).
 
 Settings of PPO on Brax's tasks are those of Brax's notebook (github.com/google/brax,
-`notebooks/training.ipynb`) and the defaults of its trainer, but for two. Its advantages end with an unroll of
-5 to 30 steps, ours with the rollout: λ makes them as long. Log standard deviations start at -1 (see
-docs/methods/ppo.md). Rewards are not scaled: actor and critic share nothing, and Adam's step does not depend
-on the loss's scale.
+`notebooks/training.ipynb`) and the defaults of its trainer. Rewards are not scaled: actor and critic share
+nothing, and Adam's step does not depend on the loss's scale. What else differs is in docs/methods/ppo.md.
 """
 
 from typing import Any
@@ -200,9 +198,9 @@ def _brax() -> Paper:
         rate = 6e-4 if task == "humanoidstandup" else 3e-4
         base = {"entropy_coefficient": entropy, **shared}
         batch = size * unroll
-        decay = min(0.95, 1 - 1 / unroll)
-        row = _ppo(batch * minibatches, batch, passes, discount, decay, rate, 0.3, **base)
-        rows["ppo", "", f"brax/{task}"] = merge_settings(row, {"learnable": {"log_std": -1.0}})
+        row = _ppo(batch * minibatches, batch, passes, discount, rate=rate, bound=0.3, **base)
+        more = {"clipped": {"unroll": unroll}, "learnable": {"continuous": "tanh_normal"}}
+        rows["ppo", "", f"brax/{task}"] = merge_settings(row, more)
         meant_for["ppo", f"brax/{task}"] = f"ppo+normalise --envs {envs}"
     return Paper("Brax, github.com/google/brax, notebooks/training.ipynb", rows, meant_for)
 

@@ -93,8 +93,9 @@ class Job:
         plan = data["plan"] and from_json(data["plan"])
         tracking = data["tracking"] and Tracking.from_json(data["tracking"])
         place = data["place"] and Place(**data["place"])
-        made: dict[str, Any] = {"plan": plan, "tracking": tracking, "place": place}
-        return Job(**data | made | {"folder": Path(data["folder"])})
+        folder = Path(data["folder"])
+        made: dict[str, Any] = {"folder": folder, "plan": plan, "tracking": tracking, "place": place}
+        return Job(**data | made)
 
 
 def leave(why: str) -> None:
@@ -201,6 +202,7 @@ def main() -> None:
 
     The end of standard input means that the parent process has ended: then the run saves and ends.
     """
+    system.collect_seldom()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # other output goes to standard error, so that it does not mix with the events
     line = sys.stdin.readline()

@@ -216,6 +216,7 @@ class Agent(Bound):
         arguments as in `update`.
         """
         part_states, base = state.part_states, self.base
+        own = part_states.get(self.estimator.name)
         rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
         return UpdateContext(
             normalise=lambda obs: self.normalise_obs(part_states, obs),
@@ -223,6 +224,7 @@ class Agent(Bound):
             apply_networks=lambda networks, obs: self.apply_networks(part_states, networks, obs),
             distribution=lambda actor, obs: self.distribution(part_states, actor, obs),
             value=lambda critic, obs: _value(critic, None, self.task.visible(obs)),
+            estimate=lambda trajectory: self.estimator.estimate(own, base, trajectory)[:2],
             spec=self.task,
             base=base,
             progress=progress,

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from qscape.onpolicy.sockets import NetworkOutputs, PolicyUpdate, RolloutSamples, UpdateContext
+from qscape.onpolicy.base import HAS_CRITIC
+from qscape.onpolicy.sockets import (
+    NetworkOutputs,
+    PolicyUpdate,
+    RolloutSamples,
+    Trajectory,
+    UpdateContext,
+)
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.devices import split_batch
 from qscape.ops.order import argsort_draws
@@ -26,6 +33,9 @@ class _MinibatchDescent(PolicyUpdate):
     """Passes over the samples in minibatches, one optimiser step for each. Subclasses define `losses`.
 
     The total loss is mean(policy) + c_v mean(value) - c_e mean(entropy) + mean(penalty of the head).
+
+    Where samples are unrolls, a minibatch holds whole ones, and their advantages and targets are computed
+    anew in each, with the critic of then.
     """
 
     @property
@@ -47,6 +57,8 @@ class _MinibatchDescent(PolicyUpdate):
 
         def loss(networks: Networks, batch: RolloutSamples) -> tuple[Scalar, Metrics]:
             outputs = context.apply_networks(networks, batch.observation)
+            if batch.successors is not None:
+                batch = estimate_anew(context, networks, batch, outputs.value, self.unroll_length)
             policy, value, metrics = self.losses(outputs, batch)
             entropy = weighted_mean(outputs.dist.entropy(), batch.weight)
             total = weighted_mean(policy, batch.weight)
@@ -69,7 +81,9 @@ class _MinibatchDescent(PolicyUpdate):
             direction, moments = optimiser.update(gradient, moments)
             return apply_step(networks, direction, context.rate), moments, metrics
 
-        minibatches = Minibatches(len(samples.advantage), base.batch_size, base.passes, samples.weight)
+        unroll = 1 if samples.successors is None else self.unroll_length
+        rows = len(samples.advantage)
+        minibatches = Minibatches(rows, base.batch_size, base.passes, samples.weight, unroll)
         networks, moments, metrics = minibatches.run_passes(
             step, (state.networks, state.optimisers["networks"]), samples, context.key, self.kl_limit
         )
@@ -81,23 +95,47 @@ def apply_step(params: PyTree, direction: PyTree, rate: Scalar) -> PyTree:
     return jax.tree.map(lambda p, d: p + -rate * d, params, direction)
 
 
+def estimate_anew(
+    context: UpdateContext, networks: Networks, batch: RolloutSamples, value: Array | None, unroll: int
+) -> RolloutSamples:
+    """Return a minibatch of unrolls with the advantages and targets of the networks of now.
+
+    Args:
+        context, networks: as in `PolicyUpdate.improve`; no gradient moves the networks by this.
+        batch: the samples, unroll after unroll.
+        value: v(s) of the networks.
+        unroll: U, the steps of an unroll.
+    """
+    assert batch.successors is not None
+    assert value is not None
+    after = batch.successors
+    next_value = context.apply_networks(networks, after.observation).value
+    columns = after.reward, value, next_value, after.terminated, after.segment_end
+    in_time = jax.tree.map(lambda x: jax.lax.stop_gradient(x).reshape(-1, unroll).T, columns)
+    estimated = context.estimate(Trajectory(*in_time, weight=None, done=in_time[-1]))
+    advantage, target = (x.T.reshape(-1) for x in estimated)
+    return batch._replace(advantage=advantage, target=target)
+
+
 class Minibatches(NamedTuple):
     """Passes over N samples in minibatches, each pass in a new random order.
 
     A remainder that is smaller than a minibatch joins the last one. Samples of weight 0 come last in the
-    order and pad the last minibatch.
+    order and pad the last minibatch. With unrolls, all of this is said of unrolls of U samples.
 
     Attributes:
         samples: N.
-        size: samples in a minibatch; 0: all N.
+        size: samples in a minibatch, which has at least one unroll; 0: all N.
         passes: number of passes.
         weight: 0 for samples that do not count; None: all count.
+        unroll: U; 1: single samples.
     """
 
     samples: int
     size: int
     passes: int
     weight: Float[Array, " N"] | None
+    unroll: int = 1
 
     def run_passes(
         self, step: Callable, carry: tuple, samples: RolloutSamples, key: Key, kl_limit: float | None
@@ -148,38 +186,59 @@ class Minibatches(NamedTuple):
         params, moments, sums, taken, _ = carry
         return params, moments, jax.tree.map(lambda x: x / jnp.maximum(taken, 1.0), sums)
 
-    def _shuffle(self, key: Key) -> Int[Array, " N"]:
-        """Return a random order of the samples; those of weight 0 come last."""
-        if not self.size and self.weight is None:
-            return jnp.arange(self.samples)
-        draws = jax.random.uniform(key, (self.samples,))
-        if self.weight is None:
+    def _shuffle(self, key: Key) -> Int[Array, " n"]:
+        """Return a random order of the n samples or unrolls; those of weight 0 come last."""
+        unrolls, weight = self.samples // self.unroll, self._weight_unrolls()
+        if not self.size and weight is None:
+            return jnp.arange(unrolls)
+        draws = jax.random.uniform(key, (unrolls,))
+        if weight is None:
             return argsort_draws(draws)
-        return jnp.argsort(jnp.where(self.weight > 0, draws, 2.0))
+        return jnp.argsort(jnp.where(weight > 0, draws, 2.0))
+
+    def _weight_unrolls(self) -> Float[Array, " n"] | None:
+        """Return 1 for each sample or unroll of which something counts, else 0; None: all count."""
+        if self.weight is None or self.unroll == 1:
+            return self.weight
+        return self.weight.reshape(-1, self.unroll).max(1)
 
     def _run_pass(self, step: Callable, carry: tuple, samples: RolloutSamples, order: Array) -> tuple:
         """Make one pass over the samples in the given order, a step for each minibatch."""
         if not self.size:
             return step(carry, samples)
-        size, rest = self.size, self.samples % self.size
-        if self.weight is None and not rest:
+        size, weight = self._unrolls, self._weight_unrolls()
+        if weight is None and not len(order) % size:
             chunks = order.reshape(-1, size)
-            return jax.lax.scan(lambda c, i: (step(c, take_samples(samples, i)), None), carry, chunks)[0]
-        used = self.samples if self.weight is None else self.weight.sum().astype(jnp.int32)
+            return jax.lax.scan(lambda c, i: (step(c, self._take(samples, i)), None), carry, chunks)[0]
+        used = len(order) if weight is None else weight.sum().astype(jnp.int32)
         whole = jnp.maximum(used // size, 1) - 1  # all but the last minibatch, which may be longer
         padded = jnp.concatenate([order, jnp.zeros(2 * size, order.dtype)])
 
         def step_on_minibatch(j: Array, carry: tuple) -> tuple:
-            return step(carry, take_samples(samples, jax.lax.dynamic_slice(padded, (j * size,), (size,))))
+            return step(carry, self._take(samples, jax.lax.dynamic_slice(padded, (j * size,), (size,))))
 
         carry = jax.lax.fori_loop(0, whole, step_on_minibatch, carry)
         wide = 2 * size - 1
-        last = take_samples(samples, jax.lax.dynamic_slice(padded, (whole * size,), (wide,)))
-        return step(carry, last._replace(weight=(jnp.arange(wide) < used - whole * size).astype(jnp.float32)))
+        last = self._take(samples, jax.lax.dynamic_slice(padded, (whole * size,), (wide,)))
+        counts = (jnp.arange(wide) < used - whole * size).astype(jnp.float32)
+        if self.unroll > 1:
+            counts = jnp.repeat(counts, self.unroll) * (1.0 if last.weight is None else last.weight)
+        return step(carry, last._replace(weight=counts))
+
+    @property
+    def _unrolls(self) -> int:
+        """The samples or unrolls in a minibatch."""
+        return max(self.size // self.unroll, 1)
+
+    def _take(self, samples: RolloutSamples, i: Int[Array, " n"]) -> RolloutSamples:
+        """Return the samples or unrolls at indices [n]; several devices take a share each."""
+        if self.unroll > 1:
+            i = (i[:, None] * self.unroll + jnp.arange(self.unroll)).reshape(-1)
+        return take_samples(samples, i)
 
     def _example_batch(self, samples: RolloutSamples) -> RolloutSamples:
         """Return a minibatch of the right shape, to find the names and shapes of the metrics."""
-        return samples if not self.size else take_samples(samples, jnp.zeros(self.size, jnp.int32))
+        return samples if not self.size else self._take(samples, jnp.zeros(self._unrolls, jnp.int32))
 
 
 def take_samples(samples: RolloutSamples, i: Int[Array, " B"]) -> RolloutSamples:
@@ -223,6 +282,14 @@ class Clipped(_MinibatchDescent):
         within="(0, inf]",
     )
     normalise_advantages: bool = setting(True, "Standardise advantages within each minibatch.")
+    unroll: int = setting(
+        0,
+        "Consecutive steps of one environment that stay together in a minibatch; advantages end with them "
+        "and are computed anew in each minibatch, with the critic of then. 0: single steps, with advantages "
+        "computed once over the whole rollout.",
+        within=">= 0",
+        only_if=HAS_CRITIC,
+    )
     target_kl: float | None = setting(
         None,
         "Stop training on a rollout once the estimated KL exceeds 1.5 times this value; None: never.",
@@ -237,6 +304,10 @@ class Clipped(_MinibatchDescent):
                 "clipped.normalise_advantages = False."
             )
         return None
+
+    @property
+    def unroll_length(self) -> int:
+        return self.unroll
 
     @property
     def kl_limit(self) -> float | None:

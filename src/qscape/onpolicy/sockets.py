@@ -79,8 +79,23 @@ class Trajectory(NamedTuple):
     done: Float[Array, "T E"]
 
 
+class Successors(NamedTuple):
+    """What followed N rollout steps, for advantages that are computed anew.
+
+    Attributes:
+        reward: in the critic's unit.
+        observation: of the true successor, normalised if the agent normalises observations.
+        terminated, segment_end: as in `Trajectory`, but segments end with an unroll too.
+    """
+
+    reward: Float[Array, " N"]
+    observation: Float[Array, "N S"]
+    terminated: Float[Array, " N"]
+    segment_end: Float[Array, " N"]
+
+
 class RolloutSamples(NamedTuple):
-    """N rollout steps in no particular order, as a `PolicyUpdate` sees them.
+    """N rollout steps as a `PolicyUpdate` sees them, in no particular order, or unroll after unroll.
 
     Attributes:
         observation: normalised, if the agent normalises observations.
@@ -89,6 +104,8 @@ class RolloutSamples(NamedTuple):
         target: regression target of the critic.
         value: v_old(s) of the critic before the update; None without a critic.
         weight: 0 for rows that are no environment steps; None: all rows are steps.
+        successors: what followed each step; None unless the samples are unrolls
+            (`PolicyUpdate.unroll_length`).
     """
 
     observation: Float[Array, "N S"]
@@ -98,6 +115,7 @@ class RolloutSamples(NamedTuple):
     target: Float[Array, " N"]
     value: Float[Array, " N"] | None
     weight: Float[Array, " N"] | None
+    successors: Successors | None = None
 
 
 class NetworkOutputs(NamedTuple):
@@ -123,6 +141,8 @@ class UpdateContext(NamedTuple):
         apply_networks: (networks, observations [B, S]) to `NetworkOutputs`.
         distribution: ((torso, head), observations [B, S]) to the policy's `Distribution`, without the critic.
         value: (critic, observations [B, S]) to values [B], for a critic that does not share the torso.
+        estimate: a trajectory in the critic's unit to advantages and targets [T, E], by the agent's
+            estimator.
         spec: the task.
         base: the settings.
         progress: the share of the run that is done, in [0, 1]; a part that uses it says so by
@@ -136,6 +156,7 @@ class UpdateContext(NamedTuple):
     apply_networks: Callable[..., NetworkOutputs]
     distribution: Callable[..., Distribution]
     value: Callable[..., Array]
+    estimate: Callable[[Trajectory], tuple[Array, Array]]
     spec: Spec
     base: Base
     progress: Scalar | float
@@ -231,6 +252,11 @@ class PolicyUpdate(StatefulPart):
     adds_head_penalty: ClassVar[bool] = True  # is the head's L2 term part of the loss?
     weighs_critic_loss: ClassVar[bool] = True  # is the critic's loss weighed by base.value_coefficient?
     has_own_critic: ClassVar[bool] = False  # does it bring a critic of its own in place of v(s)?
+
+    @property
+    def unroll_length(self) -> int:
+        """Return U: samples are unrolls, U consecutive steps of one environment each; 0: single steps."""
+        return 0
 
     @property
     def follows_progress(self) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.onpolicy.agent import Agent
-from qscape.onpolicy.sockets import RolloutSamples, Trajectory
+from qscape.onpolicy.sockets import RolloutSamples, Successors, Trajectory
 from qscape.onpolicy.state import State
 from qscape.ops.devices import replicate, split_batch
 from qscape.ops.surrogate import explained_variance, weighted_mean
@@ -67,6 +67,9 @@ def update(
     # 3. Actor and critic are trained.
     columns = RolloutSamples(obs, rollout.action, log_prob, advantage, target, value, weight)
     raw = rollout._replace(terminated=terminated)
+    if (unroll := policy_update.unroll_length) and next_value is not None:
+        successors = Successors(scale(rollout.reward), next_obs, terminated, segment_end)
+        columns, raw = _cut_unrolls(columns._replace(successors=successors), raw, unroll)
     samples, transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (columns, raw))
     # With several devices each gets the whole rollout once, since minibatches are drawn from all of it.
     samples = replicate(samples)
@@ -84,8 +87,8 @@ def update(
     state = agent.update_normaliser(state, rollout.observation, weight)
     metrics["return_target"] = weighted_mean(samples.target, samples.weight)
     lengths = jnp.linalg.norm(outputs.dist.features, axis=-1)
-    lengths = lengths.reshape(len(samples.advantage), -1).mean(-1)  # over the heads of a product
-    metrics["feature_norm"] = weighted_mean(lengths, samples.weight)
+    lengths = lengths.reshape(advantage.size, -1).mean(-1)  # over the heads of a product
+    metrics["feature_norm"] = weighted_mean(lengths, None if weight is None else weight.reshape(-1))
     if (actions := math.prod(agent.task.index_sizes or ())) > 1:
         metrics["entropy_share"] = metrics["entropy"] / math.log(actions)
     if samples.value is not None:
@@ -101,6 +104,29 @@ def _find_episode_ends(rollout: Transition) -> Float[Array, "T E"]:
     if rollout.valid is not None:
         done = done.at[:-1].set(done[:-1] | ~rollout.valid[1:])
     return done.astype(jnp.float32)
+
+
+def _cut_unrolls(columns: RolloutSamples, raw: Transition, unroll: int) -> tuple[RolloutSamples, Transition]:
+    """Return the rows [T, E] of a rollout as unrolls [⌈T / U⌉ E, U], with what followed them.
+
+    If U does not divide T, the last unroll of every environment ends with rows of weight 0.
+    """
+    rows, envs = columns.advantage.shape
+    missing = -rows % unroll
+    if missing and columns.weight is None:
+        columns = columns._replace(weight=jnp.ones((rows, envs)))
+
+    def cut(x: Array, mode: str = "edge") -> Array:
+        x = jnp.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], mode)
+        x = x.reshape(-1, unroll, *x.shape[1:]).swapaxes(1, 2)
+        return x.reshape(-1, unroll, *x.shape[3:])
+
+    weight = None if columns.weight is None else cut(columns.weight, "constant")
+    columns, raw = jax.tree.map(cut, (columns, raw))
+    successors = columns.successors
+    assert successors is not None
+    segment_end = successors.segment_end.at[:, -1].set(1.0)
+    return columns._replace(weight=weight, successors=successors._replace(segment_end=segment_end)), raw
 
 
 def _estimate_advantages(
