@@ -19,6 +19,7 @@ interval, the medians of both trees, and how many turns other processes disturbe
     train_help      seconds of `qscape train --help`
     td3, sac, td7   environment steps per second of `qscape train` on Pendulum-v1, updates included, over the
                     second half of the run's log lines
+    td3_16          the same as td3 in 16 environments of Gymnasium
     envs            the same of PPO in 64 environments in JAX: gymnax/Pendulum-v1, or jax/CartPole-v1
     seeds           the same of five seeds of SAC (without gymnax: DQN) in one program, steps of all seeds
 
@@ -51,7 +52,8 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).resolve().parent / "results" / "house"
 COMMAND = ["train", "td7+savo+pave", "--env", "Pendulum-v1"]
-STEPS = {"td3": 12_000, "sac": 12_000, "td7": 12_000, "envs": 1_000_000, "seeds": 3_000}  # of a seed
+STEPS = {"td3": 12_000, "td3_16": 24_000, "sac": 12_000, "td7": 12_000}  # of a seed
+STEPS |= {"envs": 1_000_000, "seeds": 3_000}
 SEEDS = 5
 LINES = 20  # of metrics.jsonl in a run whose steps per second are measured
 QUIET = 0.2  # a turn is disturbed if other processes use more of a core than this
@@ -134,7 +136,9 @@ def train(case: str, steps: int) -> None:
     env = "Pendulum-v1"
     more = ["--envs", "1"]
     recipe = case
-    if case == "envs":
+    if case == "td3_16":
+        recipe, more = "td3", ["--envs", "16"]
+    elif case == "envs":
         recipe, env, more = "ppo", "gymnax/Pendulum-v1" if HAS_GYMNAX else "jax/CartPole-v1", ["--envs", "64"]
     elif case == "seeds":
         recipe, env = ("sac", "gymnax/Pendulum-v1") if HAS_GYMNAX else ("dqn", "jax/CartPole-v1")

@@ -14,7 +14,8 @@ A phase has two durations: seconds on the clock, and processor seconds, user and
 Where other processes work too, only processor seconds tell something. `peak_memory_mb` is the peak of the
 resident set so far; `traced`, `lowered` and `compiled` are how many functions JAX handled, programs that
 came from the cache included. `networks` is a checksum of the state after the update: equal numbers, to the
-bit, have equal ones. Raw data go to benchmarks/results/start.
+bit, have equal ones. Without NPROC=1 the first update compiles in a thread while networks and random steps
+are made, so its seconds count for these phases. Raw data go to benchmarks/results/start.
 
     imports        the interpreter, JAX, the package
     plan           reading the command and making the agent without arrays
@@ -122,26 +123,31 @@ def start_qscape(recipe: str, env: str, watch: Watch) -> None:
         watch.mark("agent")
         return session
 
-    def once(program: Any) -> Any:
-        def call(carry: Any, _: Any, *others: Any) -> NoReturn:
+    class Once:
+        def __init__(self, program: Any) -> None:
+            self.program = program
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.program, name)
+
+        def __call__(self, carry: Any, _: Any, *others: Any) -> NoReturn:
             watch.mark("random steps")
-            state = jax.block_until_ready(program(carry, np.int32(1), *others).state)
+            state = jax.block_until_ready(self.program(carry, np.int32(1), *others).state)
             watch.mark("first update")
             leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
             watch.end(networks=hashlib.sha256(leaves).hexdigest())
 
-        return call
-
     def begin(self: Any, *given: Any) -> None:
         init(self, *given)
-        self.learn, self.step = once(self.learn), once(self.step)
+        self.learn, self.step = Once(self.learn), Once(self.step)
 
     package.open_adapters = open_adapters
     setattr(package, name, make)
     of_programs.__init__ = begin
     with tempfile.TemporaryDirectory() as place:
         short = ["--base.warmup", str(RANDOM_STEPS), "--steps", "100000", "--quiet", "--out", place]
-        sys.exit(f"the run ended without an update: {main(['train', recipe, '--env', env, *short])}")
+        sys.argv = ["qscape", "train", recipe, "--env", env, *short]
+        sys.exit(f"the run ended without an update: {main()}")
 
 
 def start_sbx(recipe: str, env: str, watch: Watch) -> None:

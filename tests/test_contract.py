@@ -448,7 +448,9 @@ def test_no_program_copies_the_replay(name):
 @pytest.mark.parametrize("name", ["td3", slow("sac"), slow("td7")])
 def test_an_update_copies_no_network(name):
     """What learns and what follows it is written in place; only the body of a sync makes copies."""
-    programs, carry, key = fresh(make(*TABLE[name]))
+    recipe, settings = TABLE[name]
+    rows = {"batch_size": 2 * WIDTH}  # so that no array of a batch has the shape of a layer
+    programs, carry, key = fresh(make(recipe, settings | {"base": settings.get("base", {}) | rows}))
     arguments = programs.learn.arguments(carry, np.int32(3), np.int32(0), key)
     text = programs.learn.compiled.lower(*arguments).compile(compiler_options=SAME_HLO).as_text()
     copy = re.compile(rf"= f32\[{WIDTH},{WIDTH}\]\S* copy\(")

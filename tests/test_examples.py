@@ -185,6 +185,7 @@ def test_commands_of_the_documentation_can_be_parsed(monkeypatch):
     """Recipes and flags of every `qscape train` line, also of those in tables; nothing is trained."""
     seen, elsewhere = [], ROOT / "docs/how-to/add-a-method.md"
     monkeypatch.setattr(train, "run_all", lambda jobs, *_: seen.append(jobs) or 0)
+    monkeypatch.setattr(train, "run_among", lambda job, *_: seen.append([job]) or 0)
     monkeypatch.setattr(train, "is_simulator", lambda env: True)  # no environment is made to see its images
     for page in {ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - {elsewhere}:
         text = page.read_text()

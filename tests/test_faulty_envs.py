@@ -256,12 +256,12 @@ def test_an_environment_that_exits_inside_a_program(tmp_path, monkeypatch):
         (["train", "td3", "--env", "", "--steps", "10"], "--env is empty"),
         (["evaluate", ""], "qscape evaluate needs RUN first"),
         (["train", "td3", "--env", "Pendulum-v1", "--out", "a\0b", "--steps", "10"], "holds a NUL byte"),
-        (["evaluate", "a\0b"], r"a\x00b is no run"),
+        (["evaluate", "a\0b"], r"a\x00b is no run|holds a NUL byte"),  # by the version of Python
     ],
 )
 def test_empty_words_and_nul_bytes(argv, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
     err = capsys.readouterr().err
-    assert says in err
+    assert any(words in err for words in says.split("|"))
     assert err.count("\n") == 1

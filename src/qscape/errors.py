@@ -196,6 +196,10 @@ class Unreachable(RunError):
     """Something elsewhere that does not answer: a hub, a cluster."""
 
 
+class LostProcess(RunError):
+    """Another process of those that share a run, which has ended before its time."""
+
+
 class Inexact(RunError):
     """A policy in another form does not act as the original."""
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pathlib
+import types
 from fractions import Fraction
 
 import gymnasium as gym
@@ -321,6 +322,24 @@ def test_what_another_copy_holds_differently_begins_a_new_episode():
     adapter = make(Random, seed=4)
     play(adapter, 3, first=True)
     assert "holds something else after a reset" in restore(make(Random, seed=4), take(adapter))
+
+
+class Generated(Base):
+    def build(self):
+        self.rows = (float(x) for x in range(99))
+
+    def show(self):
+        return next(self.rows)
+
+
+def test_an_iterator_that_does_not_tell_what_it_holds_is_named(monkeypatch):
+    """From Python 3.14 on, those of itertools do not tell; a generator stands for them."""
+    monkeypatch.setattr("qscape.envs.snapshot._ITERATORS", (types.GeneratorType,))
+    adapter = make(Generated, seed=4)
+    play(adapter, 3, first=True)
+    meta = take(adapter).meta
+    assert not meta["exact"]
+    assert "rows" in meta["why"]
 
 
 def test_a_snapshot_leaves_iterators_and_views_as_they_are():

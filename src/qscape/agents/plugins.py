@@ -55,7 +55,7 @@ RESERVED = frozenset(
      "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out", "overlap",
      "overwrite", "log", "log_project", "log_group", "log_tags", "log_videos", "loop", "vectorise",
      "history", "action_delay", "observation_delay", "observation_noise", "dropout", "observe_actions",
-     "stop_at", "stop_times", "patience",
+     "stop_at", "stop_times", "patience", "processes", "join_seconds",
      "devices", "quiet", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
 )  # fmt: skip
 LOSSES = {  # by socket, the methods that return a loss and metrics (`learn` returns extra state as well)

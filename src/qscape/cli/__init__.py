@@ -11,6 +11,7 @@ import sys
 import threading
 
 from qscape.errors import QscapeError, WrongValue, WrongVersion, describe, memory_error, one_line
+from qscape.system import collect_seldom
 from qscape.versions import find_wrong_versions
 
 INTERRUPTED = 130  # exit code
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     `argv`: the arguments after `qscape`; None: those of this process, which ends after them.
     """
     if argv is None:
+        collect_seldom()
         return _run(sys.argv[1:])
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -138,7 +140,7 @@ def _run(argv: list[str]) -> int:
         return 1
     except Exception as problem:
         full = memory_error(problem)
-        if isinstance(problem, ValueError) and "null byte" in str(problem):
+        if isinstance(problem, ValueError) and "embedded null" in str(problem):
             full = WrongValue("a file's name holds a NUL byte, on the command line or in a file; remove it.")
         elif full is None and not debug and (wrong := find_wrong_versions()):
             full = WrongVersion(f"{'; '.join(wrong)} ({describe(problem)}).")

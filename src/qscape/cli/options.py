@@ -14,6 +14,7 @@ from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy
 from qscape.envs.lag import Lag
 from qscape.errors import Conflict, MissingArgument, OutOfRange, UnknownField, WrongValue
 from qscape.run.plan import Pace, anywhere
+from qscape.run.processes import Place, read_place
 from qscape.trusted import list_code, trust
 from qscape.types import check_flags, setting
 from qscape.values import decode, encode
@@ -22,8 +23,28 @@ T = TypeVar("T")
 WIDEST = 100  # columns of help
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Flags of commands whose run several processes can share."""
+
+    processes: str = setting(
+        "",
+        "Split the run over several processes, of which this is one: HOST:PORT,COUNT,NUMBER, or slurm in the "
+        "tasks of srun.",
+    )
+    join_seconds: float = setting(
+        300.0, "Seconds that processes wait for each other at the start.", within="> 0"
+    )
+
+    @property
+    def place(self) -> Place | None:
+        """The place of this process among them; None if it is the only one."""
+        check_flags(self)
+        return read_place(self.processes, self.join_seconds) if self.processes else None
+
+
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(Pace, Lag):
+class TrainOptions(Pace, Lag, Shared):
     """Flags of `qscape train` beside those of the agent."""
 
     env: str = setting("", "Environment: a Gymnasium id, module:Env-v0, brax/ant, module:make.")

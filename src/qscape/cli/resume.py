@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
-from qscape.cli.running import run_all
+from qscape.cli.running import run_all, run_among
 from qscape.errors import Conflict, NothingToDo, RunError
 from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
@@ -16,7 +16,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ResumeOptions:
+class ResumeOptions(options.Shared):
     """Flags of `qscape resume`."""
 
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
@@ -32,6 +32,14 @@ def main(argv: list[str]) -> int:
     _refuse_changes(rest, path)
     given = options.parse(ResumeOptions(), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
+    shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
+    if (place := given.place) is not None:
+        if len(folders) > 1:
+            raise Conflict(
+                f"--processes splits one run, and {path} holds {len(folders)}; name one, e.g. {folders[0]}.",
+                field="processes",
+            )
+        return run_among(Job("resume", folders[0], trackers=list(given.log), **shared), place, given.quiet)
     several = len(folders) > 1 and given.save is None  # a group: only its unfinished runs
     groups = group_runs(folders, given.save, given.empty_replay)
     if given.log:
@@ -41,7 +49,6 @@ def main(argv: list[str]) -> int:
         if not groups:
             more = "add more with --steps" if given.steps is None else f"--steps {given.steps} is no more"
             raise NothingToDo(f"every run in {path} has finished its steps; {more}.")
-    shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
     jobs = [[Job("resume", f, trackers=list(given.log), **shared) for f in group] for group in groups]
     alone = [job for group in jobs if len(group) == 1 for job in group]
     for group in [*(group for group in jobs if len(group) > 1), *([alone] if alone else [])]:

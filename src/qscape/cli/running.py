@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
@@ -27,15 +28,17 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from qscape import tracking, trusted
-from qscape.errors import RunError, UsageError, one_line
+from qscape.errors import LostProcess, RunError, UsageError, one_line
 from qscape.jobs.pace import PERIOD, RemainingTime
-from qscape.jobs.pool import Failure, Pool
+from qscape.jobs.pool import Failure, LocalWorker, Pool
+from qscape.jobs.roll_call import RollCall
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.report.labels import shorten_labels
 from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.run.folder import resumable_save
 from qscape.run.plan import Prepared
+from qscape.run.processes import Place
 from qscape.system import count_cores
 
 WIDE = 170  # columns of output into a file or a pipe
@@ -90,6 +93,42 @@ def run_all(
         kind = UsageError if asked else RunError
         why = failures[first].why
         raise kind(f"{len(failures)} of {len(jobs)} runs failed; {jobs[first].folder}: {why}")
+    return 130 if screen.interrupted else 0
+
+
+def run_among(job: Job, place: Place, quiet: bool = False) -> int:
+    """Run a job over several processes, of which this is one; process 0 shows the progress.
+
+    The run is in a worker process, since JAX ends processes without an error if another one is gone.
+
+    Returns:
+        The exit code: 0, or 130 after an interrupt.
+
+    Raises:
+        UsageError: as for `RollCall`, or the job is impossible.
+        RunError: as for `RollCall`, the run failed, or another process is gone.
+    """
+    screen, failure = Screen(quiet), None
+    if place.number:
+        screen.say(f"{place}: process 0 shows the progress and writes {job.folder}")
+    with RollCall(place, job) as call, screen:
+        pool = Pool(iter([(0, call.job)]), 1, partial(LocalWorker, alone=True))
+        call.watch(lambda: [worker.kill() for worker in [*pool.running.values()]])
+        for _, event in pool.events():
+            if isinstance(event, Failure):
+                failure = event
+            elif event is not None and place.number == 0:
+                screen.show(0, event)
+            screen.interrupted |= isinstance(event, ev.Ended) and event.interrupted
+        screen.interrupted |= pool.stopping
+        if failure is not None:
+            if place.number == 0:
+                screen.print_kept(0, job)
+            if failure.lost and (gone := call.find_gone()):
+                raise LostProcess(f"{gone}. The last save stays.")
+            raise (UsageError if failure.status == UsageError.status else RunError)(failure.why)
+    if place.number == 0:
+        screen.print_summary([job])
     return 130 if screen.interrupted else 0
 
 

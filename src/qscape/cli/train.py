@@ -19,7 +19,7 @@ from qscape.agents import (
     set_fields,
 )
 from qscape.cli import options
-from qscape.cli.running import Job, plain_console, run_all
+from qscape.cli.running import Job, plain_console, run_all, run_among
 from qscape.data import RECORDED
 from qscape.envs.build import refuse_without_version
 from qscape.envs.lag import Lag
@@ -108,6 +108,12 @@ def main(argv: list[str]) -> int:
         )
         for seed in run.seeds
     ]
+    if (place := run.place) is not None and len(plans) > 1:
+        raise Conflict(
+            f"--processes splits one run, and --seeds names {len(plans)}; name one seed, or give each a "
+            "run of its own.",
+            field="processes",
+        )
     refuse_without_version(plans[0].env)
     prepared = prepare(plans[0])  # refuses an impossible plan before a folder is created
     plan, agent, _ = prepared
@@ -123,11 +129,11 @@ def main(argv: list[str]) -> int:
         agent.on(adapter.spec)
         in_jax = may_compile(plan) and adapter.jax_env is not None
         adapter.close()
-    together = _together(run.seeds_as, plans, agent, in_jax, run.log)
+    together = place is None and _together(run.seeds_as, plans, agent, in_jax, run.log)
     task = (str(Path(run.dataset)) if run.dataset else run.env).strip("/\\")
     args = encode_args(plans[0].env_args)
-    place = folder_name(environment_label({"env": task, "env_args": args, **plans[0].lag.changes}))
-    group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
+    where = folder_name(environment_label({"env": task, "env_args": args, **plans[0].lag.changes}))
+    group = Path(run.out) if run.out else Path("runs") / where / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)
     jobs = [
@@ -141,10 +147,13 @@ def main(argv: list[str]) -> int:
         )
         for p in plans
     ]
-    for job in jobs:
-        refuse_taken(job.folder, run.overwrite)
-    code = run_all(jobs, together, run.quiet, prepared)
-    if code == 0 and run.env and not run.quiet:
+    if place is not None:
+        code = run_among(jobs[0], place, run.quiet)
+    else:
+        for job in jobs:
+            refuse_taken(job.folder, run.overwrite)
+        code = run_all(jobs, together, run.quiet, prepared)
+    if code == 0 and run.env and not run.quiet and (place is None or place.number == 0):
         _name_views(jobs, agent)
     return code
 

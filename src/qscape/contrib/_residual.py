@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.initial import he_linear
-from qscape.nets.layers import Inputs, LayerNorm, UnitLinear, dense, join_inputs, project
+from qscape.nets.layers import Inputs, LayerNorm, UnitLinear, dense, join_inputs, start_unit
 from qscape.nets.mlp import ACTIVATIONS, Conditioning
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.types import Key
@@ -189,4 +189,4 @@ class SphereOutput(eqx.Module):
 def unit_linear(key: Key, size: int, outputs: int, bias: bool = False) -> UnitLinear:
     """Return a linear layer with unit rows, from an orthogonal start; the bias starts at 0."""
     weight = orthogonal_linear(key, size, outputs, 1.0).weight
-    return project(UnitLinear(weight, jnp.zeros(outputs) if bias else None))
+    return start_unit(UnitLinear(weight, jnp.zeros(outputs) if bias else None))

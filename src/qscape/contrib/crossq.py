@@ -15,7 +15,7 @@ from qscape.contrib._batch_norm import BatchNormNetwork
 from qscape.contrib._batch_norm_torso import BatchNormTorso
 from qscape.nets.batch_norm import BatchNorm
 from qscape.nets.initial import lecun_linear
-from qscape.nets.layers import Linear, UnitLinear, project
+from qscape.nets.layers import Linear, UnitLinear, start_unit
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Output, Role
 from qscape.types import Key, setting
@@ -107,4 +107,4 @@ class CrossQWN(CrossQ):
 
 def make_unit_linear(key: Key, size: int, outputs: int) -> UnitLinear:
     """Make a linear layer whose weight vectors have length 1, with a bias that starts at 0."""
-    return project(UnitLinear(lecun_linear(key, size, outputs).weight, jnp.zeros(outputs)))
+    return start_unit(UnitLinear(lecun_linear(key, size, outputs).weight, jnp.zeros(outputs)))

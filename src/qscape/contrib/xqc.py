@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from qscape.contrib._batch_norm import BatchNormNetwork
 from qscape.contrib._batch_norm_torso import BatchNormTorso
 from qscape.nets.batch_norm import BatchNorm
-from qscape.nets.layers import Linear, UnitLinear, project
+from qscape.nets.layers import Linear, UnitLinear, start_unit
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Output, Role
@@ -53,10 +53,10 @@ class XQC(BatchNormNetwork):
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> BatchNormTorso:
         def layer(key: Key, size: int, outputs: int) -> UnitLinear:
-            return project(UnitLinear(orthogonal_linear(key, size, outputs, 2**0.5).weight))
+            return start_unit(UnitLinear(orthogonal_linear(key, size, outputs, 2**0.5).weight))
 
         return self.make_torso(key, size, role, base, layer, BatchNorm, before=True)
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
         layer = orthogonal_linear(key, size, outputs, 1.0 if role == "log_std" else 2**0.5)
-        return project(UnitLinear(layer.weight, jnp.zeros(outputs))) if self.project_last else layer
+        return start_unit(UnitLinear(layer.weight, jnp.zeros(outputs))) if self.project_last else layer

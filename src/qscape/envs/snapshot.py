@@ -416,10 +416,16 @@ def _has_bytes(value: np.ndarray | np.generic) -> bool:
 
 
 def _open(iterator: Any) -> Any:
-    """Return what is inside an iterator of Python, as data from which `_close` makes one like it."""
+    """Return what is inside an iterator of Python, as data from which `_close` makes one like it.
+
+    None if Python does not tell: of those of itertools from Python 3.14 on.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of copies of itertools; there is no other way
-        _, arguments, *state = iterator.__reduce__()
+        try:
+            _, arguments, *state = iterator.__reduce__()
+        except TypeError:
+            return None
     return [list(arguments), *state]
 
 
@@ -428,7 +434,7 @@ def _close(kind: str, parts: Any) -> Any:
     arguments, *state = parts
     cls = next(cls for cls in _ITERATORS if cls.__name__ == kind)
     made: Any = cls(*arguments) if cls.__module__ == "itertools" else iter(*arguments)
-    if state:
+    if state and state[0] is not None:  # Python 3.13 gives None for a range
         made.__setstate__(state[0])
     return made
 
@@ -582,8 +588,8 @@ class _Writer:
             return {"fields": [_type_name(value), self.parts(value, path)]}
         if type(value) is frozenset:
             return {"frozenset": self.parts(value, path)}
-        if type(value) in _ITERATORS:
-            return {"iterator": [type(value).__name__, self.value(_open(value), path)]}
+        if type(value) in _ITERATORS and (inside := _open(value)):
+            return {"iterator": [type(value).__name__, self.value(inside, path)]}
         if type(value) in (list, dict, set, collections.deque):
             first, _ = self.seen.setdefault(id(value), (path, value))
             if first != path:

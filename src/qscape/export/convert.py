@@ -4,7 +4,8 @@ The function is traced once with a symbolic batch size. Each equation of its jax
 tables in `primitives` and `control`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def to_onnx(
         ) from problem
     graph = Graph(batch, TABLE | CONTROL, CALLS)
     results = graph.run(traced, [GraphArray(name, (batch, width)) for name, (width, *_) in inputs.items()])
-    outputs = dict(zip(("action", "next_memory"), zip(results, traced.out_avals, strict=True), strict=False))
+    avals = cast(Sequence[Any], traced.out_avals)
+    outputs = dict(zip(("action", "next_memory"), zip(results, avals, strict=True), strict=False))
     for out, (result, aval) in outputs.items():
         graph.node("Identity", [graph.whole(result, aval)], out=out)
     dims = lambda shape: ["batch" if d is batch or str(d) == "batch" else int(d) for d in shape]  # noqa: E731

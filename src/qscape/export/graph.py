@@ -17,7 +17,7 @@ from qscape.errors import Unexportable, WrongVersion
 from qscape.export.values import GraphArray, same_shape
 
 try:  # the one file that uses jax.extend
-    from jax.extend.core import ClosedJaxpr, Literal
+    from jax.extend.core import ClosedJaxpr, Literal  # pyright: ignore[reportPrivateImportUsage]
 except ImportError as problem:
     raise WrongVersion(
         f"JAX {jax.__version__} has no ClosedJaxpr and Literal in jax.extend.core, which the export to ONNX "

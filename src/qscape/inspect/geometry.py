@@ -95,7 +95,7 @@ class GeometryProbe:
             actions = [to_env_units(self.agent, a).astype(np.float32) for a in actions]
         at = self.points(acting, np.concatenate([r.observation for r in rollouts]), np.concatenate(actions))
         ends = np.cumsum([len(a) for a in actions])[:-1]
-        cosines = np.concatenate([_cosines(g) for g in np.split(at.gradient, ends)])
+        cosines = np.concatenate([_cosines(g) for g in np.split(np.asarray(at.gradient), ends)])
         return {
             "mixed_norm_sup": float(at.mixed_norm.max()),
             "mixed_norm_mean": float(at.mixed_norm.mean()),

@@ -317,7 +317,8 @@ class Surveyor:
         if self.edges is None and self.table is not None:
             return counts
         for g, candidates in enumerate(candidate_sets):
-            for n, (values, heights, saddles, low) in enumerate(zip(*candidates, strict=True)):
+            sets = zip(*map(np.asarray, candidates), strict=True)
+            for n, (values, heights, saddles, low) in enumerate(sets):
                 if (graph := edges[n]) is not None:
                     prominence = ops.find_peaks(values, graph).prominence
                 else:

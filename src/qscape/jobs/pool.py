@@ -58,14 +58,18 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """A worker in a process of its own, with one XLA thread. It saves and ends when this process ends.
+    """A worker in a process of its own. It saves and ends when this process ends.
 
     Args:
         job: the job to run.
         log: file that its standard error is appended to; None: standard error is shown.
+        alone: no other worker shares the machine: it has as many threads and as much of an accelerator's
+            memory as a run in this process. False: one XLA thread.
     """
 
-    def __init__(self, job: Job, log: Path | None = None) -> None:
+    def __init__(self, job: Job, log: Path | None = None, alone: bool = False) -> None:
+        # Workers share an accelerator's memory; by default, JAX reserves most of it per process.
+        mine, fixed = ({}, {}) if alone else ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, {"NPROC": "1"})
         with log.open("a") if log else contextlib.nullcontext() as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "qscape.jobs.worker"],  # -P: no module of the current folder,
@@ -73,13 +77,7 @@ class LocalWorker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                # Workers share an accelerator's memory; by default, JAX reserves most of it per process.
-                env={
-                    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-                    **os.environ,
-                    "NPROC": "1",
-                    COMMAND: job.command,
-                },
+                env={**mine, **os.environ, **fixed, COMMAND: job.command},
                 **system.detached(),  # Ctrl-C reaches the worker only through the pool
             )
         assert self.process.stdin is not None

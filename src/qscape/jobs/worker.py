@@ -4,6 +4,7 @@
 its events to standard output, one JSON object a line.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import json
@@ -17,13 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from qscape import system, trusted
 from qscape.agents import plugins, register
 from qscape.envs import kept_spaces
-from qscape.errors import BrokenEnv, QscapeError, describe, memory_error
+from qscape.errors import BrokenEnv, LostProcess, QscapeError, RunError, describe, memory_error
 from qscape.run import events as ev
+from qscape.run import processes
 from qscape.run.folder import command
 from qscape.run.plan import Plan, Prepared, from_json
+from qscape.run.processes import Place
 from qscape.run.session import Session
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
@@ -44,6 +49,7 @@ class Job:
         trackers: further loggers: "wandb", "trackio", "mlflow", or `module:Class`.
         tracking: with "train": how they name the run.
         save, empty_replay: with "resume": as for `resume`.
+        place: this process among those that share the run; None: it is the only one.
         command: the command line that the user typed, for run.json; it goes with the job to other machines.
     """
 
@@ -56,6 +62,7 @@ class Job:
     empty_replay: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
     tracking: Tracking | None = None
+    place: Place | None = None
     command: str = dataclasses.field(default_factory=command)
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +92,10 @@ class Job:
             register(place)
         plan = data["plan"] and from_json(data["plan"])
         tracking = data["tracking"] and Tracking.from_json(data["tracking"])
-        return Job(**data | {"folder": Path(data["folder"]), "plan": plan, "tracking": tracking})
+        place = data["place"] and Place(**data["place"])
+        folder = Path(data["folder"])
+        made: dict[str, Any] = {"folder": folder, "plan": plan, "tracking": tracking, "place": place}
+        return Job(**data | made)
 
 
 def leave(why: str) -> None:
@@ -192,6 +202,7 @@ def main() -> None:
 
     The end of standard input means that the parent process has ended: then the run saves and ends.
     """
+    system.collect_seldom()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # other output goes to standard error, so that it does not mix with the events
     line = sys.stdin.readline()
@@ -208,12 +219,15 @@ def main() -> None:
         os._exit(BrokenEnv.status)
 
     try:
-        for event in run_job(Job.from_json(json.loads(line)), leave=give_up):
-            tell(ev.to_json(event))
+        job = Job.from_json(json.loads(line))
+        with _among_others(job.place):
+            for event in run_job(job, leave=give_up):
+                tell(ev.to_json(event))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except QscapeError as problem:
-        tell({"kind": "Failed", "why": str(problem), "status": problem.status})
+        lost = isinstance(problem, LostProcess)
+        tell({"kind": "Failed", "why": str(problem), "status": problem.status, "lost": lost})
         sys.exit(problem.status)
     except Exception as problem:
         if full := memory_error(problem):
@@ -221,6 +235,28 @@ def main() -> None:
             sys.exit(full.status)
         tell({"kind": "Failed", "why": describe(problem)})
         raise  # a bug in an environment or in qscape: the log shows its traceback
+
+
+@contextlib.contextmanager
+def _among_others(place: Place | None) -> Iterator[None]:
+    """Share the run with other processes inside the `with` block; None: with none.
+
+    Raises:
+        RunError: another process is gone.
+    """
+    if place is None:
+        yield
+        return
+    processes.join(place)
+    atexit.register(os._exit, RunError.status)  # JAX would wait for the others, which wait for this one
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as problem:
+        if memory_error(problem):
+            raise
+        raise LostProcess(f"{place}: another process does not answer ({describe(problem)}).") from problem
+    processes.leave()
+    atexit.unregister(os._exit)
 
 
 def _end_with_parent() -> None:

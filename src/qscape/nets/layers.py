@@ -102,6 +102,12 @@ def project(tree: Tree) -> Tree:
     return jax.tree.map(restore, tree, is_leaf=lambda x: isinstance(x, OfGivenLength))
 
 
+@jax.jit
+def start_unit(layer: UnitLinear) -> UnitLinear:
+    """Return a new layer with rows of length 1, by one program."""
+    return layer.projected()
+
+
 def find_decayed(tree: Tree, matrices_only: bool) -> Tree:
     """Return a tree of networks with True where weight decay acts, for `optax.masked`.
 

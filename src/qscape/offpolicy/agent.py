@@ -337,29 +337,35 @@ class Agent(Bound):
                 )
             if part_state != PartState():
                 part_states[name] = part_state
-        # Running statistics have no optimiser.
-        optimised: dict[str, PyTree] = {
-            "actor": split_statistics(actor)[0],
-            "critics": split_statistics(critics)[0],
-        }
-        for name, part_state in part_states.items():
-            optimised |= {f"{name}.{kind}": getattr(part_state, kind) for kind in ("params", "actor_params")}
-        state = State(
-            actor=actor,
-            actor_target=actor if self.base.target_actor else None,
-            critics=critics,
-            critics_target=critics if self.network.keeps_target_critics else [],
-            part_states=part_states,
-            optimisers={
-                name: self.optimiser(name).init(params)
-                for name, params in optimised.items()
-                if params is not None
-            },
-            updates=jnp.zeros((), jnp.int32),
-            env_steps=jnp.zeros((), jnp.int32),
-        )
-        # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+        def begin(actor: PyTree, critics: PyTree, part_states: dict[str, PartState]) -> State:
+            # Running statistics have no optimiser.
+            optimised: dict[str, PyTree] = {
+                "actor": split_statistics(actor)[0],
+                "critics": split_statistics(critics)[0],
+            }
+            for name, part_state in part_states.items():
+                kinds = "params", "actor_params"
+                optimised |= {f"{name}.{kind}": getattr(part_state, kind) for kind in kinds}
+            state = State(
+                actor=actor,
+                actor_target=actor if self.base.target_actor else None,
+                critics=critics,
+                critics_target=critics if self.network.keeps_target_critics else [],
+                part_states=part_states,
+                optimisers={
+                    name: self.optimiser(name).init(params)
+                    for name, params in optimised.items()
+                    if params is not None
+                },
+                updates=jnp.zeros((), jnp.int32),
+                env_steps=jnp.zeros((), jnp.int32),
+            )
+            # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
+            return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+        # One program, which rounds nothing: each copy and each zero by itself would be a program of its own.
+        return jax.jit(begin)(actor, critics, part_states)
 
     def reinitialise(self, state: State, key: Key) -> State:
         """Make new networks and optimiser states; keep the counters and the normaliser's statistics.
@@ -462,12 +468,12 @@ class Agent(Bound):
         storage: Storage,
         replay_state: ReplayState,
         key: Key,
-        previous: Metrics | None = None,
     ) -> tuple[State, ReplayState, Metrics]:
-        """Make one update from replay: see `qscape.offpolicy.update.update`."""
+        """Make one update from replay: see `qscape.offpolicy.update.update`; here metrics are one dict."""
         from qscape.offpolicy.update import update  # which is about agents, and imports this file
 
-        return update(self, layout, state, storage, replay_state, key, previous)
+        state, replay_state, metrics, of_actors = update(self, layout, state, storage, replay_state, key)
+        return state, replay_state, metrics | of_actors
 
     # --- acting -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Int
 
 from qscape.errors import Conflict, OutOfRange
 from qscape.nets.layers import find_decayed
@@ -360,6 +360,10 @@ class Base:
     def moves_epsilon(self) -> bool:
         """Whether ε changes."""
         return self.epsilon_start != self.epsilon_end
+
+    def actor_moves(self, update: Int[Array, ""]) -> Bool[Array, ""]:
+        """Return whether the update of this number, from 1, moves the actor."""
+        return update % self.policy_delay == self.policy_phase % self.policy_delay
 
     def find_learning_start(self) -> tuple[str, int]:
         """Return the name and the value of the field that says when the first update is made, in steps."""

@@ -21,9 +21,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
+from qscape.offpolicy.update import update
 from qscape.ops import finite
 from qscape.replay.storage import Layout, ReplayState, Storage
-from qscape.types import Key, Metrics, Transition
+from qscape.types import Key, Transition
 
 HostOrDevice: TypeAlias = Array | np.ndarray
 
@@ -112,13 +113,17 @@ def learn(
     Returns:
         The carry with new `state`, `replay_state`, `metrics` and `guard`.
     """
-    names, update = metric_names(agent, layout), _compiled_update(agent, layout)
+    names, one_update = metric_names(agent, layout), _compiled_update(agent, layout)
 
     def one(i: Array, changing: Any) -> tuple[State, ReplayState, Array, Array | None]:
         state, replay_state, values, guard = changing
         state = state._replace(env_steps=env_steps + stride * i)
-        before: Metrics = {name: values[k] for k, name in enumerate(names)}
-        state, replay_state, metrics = update(state, carry.storage, replay_state, key, before)
+        state, replay_state, metrics, of_actors = one_update(state, carry.storage, replay_state, key)
+        if agent.base.policy_delay > 1:  # between two steps of the actors their metrics stay
+            moved = agent.base.actor_moves(state.updates)
+            before = {name: values[k] for k, name in enumerate(names)}
+            of_actors = {name: jnp.where(moved, new, before[name]) for name, new in of_actors.items()}
+        metrics |= of_actors
         values = jnp.stack([metrics[name] for name in names]).astype(jnp.float32)
         if guard is not None:
             guard = finite.watch(guard, state.optimisers, names, values, state.updates)
@@ -164,13 +169,19 @@ def choose(
 @lru_cache(maxsize=32)
 def metric_names(agent: Agent, layout: Layout) -> tuple[str, ...]:
     """Return the names of an update's metrics, sorted: the order of `Carry.metrics`."""
+    *_, metrics, of_actors = jax.eval_shape(_compiled_update(agent, layout), *shapes(agent, layout))
+    return tuple(sorted([*metrics, *of_actors]))
+
+
+@lru_cache(maxsize=32)
+def shapes(agent: Agent, layout: Layout) -> tuple[State, Storage, ReplayState, Key]:
+    """Return what an update takes, with a `jax.ShapeDtypeStruct` for each array."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(agent.init, key)
-    storage, replay_state = jax.eval_shape(partial(agent.init_replay, layout))
-    return tuple(sorted(jax.eval_shape(partial(agent.update, layout), state, storage, replay_state, key)[2]))
+    replay = jax.eval_shape(partial(agent.init_replay, layout))
+    return jax.eval_shape(agent.init, key), *replay, key
 
 
 @lru_cache(maxsize=32)
 def _compiled_update(agent: Agent, layout: Layout) -> Callable[..., Any]:
-    """Return the jitted `agent.update`, which is traced once for all programs that contain it."""
-    return jax.jit(partial(agent.update, layout))
+    """Return the jitted update, which is traced once for its metrics' names and all programs with it."""
+    return jax.jit(partial(update, agent, layout))

@@ -30,9 +30,8 @@ def update(
     storage: Array,
     replay_state: ReplayState,
     key: Key,
-    previous: Metrics | None = None,
-) -> tuple[State, ReplayState, Metrics]:
-    """Make one update from replay. Called by `cycle.learn`, through `Agent.update`.
+) -> tuple[State, ReplayState, Metrics, Metrics]:
+    """Make one update from replay. Called by `cycle.learn`, and by `Agent.update`.
 
     Args:
         agent: bound to its task; static.
@@ -41,20 +40,18 @@ def update(
         storage: packed transitions of the replay; only read.
         replay_state: write positions, sizes and priorities of the replay.
         key: the run's key; it never advances, the update's number is folded in.
-        previous: metrics of the previous update; None before the first.
 
     Returns:
-        The new state, the new replay state, and the metrics. A metric that this update does not compute
-        (those of the actor between its delayed steps) keeps its previous value, NaN at first.
+        The new state, the new replay state, the metrics, and those of the actors' step: NaN between its
+        delayed steps.
     """
     base, replay = agent.base, agent.replay
     number = state.updates + 1
     key = jax.random.fold_in(key, number)
-    delay, sync = base.policy_delay, base.sync_every
-    moves = number % delay == base.policy_phase % delay
-    event = Event(number, state.env_steps, moves, number % sync == 0)
+    event = Event(number, state.env_steps, base.actor_moves(number), number % base.sync_every == 0)
     state = state._replace(updates=number)
     metrics: Metrics = {}
+    of_actors: Metrics = {}
 
     # 0. a `reset` part may re-initialise networks
     state = _reset_networks(agent, state, event, key)
@@ -99,8 +96,7 @@ def update(
 
     # 6. every policy_delay-th time the actors step
     if state.actor is not None:
-        state, of_actors = _step_actors(stage, state, previous or {})
-        metrics |= of_actors
+        state, of_actors = _step_actors(stage, state)
 
     # 7. target networks and slow copies update; at a sync in place: not before all that reads them
     waited = zero_after((state.critics, state.actor)) == 0
@@ -108,7 +104,7 @@ def update(
     state = _update_targets(stage, state)
     state = _post_update(stage, state, y)
 
-    return state, replay.post_update(replay_state, event), metrics
+    return state, replay.post_update(replay_state, event), metrics, of_actors
 
 
 class Stage(NamedTuple):
@@ -376,14 +372,11 @@ def _step_critics(
     return state, y, td_error, terms
 
 
-def _step_actors(stage: Stage, state: State, previous: Metrics) -> tuple[State, Metrics]:
+def _step_actors(stage: Stage, state: State) -> tuple[State, Metrics]:
     """Make a gradient step of the actors and of all `actor_params`, if one is due at this update.
 
-    Args:
-        previous: metrics of the previous update.
-
     Returns:
-        The new state, and the metrics of the step; without a step, those in `previous`, or NaN.
+        The new state, and the metrics of the step; NaN without a step.
     """
     actor_params = {
         name: part_state.actor_params
@@ -415,7 +408,7 @@ def _step_actors(stage: Stage, state: State, previous: Metrics) -> tuple[State, 
         return changed(moved), terms
 
     def wait() -> tuple[tuple[PyTree, ...], Metrics]:  # traced after `move`, which fills `names`
-        terms = {name: previous.get(name, jnp.full((), jnp.nan, jnp.float32)) for name in names}
+        terms = dict.fromkeys(names, jnp.full((), jnp.nan, jnp.float32))
         return changed(state._replace(actor=refreshed)), terms
 
     delayed = stage.agent.base.policy_delay > 1

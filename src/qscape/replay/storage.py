@@ -14,6 +14,7 @@ one word. The array then is one of unsigned integers, because such a word may lo
 a NaN, whose bits a sum over devices changes. The other columns are the bits of their float32 numbers.
 """
 
+import collections
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, Sharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, UInt32
 
@@ -167,24 +169,28 @@ def pieces(layout: Layout, rows: Array, used: int, nbytes: int, first_ring: int 
     """Yield the first `used` rows of every ring, one ring after the other, in arrays of at most `nbytes`.
 
     An array holds the words [n, W] of n rows of one ring. One array at a time takes memory, on the host and
-    on the device. Of storage that is split over devices, each ring is read on the device that holds it.
+    on the device. Of storage that is split over devices, each ring is read on the device that holds it. If
+    these are devices of several processes, all of them call this together, and each gets every array.
 
     Args:
         first_ring: the first of the layout's rings, if `rows` holds the storage of several seeds.
     """
     most = max(1, min(layout.ring, nbytes // (4 * layout.width)))
     for ring in range(first_ring, first_ring + layout.envs):
-        held, first = _holder(rows, ring * layout.ring)
+        held, first = _holder(rows, ring * layout.ring) or (None, 0)
         for start in range(0, used, most):
             at = min(
                 start, layout.ring - most
             )  # all stretches have one length, so that one program serves all
-            stretch = np.asarray(_stretch(held, first + at, most))
+            stretch = _shared(None if held is None else _stretch(held, first + at, most), most, layout)
             yield stretch[start - at : used - at]
 
 
-def _holder(rows: Array, first: int) -> tuple[Array, int]:
-    """Return the array of the device that holds the row `first`, and the number of that row in it."""
+def _holder(rows: Array, first: int) -> tuple[Array, int] | None:
+    """Return the array of the device that holds the row `first`, and the number of that row in it.
+
+    None if it is a device of another process.
+    """
     if len(rows.sharding.device_set) == 1:
         return rows, first
     spans = _spans(rows.sharding, rows.shape)
@@ -192,12 +198,21 @@ def _holder(rows: Array, first: int) -> tuple[Array, int]:
         start, stop = spans[shard.device]
         if start <= first < stop:
             return shard.data, first - start
-    raise ValueError(f"row {first} is on no device of this process")
+    return None
+
+
+def _shared(words: Array | None, rows: int, layout: Layout) -> np.ndarray:
+    """Return the rows that one process gives to all; None: another one gives them."""
+    if jax.process_count() == 1:
+        return np.asarray(words)
+    given = np.zeros((rows, layout.width), np.uint32) if words is None else np.asarray(words).view(np.uint32)
+    # As whole numbers, since the processes sum what they give: -0.0 + 0.0 would be another float.
+    return multihost_utils.broadcast_one_to_all(given, words is not None).view(layout.dtype)
 
 
 def _spans(sharding: Sharding, shape: tuple[int, ...]) -> dict[Any, tuple[int, int]]:
-    """Return the first row, and the row behind the last one, that each device of this process holds."""
-    parts = sharding.addressable_devices_indices_map(shape).items()
+    """Return the first row, and the row behind the last one, that each device holds."""
+    parts = sharding.devices_indices_map(shape).items()
     spans = ((device, (index or [slice(None)])[0].indices(shape[0])) for device, index in parts)
     return {device: (start, stop) for device, (start, stop, _) in spans}
 
@@ -253,8 +268,11 @@ def _restored_split(layout: Layout, used: int, saved: Iterator[np.ndarray], spli
     shape = layout.envs * layout.ring, layout.width
     shares = []
     for device, (start, stop) in sorted(_spans(split, shape).items(), key=lambda item: item[1]):
-        share = jnp.zeros((stop - start, layout.width), layout.dtype, device=device)
         mine = _take_rows(saved, (stop - start) // layout.ring * used)
+        if device not in split.addressable_devices:
+            collections.deque(mine, maxlen=0)  # another process keeps them
+            continue
+        share = jnp.zeros((stop - start, layout.width), layout.dtype, device=device)
         shares.append(_filled(layout, share, used, mine))
     next(saved, None)  # its end, where it closes its file
     return jax.make_array_from_single_device_arrays(shape, split, shares)
@@ -581,7 +599,8 @@ def check_memory(layout: Layout, seeds: int = 1) -> None:
 def _available_bytes() -> int | None:
     """Return the free memory in bytes of the default device, or of as many like it as split the program.
 
-    None if it is unknown.
+    Of several processes without an accelerator each counts as a machine like this one. None if it is
+    unknown.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
@@ -592,7 +611,8 @@ def _available_bytes() -> int | None:
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     if "MemAvailable" not in fields:
         return None
-    return min([1024 * int(fields["MemAvailable"].split()[0]), *_container_bytes_left(CGROUP)])
+    free = min([1024 * int(fields["MemAvailable"].split()[0]), *_container_bytes_left(CGROUP)])
+    return free * jax.process_count()
 
 
 def _container_bytes_left(group: Path) -> list[int]:

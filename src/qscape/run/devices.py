@@ -32,20 +32,23 @@ SPLIT = ("storage", "noise_state", "observation", "first", "action", "columns")
 
 
 def make_mesh(count: int, envs: int, batch_size: int = 0) -> Mesh:
-    """Return a mesh of the first `count` devices of all hosts.
+    """Return a mesh of `count` devices: of the first ones, and of several processes the first ones of each.
 
     Args:
-        count: number of devices.
+        count: number of devices; of several processes each has the same share of them.
         envs: E, the number of environments of the run.
         batch_size: rows of a batch, or of a minibatch; 0: the batches are whole rollouts.
 
     Raises:
         UsageError: there are fewer devices, or the environments or the batch do not divide by them.
     """
-    devices = jax.devices()
-    if not 1 <= count <= len(devices):
+    devices, processes = jax.devices(), jax.process_count()
+    of_each = [[d for d in devices if d.process_index == k][: count // processes] for k in range(processes)]
+    chosen = [device for own in of_each for device in own]
+    if count < 1 or len(chosen) != count:
+        each = f" of {processes} processes, and all use as many" if processes > 1 else ""
         raise OutOfRange(
-            f"{count} devices are asked for and JAX sees {len(devices)} ({devices[0].platform}); "
+            f"{count} devices are asked for and JAX sees {len(devices)} ({devices[0].platform}){each}; "
             f"choose from 1 to {len(devices)}.",
             field="devices",
         )
@@ -56,7 +59,7 @@ def make_mesh(count: int, envs: int, batch_size: int = 0) -> Mesh:
                 "or fewer devices.",
                 field="devices",
             )
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count])
+    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def shard_run(run: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
@@ -97,9 +100,11 @@ def split_rows(mesh: Mesh) -> NamedSharding:
 def place(run: Run, mesh: Mesh) -> Run:
     """Move a run that was made or read elsewhere onto the devices of a mesh.
 
-    The arrays may share memory with those given, so these must not be used once the run was donated.
+    The arrays may share memory with those given, so these must not be used once the run was donated. Of
+    several processes each gives the whole run, of which its devices keep their share.
     """
-    return jax.device_put(run, shard_run(run, mesh))
+    # `device_put` would compare the numbers of all processes, and call metrics that are NaN different.
+    return jax.jit(lambda run: run, out_shardings=shard_run(run, mesh))(run)
 
 
 def jit_on(mesh: Mesh | None, function: Callable[..., Any], **options: Any) -> Any:

@@ -54,7 +54,7 @@ from qscape.errors import (
     UnmakeableEnv,
     Untrusted,
 )
-from qscape.run import saves
+from qscape.run import processes, saves
 from qscape.run.engines.base import SavedSeed
 from qscape.run.files import delete, refuse_link, sync, write_whole
 from qscape.run.plan import REPLAYS, Plan, fill_defaults, from_json, to_json
@@ -260,8 +260,14 @@ def replace(folder: Path, session: Session) -> None:
     The old content stays in place until the new run is written completely.
 
     Raises:
-        UsageError: the folder holds something that is no run. RunError: it cannot be written.
+        UsageError: the folder holds something that is no run, or several processes share the run. RunError:
+            it cannot be written.
     """
+    if jax.process_count() > 1:
+        raise Conflict(
+            "Model.save writes the run of one process, and several share this one; train it by "
+            "qscape.run.train(plan, folder) in each, or by qscape train --processes."
+        )
     refuse_taken(folder, overwrite=True)
     new, old = folder / NEW, folder / OLD
     with locked(folder):
@@ -328,16 +334,9 @@ def origin() -> dict[str, Any]:
 
     Switches of JAX that change what is drawn are properties of the machine, unless they are as usual.
     """
-    versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    for name in EXTRAS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     usual = {"jax_threefry_partitionable": True, "jax_default_prng_impl": "threefry2x32"}
     switches = {name: getattr(jax.config, name, value) for name, value in usual.items()}
-    return {
-        "versions": versions,
-        "source": _source(),
+    return origin_of_code() | {
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
@@ -349,6 +348,16 @@ def origin() -> dict[str, Any]:
         "command": command(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def origin_of_code() -> dict[str, Any]:
+    """Return the versions of packages by name, and the checksum of qscape's own files."""
+    versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in EXTRAS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {"versions": versions, "source": _source()}
 
 
 def list_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -531,7 +540,8 @@ def in_use(folder: Path) -> bool:
 def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path:
     """Write a save of a run; delete the replay of all but the newest two, and saves beyond `keep_saves`.
 
-    Milestones stay, and saves that cannot be read.
+    Milestones stay, and saves that cannot be read. Of several processes that share a run, all call this
+    together, and process 0 writes.
 
     The lines of the log that precede the save are on the disk before it is.
 
@@ -555,6 +565,9 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
         )
     name, place = f"{session.env_steps:09d}", folder / SAVES
     content = session.save(seed)
+    if not processes.writes():
+        saves.read_pieces(content.arrays)  # they come from all processes
+        return place / name
     meta = {
         "qscape": importlib.metadata.version("qscape"),
         "milestone": milestone or _is_milestone(place / name),  # it may replace a save of the same step

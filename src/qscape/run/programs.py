@@ -4,6 +4,9 @@
 whole replay at every call. The other programs only read the storage.
 """
 
+import contextlib
+import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +22,7 @@ from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.replay.storage import Layout
 from qscape.run.seeds import ONE, Seeds
+from qscape.system import count_cores
 from qscape.types import Key
 
 EMPTY = Carry(*[None] * len(Carry._fields))  # type: ignore[arg-type]
@@ -52,6 +56,27 @@ class Program:
             return [getattr(carry, name) for name in changes]
 
         self.compiled = jax.jit(run, donate_argnums=0)
+        self._ahead: threading.Thread | None = None
+
+    def compile_ahead(self, carry: Carry, *args: Any) -> None:
+        """Begin to compile in a thread, for arguments of these shapes; the first call waits for it.
+
+        Without effect where this process may use one processor only. What fails in the thread is forgotten:
+        the first call compiles again and raises the error.
+
+        Args:
+            carry: the carry, with a `jax.ShapeDtypeStruct` for each array.
+            args: further arguments, arrays or shapes.
+        """
+        if count_cores() == 1 or os.environ.get("NPROC") == "1":
+            return
+
+        def prepare() -> None:
+            with contextlib.suppress(Exception):
+                self.compiled.lower(*self.arguments(carry, *args)).compile()
+
+        self._ahead = threading.Thread(target=prepare, name="compile ahead")
+        self._ahead.start()
 
     def arguments(self, carry: Carry, *args: Any) -> tuple[Any, ...]:
         """Return the arguments of the compiled function: donated fields, read fields, further arguments."""
@@ -60,6 +85,9 @@ class Program:
 
     def __call__(self, carry: Carry, *args: Any) -> Carry:
         """Run the program and return the new carry; the buffers of the old donated fields are invalid."""
+        if self._ahead is not None:
+            self._ahead.join()
+            self._ahead = None
         changed = self.compiled(*self.arguments(carry, *args))
         return carry._replace(**dict(zip(self.changes, changed, strict=True)))
 

@@ -14,6 +14,7 @@ The checksum of a leaf is the CRC-32 of its zip member. It is computed while the
 pass, and is the fastest checksum of the standard library (2.4 GB/s on one core; BLAKE2b 0.7, SHA-256 1.4).
 """
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -154,6 +155,13 @@ def write(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def read_pieces(trees: PyTree) -> None:
+    """Read all pieces of large leaves and keep none of them."""
+    for leaf in jax.tree.leaves(trees):
+        if isinstance(leaf, Large):
+            collections.deque(leaf.pieces(), maxlen=0)
 
 
 def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:

@@ -35,6 +35,7 @@ from qscape.run.engines.base import Engine, Limit, Progress, SavedSeed
 from qscape.run.evaluation import evaluate, evaluate_policies, list_successes, rollouts
 from qscape.run.plan import Plan, moot_notes, score
 from qscape.run.probes import PolicyEvaluation, Probes
+from qscape.run.processes import any_of, first_of
 from qscape.system import peak_memory
 
 LONG_EPISODE = 1_000  # steps of an environment without a known limit in which an episode should have ended
@@ -272,7 +273,7 @@ class Session:
             yield k, ev.Started(*started, warned, evals_every)
         limit = Limit(0, until, lambda: self._stop)
         try:
-            while not self._stop:
+            while not any_of(self._stop):
                 if time.perf_counter() - told >= SECOND:
                     told = time.perf_counter()
                     yield from self._each(self._progress())
@@ -377,7 +378,7 @@ class Session:
                 for judged in self.evaluations(self.eval_adapter, k):
                     yield k, judged
                 if plan.may_stop_early and judged is not None and self.updates:
-                    self.ended_by = one.judge.judge(plan, judged.mean)
+                    self.ended_by = one.judge.judge(plan, first_of(judged.mean))
                     logs, saves = logs or bool(self.ended_by), saves and not self.ended_by
             if logs:
                 self._postpone("log", plan.logs_every)

@@ -15,11 +15,11 @@ import jax
 
 from qscape.agents import Agent, build
 from qscape.envs import EnvAdapter
-from qscape.errors import Conflict, NothingToDo, NoUpdate, WrongVersion
+from qscape.errors import Conflict, Mismatch, NothingToDo, NoUpdate, WrongVersion
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run import probes
+from qscape.run import probes, processes
 from qscape.run.adapters import adapt_to_images, open_adapter, open_adapters
 from qscape.run.engines import make_engine, name_loop
 from qscape.run.engines.dataset import DatasetEngine
@@ -182,7 +182,8 @@ def train_together(
     first, seeds = plans[0], [plan.seed for plan in plans]
     plan, agent, notes = prepared or prepare(first)
     warned = moot_notes(agent.moot_fields(), plan.typed or {})
-    for place in places:
+    own = places if processes.writes() else []
+    for place in own:
         folders.refuse_taken(place, overwrite)  # before a lock file is written into it
     with contextlib.ExitStack() as stack:
         adapter, eval_adapter = _open(stack, plan, agent)
@@ -196,10 +197,10 @@ def train_together(
         session = make_shared_session(plans, agent, adapters, eval_adapter, savers)
         if plans[0].start:
             notes = notes + take_over(session, plans[0])
-        for place in places:
+        for place in own:
             stack.enter_context(folders.locked(place, new=True))
         together = {"together": seeds} if len(plans) > 1 else {}
-        for plan, place in zip(plans, places, strict=True):
+        for plan, place in zip(plans, own, strict=bool(own)):
             plan = dataclasses.replace(plan, loop=session.plan.loop)
             folders.create(place, plan, session.agent, overwrite, together | _name_in_trackers(tracking))
         on_trainer(session)
@@ -269,8 +270,9 @@ def resume_together(
     refuse_missing(trackers)
     for place in places:
         folders.read_record(place)  # refuses a folder without a run before a lock file is written into it
+    own = places if processes.writes() else []
     with contextlib.ExitStack() as stack:
-        for place in places:
+        for place in own:
             stack.enter_context(folders.locked(place))
             refuse_links(place)
             remove_leftovers(place)
@@ -299,12 +301,17 @@ def resume_together(
             if path is not None:
                 folders.fit(made_for, path)  # before a dataset is read in the order of its keys
         session = make_shared_session(plans, agent, adapters, eval_adapter, savers)
+        if not processes.same(made):
+            raise Mismatch(
+                f"{places[0]}: the processes do not see the same saves, here the newest is of step {made:,}; "
+                "give all of them the same folder, on a disk that they share."
+            )
         if any(newest):
             notes += folders.load_into(session, *filter(None, newest), empty_replay=empty_replay)
             if changes := folders.list_changes(records[0], folders.origin()):
                 notes.append(f"since the run began, {', '.join(changes)}: numbers may differ")
             asides = [
-                folders.set_aside(place, path) for place, path in zip(places, newest, strict=True) if path
+                folders.set_aside(place, path) for place, path in zip(own, newest, strict=bool(own)) if path
             ]
             for aside in filter(None, asides):
                 notes.append(f"what is newer than step {made:,} was moved to {aside}")
@@ -313,7 +320,7 @@ def resume_together(
             if plans[0].start:
                 notes = notes + take_over(session, plans[0])
         warned, notes = notes, fitted + notes
-        for place, plan, record in zip(places, plans, records, strict=True):
+        for place, plan, record in zip(own, plans, records, strict=bool(own)):
             went_on: folders.Resumed = {"at": session.env_steps, "of": record["steps"], "notes": notes}
             if len(seeds) > 1:
                 went_on["together"] = seeds
@@ -387,7 +394,7 @@ def _recorded_events(
     begun = time.process_time()
     try:
         for place, plan in zip(places, plans, strict=True):
-            sinks.append(_sinks(session, place, plan, trackers))
+            sinks.append(_sinks(session, place, plan, trackers) if processes.writes() else [])
         written = [note for of in sinks for sink in of if isinstance(sink, FolderSink) for note in sink.notes]
         notes, warned = [*notes, *written], [*warned, *written]
         if isinstance(session.engine, DatasetEngine):
@@ -395,7 +402,7 @@ def _recorded_events(
         for k, event in session.seed_events(plans[0].steps):
             for sink in sinks[k]:
                 sink(event)
-            if isinstance(event, ev.Ended):
+            if isinstance(event, ev.Ended) and processes.writes():
                 share = (time.process_time() - begun) / len(places)
                 folders.record_end(places[k], event.seconds, share)
             yield k, _noted(event, notes, warned, sinks[k])

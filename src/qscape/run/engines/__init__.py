@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from qscape.agents import Agent
 from qscape.envs import EnvAdapter
 from qscape.errors import Conflict, UnfitEnv
@@ -55,11 +57,12 @@ def make_engine(plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapt
         raise UnfitEnv(
             f"--loop compiled needs an environment in JAX, which {adapter.env_id} is not.", field="loop"
         )
-    elif plan.devices > 1:
+    elif plan.devices > 1 or jax.process_count() > 1:
+        flag = f"--devices {plan.devices}" if plan.devices > 1 else "--processes"
         raise UnfitEnv(
-            f"--devices {plan.devices} needs an environment in JAX, which {adapter.env_id} is not: what the "
-            "host steps trains on one device.",
-            field="devices",
+            f"{flag} splits a program that holds the environments, and here the host steps {adapter.env_id}: "
+            "take an environment in JAX, without --loop host, --dataset and --from.",
+            field=flag.split()[0].removeprefix("--"),
         )
     elif plan.dataset and off_policy:
         kind = DatasetEngine
@@ -76,7 +79,7 @@ def why_not_together(plan: Plan, agent: Agent) -> str | None:
 
     The sentence begins with "Several seeds in one program need".
     """
-    if plan.devices > 1:
+    if plan.devices > 1 or jax.process_count() > 1:
         return "one device, or the seeds one after the other"
     if plan.may_stop_early:
         return "an end at the same step in every seed, without --stop-at and --patience"

@@ -22,11 +22,13 @@ from qscape.envs import EnvAdapter, Episode, Step, snapshot
 from qscape.envs.patience import Hung
 from qscape.envs.repeats import name_check
 from qscape.errors import RunError
+from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops.finite import guard_names
+from qscape.ops.threefry import write_out
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import GIB, Storage
 from qscape.run import callbacks
@@ -45,10 +47,11 @@ from qscape.run.engines.base import (
 )
 from qscape.run.hindsight import Hindsight
 from qscape.run.plan import REPLAYS, Plan
-from qscape.run.programs import Programs
+from qscape.run.processes import gather
+from qscape.run.programs import Program, Programs
 from qscape.run.saves import PIECE, Large
 from qscape.run.seeds import Seeds
-from qscape.types import Spec
+from qscape.types import Key, Spec
 
 CHUNK = 250  # maximal number of updates in one call
 LONG = 10_000  # remaining steps above which compiling the whole cycle into one program saves time
@@ -77,7 +80,15 @@ class ReplayLearner(Learner):
 
     saves_replay = True
 
-    def __init__(self, agent: Agent, spec: Spec, envs: int, seeds: Seeds, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        spec: Spec,
+        envs: int,
+        seeds: Seeds,
+        mesh: Mesh | None = None,
+        ahead: Callable[[Programs], Program] | None = None,
+    ) -> None:
         """Compile the programs and make the initial carry, without the storage.
 
         Args:
@@ -86,6 +97,8 @@ class ReplayLearner(Learner):
             envs: E, the number of environments.
             seeds: the axis of seeds.
             mesh: the devices that the run is split over; None: one device.
+            ahead: names the program of the first update, to compile it while networks and the first steps
+                are made; None: it is compiled when it is called.
 
         Raises:
             UsageError: the agent does not fit the task. RunError: the replay does not fit into memory.
@@ -96,7 +109,7 @@ class ReplayLearner(Learner):
         with (
             contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
         ):  # the memory of all devices counts
-            self.carry = self._start(envs)
+            self.carry = self._start(envs, ahead)
         create = partial(ring_buffer.create, self.layout, *seeds.shape)
         self._allocate: Callable[[], Storage] = create
         if mesh is not None:
@@ -107,15 +120,17 @@ class ReplayLearner(Learner):
         self.chunk = ChunkLength(CHUNK)
         self.learning = self.agent.base.warmup == 0
 
-    def _start(self, envs: int) -> Carry:
+    def _start(self, envs: int, ahead: Callable[[Programs], Program] | None) -> Carry:
         agent, seeds = self.agent, self.seeds
         ring_buffer.check_memory(self.layout, len(seeds))
         self.programs = self.mapped = Programs(agent, self.layout)
-        init = agent.init
+        init = self._draw
         if seeds.shape:
             self.mapped = Programs(agent, self.layout, seeds)
             mapped = jax.jit(seeds.map(agent.init, out_axes=SEED_AXES))
             init = lambda key: copy_buffers(mapped(key))  # noqa: E731
+        elif ahead is not None:
+            self._compile_ahead(ahead(self.programs))
         state = init(seeds.key)
         return Carry(
             state=state,
@@ -129,6 +144,31 @@ class ReplayLearner(Learner):
             columns={},
             guard=seeds.tile(jnp.zeros(len(guard_names(state.optimisers)), jnp.int32)),
         )
+
+    def _draw(self, key: Key) -> State:
+        """Make the state of a new run; see `ops.threefry`."""
+        leaves = jax.tree.leaves(cycle.shapes(self.agent, self.layout)[0])
+        return self.agent.init(write_out(key, max(leaf.size for leaf in leaves)))
+
+    def _compile_ahead(self, program: Program) -> None:
+        """Compile the program of the first update in a thread, by the shapes of the carry of one seed."""
+        agent, envs, task = self.agent, self.layout.envs, self.agent.task
+        state, storage, replay_state, key = cycle.shapes(agent, self.layout)
+        pixel: Any = jnp.uint8 if agent.index_actions and task.frame is not None else jnp.float32
+        shape: Any = jax.ShapeDtypeStruct
+        carry = Carry(
+            state=state,
+            storage=storage,
+            replay_state=replay_state,
+            noise_state=jax.eval_shape(partial(self.programs.init_noise, envs)),
+            metrics=shape((len(self.programs.metrics),), jnp.float32),
+            observation=shape((envs, task.row_size), pixel),
+            first=np.ones(envs, bool),
+            action=None,  # type: ignore[arg-type]
+            columns={},
+            guard=shape((len(guard_names(state.optimisers)),), jnp.int32),
+        )
+        program.compile_ahead(carry, np.int32(1), np.int32(1), key)
 
     @property
     def state(self) -> State:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -159,7 +199,7 @@ class ReplayLearner(Learner):
 
     def notes(self, plan: Plan, saves: bool) -> list[str]:
         """Return sentences on the discount and on the memory that the replay takes."""
-        gib, devices = self.layout.nbytes / GIB, plan.devices
+        gib, devices = self.layout.nbytes / GIB, 1 if self.mesh is None else self.mesh.size
         each = f", {gib / devices:.2f} on each of {devices} devices" if devices > 1 else ""
         notes = []
         if self.discount_rule == "time_limit":
@@ -243,7 +283,7 @@ class ReplayLearner(Learner):
         What scales rewards is in the tree "loop", since networks that learned from scaled rewards need it
         also where there is no replay.
         """
-        carry = self._of_seed(seed)
+        carry = gather(self._of_seed(seed))
         scaling, replay_state = carry.replay_state.scaling, carry.replay_state._replace(scaling=None)
         loop = {"noise_state": carry.noise_state, "columns": carry.columns, "metrics": carry.metrics}
         loop |= {"first": np.asarray(carry.first), "key": self.seeds.take(self.seeds.key, seed)}
@@ -404,12 +444,20 @@ class ReplayEngine:
         self.plan, self.adapters, self.seeds = plans[0], adapters, Seeds([plan.seed for plan in plans])
         self.adapter: Any = SeedAdapters(adapters) if self.seeds.shape else adapters[0]
         self.envs = adapters[0].envs
-        self.learner = ReplayLearner(agent, adapters[0].spec, self.envs, self.seeds)
+        learns = self.plan.steps > agent.base.find_learning_start()[1] and not self.adapter.has_reset_rows
+        ahead = self._first_update if learns else None
+        self.learner = ReplayLearner(agent, adapters[0].spec, self.envs, self.seeds, ahead=ahead)
         self.driver: Driver | None = None
         self.reach = MOST
         self.hindsight: Hindsight | None = None
         if self.learner.agent.relabelling.changes_goals:
             self.hindsight = Hindsight(self.learner.mapped, adapters, self.seeds.numbers)
+
+    def _first_update(self, programs: Programs) -> Program:
+        """Return the program that is expected to make the first update."""
+        schedule = programs.agent.schedule
+        _, updates, _ = schedule.updates_due(schedule.start(), StepEnd(self.envs), programs.agent.base)
+        return programs.step if updates == 1 and not self.plan.overlap else programs.learn
 
     @property
     def ready(self) -> bool:

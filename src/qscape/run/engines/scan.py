@@ -32,6 +32,7 @@ from qscape.run.engines.base import NOTHING, EndedEpisode, Limit, Progress, Save
 from qscape.run.engines.replay import ReplayLearner
 from qscape.run.engines.rollout import RolloutLearner, describe_rollouts
 from qscape.run.plan import Plan
+from qscape.run.processes import first_of, gather
 from qscape.run.seeds import Seeds
 from qscape.types import Key, stream
 
@@ -62,7 +63,9 @@ class Worlds:
 
     def describe(self) -> str:
         """Return a sentence for the user."""
-        where = f", split over {self.plan.devices} devices" if self.plan.devices > 1 else ""
+        where = f", split over {self.mesh.size} devices" if self.mesh is not None else ""
+        if jax.process_count() > 1:
+            where += f" of {jax.process_count()} processes"
         return f"the whole run in one program: {self.envs} environments in JAX{where}"
 
     def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -91,7 +94,7 @@ class Worlds:
 
     def save(self, seed: int, arrays: Mapping[str, Any], counters: Mapping[str, Any]) -> SavedSeed:
         """Return the content of a save with these arrays, and the states of a seed's copies among them."""
-        replay = {**arrays["replay"], "world": self.seeds.take(self.now, seed)}
+        replay = {**arrays["replay"], "world": gather(self.seeds.take(self.now, seed))}
         return SavedSeed({**arrays, "replay": replay}, counters, Snapshot({}, {"world": True}))
 
     def restore(self, saves: Sequence[SavedSeed]) -> None:
@@ -129,15 +132,17 @@ class Worlds:
 
 def _mesh(plan: Plan, agent: Agent | OnPolicyAgent, waits: bool) -> Mesh | None:
     """Return the devices that a run is split over; None for one device."""
-    if plan.devices == 1:
+    count = plan.devices * jax.process_count()
+    if count == 1:
         return None
     if waits:
+        flag = "--devices" if plan.devices > 1 else "--processes"
         raise UnfitAgent(
-            f"{agent.recipe} decides on the host when episodes end, which --devices does not split: "
+            f"{agent.recipe} decides on the host when episodes end, which {flag} does not split: "
             "leave checkpoints out, or train on one device.",
-            field="devices",
+            field=flag.removeprefix("--"),
         )
-    return make_mesh(plan.devices, plan.envs, agent.base.batch_size)
+    return make_mesh(count, plan.envs, agent.base.batch_size)
 
 
 class ReplayScan:
@@ -232,7 +237,7 @@ class ReplayScan:
         )
         learner.carry, self.worlds.now = run
         made = int(made)
-        self.length.took(time.perf_counter() - begun, made)
+        self.length.took(first_of(time.perf_counter() - begun), made)
         if before < base.warmup <= before + made * self.envs:
             self.length.restart()
         if waits:
@@ -327,7 +332,7 @@ class RolloutScan:
         learner.state, self.worlds.now = run
         learner.env_steps = int(np.max(learner.state.env_steps))  # the same for all seeds
         learner.updates += updates
-        self.length.took(time.perf_counter() - begun, updates)
+        self.length.took(first_of(time.perf_counter() - begun), updates)
         return self.worlds.read_log(log, before, learner.env_steps)
 
     # --- saving and resuming ------------------------------------------------------------------------
