@@ -2,7 +2,7 @@
 
     python benchmarks/brax_ppo.py --share 4                # 5 seeds of both on brax/inverted_pendulum
     python benchmarks/brax_ppo.py --task ant --seeds 1 --rollouts 26
-    python benchmarks/brax_ppo.py --trainers qscape --settings '{"clipped": {"unroll": 0}}' --arm "no unrolls"
+    python benchmarks/brax_ppo.py --trainers qscape --settings '{"clipped": {"unroll": 0}}' --arm whole
     python benchmarks/brax_ppo.py --show                   # the table of the runs that are made
 
 The settings are those of github.com/google/brax, notebooks/training.ipynb; ours are `--preset tuned`. With
@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def with_brax(task: str, seed: int, rollouts: int, share: int) -> list[dict[str,
     steps = settings["unroll_length"] * settings["batch_size"] * settings["num_minibatches"]
     lines = []
 
-    def write(step: int, metrics: dict[str, Any]) -> None:
+    def write(step: int, metrics: Mapping[str, Any]) -> None:
         found = {"return": "eval/episode_reward", "length": "eval/avg_episode_length"}
         numbers = {name: float(metrics[key]) for name, key in found.items()}
         lines.append({"step": int(step), "seconds": time.process_time(), **numbers})

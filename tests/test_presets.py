@@ -332,12 +332,7 @@ def test_numbers_of_braxs_notebook():
     assert (base.learning_rate, base.entropy_coefficient, base.gradient_clip) == (3e-4, 0.01, None)
     assert (base.actor_hidden, base.critic_hidden, base.activation) == ((32,) * 4, (256,) * 5, "silu")
     clipped, head = parts["clipped"], parts["learnable"]
-    assert (parts["gae"].decay, clipped.bound, clipped.unroll, head.continuous) == (
-        0.95,
-        0.3,
-        5,
-        "tanh_normal",
-    )
+    assert (parts["gae"].decay, clipped.bound, clipped.unroll, head.log_std) == (0.95, 0.3, 5, -1.0)
     other = build("ppo+normalise", preset("tuned", "ppo", "brax/humanoid")[0])
     humanoid = other.base
     assert other.parts["clipped"].unroll == 10

@@ -6,8 +6,9 @@ environments. What qscape lacks is left out: state-dependent exploration, a clip
 initial weights that are not orthogonal (PPO's wide networks).
 
 Settings of PPO on Brax's tasks are those of Brax's notebook (github.com/google/brax,
-`notebooks/training.ipynb`) and the defaults of its trainer. Rewards are not scaled: actor and critic share
-nothing, and Adam's step does not depend on the loss's scale. What else differs is in docs/methods/ppo.md.
+`notebooks/training.ipynb`) and the defaults of its trainer, but for the policy: a normal distribution whose
+log standard deviations start at -1 (see docs/methods/ppo.md). Rewards are not scaled: actor and critic share
+nothing, and Adam's step does not depend on the loss's scale.
 """
 
 from typing import Any
@@ -199,7 +200,7 @@ def _brax() -> Paper:
         base = {"entropy_coefficient": entropy, **shared}
         batch = size * unroll
         row = _ppo(batch * minibatches, batch, passes, discount, rate=rate, bound=0.3, **base)
-        more = {"clipped": {"unroll": unroll}, "learnable": {"continuous": "tanh_normal"}}
+        more = {"clipped": {"unroll": unroll}, "learnable": {"log_std": -1.0}}
         rows["ppo", "", f"brax/{task}"] = merge_settings(row, more)
         meant_for["ppo", f"brax/{task}"] = f"ppo+normalise --envs {envs}"
     return Paper("Brax, github.com/google/brax, notebooks/training.ipynb", rows, meant_for)
