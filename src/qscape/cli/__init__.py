@@ -44,6 +44,7 @@ COMMANDS = {
     "push": ("upload a run to the Hugging Face hub", "RUN --repo OWNER/NAME"),
     "pull": ("fetch a run from the Hugging Face hub", "OWNER/NAME [--out RUN]"),
     "import": ("make a run of a Stable-Baselines3 file", "FILE --env ID [--out RUN]"),
+    "cache": ("show or clear compiled programs", "[--clear]"),
     "list": ("show agents, parts, presets, environments", "[agents|parts|presets|envs|studies]"),
 }
 

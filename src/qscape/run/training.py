@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import jax
 
+from qscape import kept_programs
 from qscape.agents import Agent, build
 from qscape.envs import EnvAdapter
 from qscape.errors import Conflict, Mismatch, NothingToDo, NoUpdate, WrongVersion
@@ -63,8 +63,7 @@ def set_up_jax() -> None:
     """
     refuse_switches()
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(kept_programs.find_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         backend = jax.default_backend()
