@@ -142,7 +142,7 @@ class Beside:
     env_id = "beside"
     jax_env = time_limit = called = None
     interrupted = unkept = ""
-    resetting = None  # a world resets in the step that ends an episode
+    resetting, has_reset_rows = None, False  # a world resets in the step that ends an episode
 
     def __init__(self, env: JaxEnv, envs: int, key: Array):
         self.env, self.envs, self.key, self.made = env, envs, key, 0

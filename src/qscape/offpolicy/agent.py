@@ -364,6 +364,8 @@ class Agent(Bound):
             # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
             return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
+        # A program that is given what XLA could not allocate never ends, so that error comes first.
+        jax.block_until_ready((actor, critics, part_states))
         # One program, which rounds nothing: each copy and each zero by itself would be a program of its own.
         return jax.jit(begin)(actor, critics, part_states)
 
