@@ -909,6 +909,7 @@ def test_what_does_not_fit_into_memory_is_one_sentence(refused):
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 95.37GiB.", " for 95.37GiB"),
         ("RESOURCE_EXHAUSTED: Failed to allocate request for 2.00TiB (1B) on device 0", " for 2.00TiB"),
         ("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY", ""),
+        ("INTERNAL: Error dispatching computation: Out of memory allocating 144 bytes.", " for 144 bytes"),
     ],
 )
 def test_what_an_accelerator_says_without_memory(said, size):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
+NO_MEMORY = "RESOURCE_EXHAUSTED|OUT_OF_MEMORY|Out of memory allocating"  # in errors of XLA and of CUDA
 LONGEST_TEXT = 1_000  # characters of somebody else's error in a sentence
 
 Kind = TypeVar("Kind", bound="QscapeError")
@@ -207,7 +208,7 @@ class Inexact(RunError):
 def memory_error(problem: BaseException) -> OutOfMemory | None:
     """Return the error for a machine or an accelerator that ran out of memory; None for another problem."""
     text = show(problem, str, LONGEST_TEXT)
-    if not (isinstance(problem, MemoryError) or re.search("RESOURCE_EXHAUSTED|OUT_OF_MEMORY", text)):
+    if not (isinstance(problem, MemoryError) or re.search(NO_MEMORY, text)):
         return None
     asked = re.search(r"allocat\w+ (?:request for )?([\d.]+ ?(?:bytes|[KMGT]i?B))", text)
     size = f" for {asked[1]}" if asked else ""
