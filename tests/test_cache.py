@@ -60,11 +60,17 @@ def test_the_command_shows_and_clears(folder, capsys):
     shown = capsys.readouterr().out
     assert str(folder) in shown
     assert "3 compiled programs" in shown
-    assert "1 are damaged" in shown
+    assert "damaged, so compiled anew at every start: 1;" in shown
     assert main(["cache", "--clear"]) == 0
     assert main(["cache"]) == 0
     assert "0 compiled programs" in capsys.readouterr().out.splitlines()[-1]
     assert main(["cache", "all"]) == 2
+
+
+def test_a_storage_elsewhere_is_not_called_empty(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/xla")
+    assert main(["cache"]) == 2
+    assert "gs://bucket/xla" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["", None])
