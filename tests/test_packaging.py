@@ -115,6 +115,16 @@ def test_automation_follows_its_schemas(schema):
     run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
 
 
+def test_every_test_of_the_list_of_slow_ones_exists():
+    """A test that has another name by now would be back in `make test`."""
+    names = (ROOT / "tests/slow.txt").read_text().splitlines()
+    assert names == sorted(set(names))
+    files = {file: (ROOT / file).read_text() for file in {name.split("::")[0] for name in names}}
+    for name in names:
+        file, function = name.split("[")[0].split("::")
+        assert f"def {function}(" in files[file], name
+
+
 def test_workflows_run_what_the_makefile_has():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     files = [*(ROOT / ".github").rglob("*.yml")]
