@@ -17,7 +17,7 @@ from qscape.nets import Body, Conditioning, Critic, InputStage, concatenate_inpu
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Plain
 from qscape.offpolicy.sockets import Architecture, Composition, Net, Nets, PartState, Version
-from qscape.ops.wire import interpolate
+from qscape.ops.wire import interpolate, wire_weights
 from qscape.types import Batch, Event, Key, Spec, setting
 
 POWERS = {"quadratic": 2, "linear": 1, "constant": 0}
@@ -59,7 +59,8 @@ class WireCritic(Critic):
     ) -> Float[Array, "*b 1"]:
         assert self.smoothing is not None, "the representation adapts its critics"
         points, heights = self.propose(obs)
-        return interpolate(points, heights, action, self.smoothing, self.nearest, self.normalise)[..., None]
+        weights = wire_weights(points, heights, action, self.smoothing, self.normalise)
+        return interpolate(heights, weights, self.nearest)[..., None]
 
 
 class Smoothing(NamedTuple):
