@@ -4,6 +4,7 @@ The refined action is executed and stored in replay. The actor learns as ever.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import jax
@@ -53,6 +54,20 @@ class Refiner(Single):
         key: Key,
     ) -> Float[Array, "*b A"]:
         """Return a better action by Q, in [-1, 1] and snapped to the action table, without gradient."""
+
+        def values(candidate: Array) -> list[Array]:
+            return context.q(obs, context.snap(candidate, obs))
+
+        return jax.lax.stop_gradient(context.snap(self.improve(state, values, action, key), obs))
+
+    def improve(
+        self, state: PartState, values: Callable[[Array], list[Array]], action: Float[Array, "*b A"], key: Key
+    ) -> Float[Array, "*b A"]:
+        """Return a better action in [-1, 1], which `refine` snaps.
+
+        Args:
+            values: the critics' values of actions; Q sees rows of the action table if there is one.
+        """
         raise NotImplementedError
 
     def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
