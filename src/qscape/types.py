@@ -108,7 +108,12 @@ def check_ranges(settings: Any, name: str) -> None:
                 raise OutOfRange(sentence, name, field.name)
         if why := explain_range(value, within):
             otherwise = ", or None" if field.default is None else ""
-            raise OutOfRange(f"{name}.{field.name} is {value}; {why}{otherwise}.", name, field.name)
+            raise out_of_range(settings, name, field.name, f"{why}{otherwise}.")
+
+
+def out_of_range(settings: Any, name: str, field: str, why: str) -> OutOfRange:
+    """Return the refusal of a field's value; `name` is as in `check_ranges`, `why` says what would work."""
+    return OutOfRange(f"{name}.{field} is {getattr(settings, field)}; {why}", name, field)
 
 
 def check_flags(flags: Any) -> None:
@@ -479,6 +484,10 @@ class Part:
             UsageError: a field is out of its range.
         """
         check_ranges(self, self.name)
+
+    def out_of_range(self, field: str, why: str) -> OutOfRange:
+        """Return the refusal of a field's value; `why` says what would work."""
+        return out_of_range(self, self.name, field, why)
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         """Return values of base fields that this part changes. Called when a recipe is built.

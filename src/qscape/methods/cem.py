@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import OutOfRange
 from qscape.methods._proposals import ProposalSelector, take_candidate
 from qscape.nets.heads import Point
 from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, PartState
@@ -41,11 +40,7 @@ class CEM(ProposalSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.elites > self.samples:
-            raise OutOfRange(
-                f"cem.elites is {self.elites}; it must be at most cem.samples = {self.samples}.",
-                part="cem",
-                field="elites",
-            )
+            raise self.out_of_range("elites", f"it must be at most cem.samples = {self.samples}.")
 
     def length(self) -> int:
         return 1

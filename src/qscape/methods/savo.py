@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import Conflict, OutOfRange
+from qscape.errors import Conflict
 from qscape.methods._list_encoder import HEADS, Conditioned
 from qscape.methods._proposals import Explored, ProposalSelector
 from qscape.nets import Actor, Critic
@@ -108,12 +108,8 @@ class SAVO(ProposalSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.summariser == "transformer" and self.summary_width % HEADS:
-            raise OutOfRange(
-                f"savo.summary_width is {self.summary_width}; a transformer with {HEADS} heads needs a "
-                f"multiple of {HEADS}.",
-                part="savo",
-                field="summary_width",
-            )
+            why = f"a transformer with {HEADS} heads needs a multiple of {HEADS}."
+            raise self.out_of_range("summary_width", why)
         if self.raw_vectors and self.surrogate == "exact":
             raise Conflict(
                 "savo.raw_vectors needs learned surrogates, as Q is of rows only: savo.surrogate = learned.",
