@@ -334,13 +334,18 @@ class Value(StatefulPart):
         Returns:
             The target in the form that `loss` and `target_mean` take; by default numbers y [B, K].
         """
-        value = rule.value(self.read(raw))
-        value = value if bonus is None else value + bonus[:, None]
+        value = self.next_values(raw, rule)
+        of_rows = (slice(None), *[None] * (value.ndim - 1))
+        value = value if bonus is None else value + bonus[of_rows]
         reward, terminated, discount = (
-            jnp.broadcast_to(x, value.shape[:1])[:, None]
+            jnp.broadcast_to(x, value.shape[:1])[of_rows]
             for x in (batch.reward, batch.terminated, batch.discount)
         )
         return td_target(reward, terminated, discount, value)
+
+    def next_values(self, raw: Float[Array, "B J n"], rule: "BootstrapRule") -> Float[Array, "B K *m"]:
+        """Return the values of the next state that `target` moves by bonus, discount and reward."""
+        return rule.value(self.read(raw))
 
     def target_mean(self, target: PyTree) -> Float[Array, "B K"]:
         """Return the number that a target stands for."""
