@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from qscape.contrib._sampling import Sampling
 from qscape.contrib._sphere import (
     exponential,
     logarithm,
@@ -31,7 +32,6 @@ from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActingStep,
-    ActionSelector,
     BoundNetworks,
     Composition,
     Context,
@@ -122,7 +122,7 @@ class FlowState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSFlow(ActionSelector):
+class LSFlow(Sampling):
     """Draws actions from a flow on the sphere; Q chooses one of them, and noise on the sphere explores.
 
     A point c of the sphere S^{D-1}, with D = A + `extra_dimensions`, stands for the action whose entry i is
@@ -131,10 +131,6 @@ class LSFlow(ActionSelector):
     """
 
     name: ClassVar[str] = "lsflow"
-    takes_images: ClassVar[bool] = False
-    has_actor: ClassVar[bool] = False
-    has_single_policy: ClassVar[bool] = False
-    values_next_state: ClassVar[bool] = True
     why_deterministic: ClassVar[str] = "has no density whose entropy could be kept"
     why_unsmoothed: ClassVar[str] = "smooths its target by noise on the sphere"
 
@@ -172,10 +168,6 @@ class LSFlow(ActionSelector):
     )
     reward_updates: int = setting(8, "Updates at the start whose targets are the rewards.", within=">= 0")
 
-    def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Turn off the base's target actor and noise: the flow has a target and noise of its own."""
-        return {"target_actor": False, "target_noise": 0.0, "exploration_noise": 0.0}
-
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.epsilon_mode == "greedy":
             return "lsflow learns at the action that it intended: base.epsilon_mode = noise with lsflow."
@@ -207,9 +199,6 @@ class LSFlow(ActionSelector):
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         flow = Velocity(key, spec.observation_size, self.dimensions(spec), self.hidden)
         return PartState(params=flow, extra=FlowState(flow, jnp.float32(0.0), jnp.float32(1.0)))
-
-    def learning_rates(self, base: Base) -> tuple[float, float]:
-        return self.learning_rate, base.actor_learning_rate
 
     def optimiser_options(self, base: Base) -> Mapping[str, Any]:
         return {"gradient_clip": self.flow_gradient_clip}

@@ -13,16 +13,15 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.methods._proposals import ProposalSelector, take_candidate
 from qscape.nets.heads import Point
-from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, PartState
+from qscape.offpolicy.sockets import ActorlessSelector, BoundNetworks, Composition, Context, PartState
 from qscape.types import Dist, Key, Policy, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CEM(ProposalSelector):
+class CEM(ActorlessSelector, ProposalSelector):
     """Searches the action of greatest Q by the cross-entropy method, without an actor."""
 
     name: ClassVar[str] = "cem"
-    has_actor: ClassVar[bool] = False
     noise: ClassVar[str] = "choice"
     why_deterministic: ClassVar[str] = "has no policy whose entropy could be kept"
     why_unsmoothed: ClassVar[str] = "does not smooth its target, the search at s'"

@@ -21,7 +21,7 @@ from qscape.offpolicy.exploration import apply_epsilon_greedy, sample_uniform_ac
 from qscape.offpolicy.plain import Plain
 from qscape.offpolicy.sockets import (
     ActingStep,
-    ActionSelector,
+    ActorlessSelector,
     Architecture,
     BoundNetworks,
     Composition,
@@ -84,12 +84,10 @@ class PerAction(Plain):
 
 
 @dataclasses.dataclass(frozen=True)
-class Argmax(ActionSelector):
+class Argmax(ActorlessSelector):
     """Executes the discrete action of greatest Q, and explores by ε-greedy actions."""
 
     name: ClassVar[str] = "argmax"
-    has_actor: ClassVar[bool] = False
-    has_single_policy: ClassVar[bool] = False
     indexes_actions: ClassVar[bool] = True
 
     double: bool = setting(

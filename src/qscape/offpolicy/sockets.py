@@ -772,6 +772,13 @@ class ActionSelector(StatefulPart):
         return state
 
 
+class ActorlessSelector(ActionSelector):
+    """Base of selectors whose actions come from critics or from networks of their own, not from an actor."""
+
+    has_actor: ClassVar[bool] = False
+    has_single_policy: ClassVar[bool] = False
+
+
 class Regulariser(StatefulPart):
     """Adds terms to the losses of critics or actor. An agent may have any number of regularisers.
 
