@@ -80,6 +80,20 @@ def bind_target_actors(actor: PyTree, actor_target: PyTree, context: Context) ->
     return actor_target, context._replace(bind=partial(context.bind, which="target"))
 
 
+class Draws(NamedTuple):
+    """What is random when proposals are explored.
+
+    Attributes:
+        noise: of each proposal; None: none is added.
+        key: for proposing.
+        keys: for a sample of each proposal.
+    """
+
+    noise: Float[Array, "L E A"] | None
+    key: Key
+    keys: list[Key]
+
+
 class Explored(NamedTuple):
     """Proposals of the exploring agent.
 
@@ -168,25 +182,11 @@ class ProposalSelector(ActionSelector):
         """Return the number of noises that one choice of an action adds."""
         return {"proposals": self.length(), "choice": 1, "both": self.length() + 1}[self.noise]
 
-    def explore_proposals(
-        self,
-        actor: PyTree,
-        context: Context,
-        obs: Array,
-        noise: Float[Array, "L E A"] | None,
-        key: Key,
-        keys: list[Key],
-    ) -> Explored:
-        """Return samples of the proposals, with noise.
-
-        Args:
-            noise: of each proposal; None: none is added.
-            key: for proposing.
-            keys: for a sample of each proposal.
-        """
-        options = self.propose(actor, context, obs, key)
-        samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, keys, strict=True)])
-        samples = add_noise(context, obs, samples, noise)
+    def explore_proposals(self, actor: PyTree, context: Context, obs: Array, draws: Draws) -> Explored:
+        """Return samples of the proposals, with noise."""
+        options = self.propose(actor, context, obs, draws.key)
+        samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, draws.keys, strict=True)])
+        samples = add_noise(context, obs, samples, draws.noise)
         if context.base.head == "deterministic":
             return Explored(samples, samples, samples)
         # Q judges the modes of a stochastic policy, but the noisy actions of a deterministic one.
@@ -215,7 +215,7 @@ class ProposalSelector(ActionSelector):
         if drawn is not None:
             each_noise = None if self.noise == "choice" else jnp.moveaxis(drawn, 1, 0)[:length]
             last_noise = None if self.noise == "proposals" else drawn[:, -1]
-        seen = self.explore_proposals(actor, context, obs, each_noise, k_propose, k_sample)
+        seen = self.explore_proposals(actor, context, obs, Draws(each_noise, k_propose, k_sample))
         samples = seen.samples
         chosen = take_candidate(seen.actions, self.choose(context, obs, seen.judged))
         action = add_noise(context, obs, chosen, last_noise)

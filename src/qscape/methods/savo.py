@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import Conflict
 from qscape.methods._list_encoder import HEADS, Conditioned
-from qscape.methods._proposals import Explored, ProposalSelector
+from qscape.methods._proposals import Draws, Explored, ProposalSelector
 from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
@@ -184,26 +184,18 @@ class SAVO(ProposalSelector):
         conditioning = actor[i].conditioning(context.spec.visible(obs), earlier, actor[1].summary)
         return context.bind(actor[i].net)(obs, conditioning)
 
-    def explore_proposals(
-        self,
-        actor: PyTree,
-        context: Context,
-        obs: Array,
-        noise: Float[Array, "L E A"] | None,
-        key: Key,
-        keys: list[Key],
-    ) -> Explored:
+    def explore_proposals(self, actor: PyTree, context: Context, obs: Array, draws: Draws) -> Explored:
         """Return samples of the proposals, with noise; at raw vectors later actors see it, too."""
         if not self.raw_vectors:
-            return super().explore_proposals(actor, context, obs, noise, key, keys)
+            return super().explore_proposals(actor, context, obs, draws)
         samples, modes = [], []
         has_modes = context.base.head == "gaussian"
-        for i, k in enumerate(keys):
+        for i, k in enumerate(draws.keys):
             earlier = modes if has_modes else samples
             dist = self._propose_after(actor, i, context, obs, jnp.stack(earlier)) if i else None
             dist = unsnap(context.bind(actor[0])(obs) if dist is None else dist)
             sample = dist.sample(k)[0]
-            samples.append(sample if noise is None else jnp.clip(sample + noise[i], -1.0, 1.0))
+            samples.append(sample if draws.noise is None else jnp.clip(sample + draws.noise[i], -1.0, 1.0))
             modes.append(dist.mode())
         rows = context.snap(jnp.stack(samples), obs)
         return Explored(jnp.stack(samples), rows, context.snap(jnp.stack(modes), obs) if has_modes else rows)
