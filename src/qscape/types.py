@@ -245,6 +245,14 @@ class Spec:
         sizes = self.index_sizes or (1 if self.table is None else len(self.table),)
         return jax.random.randint(key, (*obs.shape[:-1], len(sizes)), 0, jax.numpy.array(sizes))
 
+    def draw_actions(self, obs: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
+        """Draw a uniform action per observation: in [-1, 1]^A, a valid row of the table, or a valid index."""
+        if self.choices is not None:
+            return self.draw_indices(obs, key).astype(jax.numpy.float32)
+        if self.table is None:
+            return jax.random.uniform(key, (*obs.shape[:-1], self.action_size), minval=-1.0, maxval=1.0)
+        return jax.numpy.asarray(self.table)[self.draw_indices(obs, key)[..., 0]]
+
     def change_visible(self, change: Callable[[Array], Array], obs: Array) -> Array:
         """Return observations [..., S + M] with `change` made to what networks see; masks stay."""
         if self.mask is None:

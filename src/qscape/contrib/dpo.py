@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int, PyTree
 from qscape.contrib._sampling import Sampling
 from qscape.nets import MLP
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActingStep,
     BoundNetworks,
@@ -189,11 +188,9 @@ class DPO(Sampling):
         values = _factors(context.spec)
         return lambda obs: FactoredDist(state.params, obs, values)
 
-    def act(
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        if step.mode == "warm_up":
-            return sample_uniform_action(context.spec, step.observation, step.key), {}, step.noise_state
         dist = context.policy(step.observation)
         if step.mode == "evaluate" and self.evaluation == "mode":
             return dist.mode(), {}, step.noise_state

@@ -29,7 +29,7 @@ from qscape.methods._proposals import FIXED, take_candidate
 from qscape.nets import MLP, concatenate_inputs
 from qscape.nets.heads import Point
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
+from qscape.offpolicy.exploration import explore, init_noise
 from qscape.offpolicy.sockets import (
     ActingStep,
     BoundNetworks,
@@ -243,13 +243,14 @@ class LSFlow(Sampling):
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         return init_noise(base, envs, spec.action_size)
 
-    def act(
+    def warm_up(self, spec: Spec, step: ActingStep) -> tuple[Array, dict[str, Array], PyTree]:
+        action, columns, noise_state = super().warm_up(spec, step)
+        return action, columns | {COLUMN: action}, noise_state
+
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Execute the action of the perturbed choice; an evaluation does not perturb it."""
-        if step.mode == "warm_up":
-            action = sample_uniform_action(context.spec, step.observation, step.key)
-            return action, {COLUMN: action}, step.noise_state
         k_draw, k_perturb, k_noise = jax.random.split(step.key, 3)
         point = self.choose(state, context, step.observation, k_draw)
         intended = self.decode(point, context.spec)

@@ -20,7 +20,6 @@ from qscape.offpolicy.exploration import (
     apply_epsilon_greedy,
     init_noise,
     sample_noise,
-    sample_uniform_action,
 )
 from qscape.offpolicy.sockets import (
     ActingStep,
@@ -192,7 +191,12 @@ class ProposalSelector(ActionSelector):
         # Q judges the modes of a stochastic policy, but the noisy actions of a deterministic one.
         return Explored(samples, samples, jnp.stack([option.mode() for option in options]))
 
-    def act(
+    def warm_up(self, spec: Spec, step: ActingStep) -> tuple[Array, dict[str, Array], PyTree]:
+        """Return a uniform action, and proposals that are uniform, too."""
+        drawn = spec.draw_actions(jnp.stack([step.observation] * (self.length() + 1), 1), step.key)
+        return drawn[:, 0], dict.fromkeys(self.columns(spec), drawn[:, 1:]), step.noise_state
+
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Add noise to every proposal, let Q_1 choose, and add noise to the choice (Algorithm 1).
@@ -201,9 +205,6 @@ class ProposalSelector(ActionSelector):
         """
         obs = step.observation
         length, columns = self.length(), self.columns(context.spec)
-        if step.mode == "warm_up":
-            drawn = sample_uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), step.key)
-            return drawn[:, 0], dict.fromkeys(columns, drawn[:, 1:]), step.noise_state
         k_propose, k_noise, k_uniform, *k_sample = jax.random.split(step.key, length + 3)
         if step.mode == "evaluate":
             options = self.propose(actor, context, obs, k_propose)

@@ -745,6 +745,18 @@ class ActionSelector(StatefulPart):
         Returns:
             Actions [E, A] in [-1, 1], further replay columns by name [E, ...], and the next noise state.
         """
+        if step.mode == "warm_up":
+            return self.warm_up(context.spec, step)
+        return self.decide(actor, state, context, step)
+
+    def warm_up(self, spec: Spec, step: ActingStep) -> tuple[Array, dict[str, Array], PyTree]:
+        """Return what `act` does for uniform actions; by default without columns."""
+        return spec.draw_actions(step.observation, step.key), {}, step.noise_state
+
+    def decide(
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Return what `act` does in the modes "evaluate" and "explore"."""
         raise NotImplementedError
 
     def measure(
