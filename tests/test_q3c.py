@@ -41,7 +41,7 @@ RUN = {"schedule_updates": 250_000}
 def at(actions, smoothing=0.1, nearest=3, normalise=True, points=POINTS, heights=HEIGHTS):
     """Q at actions of one dimension, or at the origin of more."""
     actions = jnp.asarray(actions, jnp.float32)
-    return interpolate(points, heights, actions, smoothing, nearest, normalise)
+    return interpolate(heights, wire_weights(points, heights, actions, smoothing, normalise), nearest)
 
 
 def near(found, *wanted):
@@ -265,10 +265,8 @@ def test_check_16_the_action_is_the_point_of_greatest_value(trained):
     out -= {int(heights[row].argmin())}
     one = jnp.sign(points[row] - action[0])[min(out)]  # further away
     moved = points[row].at[min(out)].add(0.01 * one)
-    q = partial(
-        interpolate, heights=heights[row], action=action[0], smoothing=0.01, nearest=10, normalise=True
-    )
-    assert q(points[row]) == q(moved)
+    q = partial(at, action[0], 0.01, 10, heights=heights[row])
+    assert q(points=points[row]) == q(points=moved)
 
 
 def test_check_17_separation_moves_points_only(trained):

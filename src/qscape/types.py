@@ -108,7 +108,12 @@ def check_ranges(settings: Any, name: str) -> None:
                 raise OutOfRange(sentence, name, field.name)
         if why := explain_range(value, within):
             otherwise = ", or None" if field.default is None else ""
-            raise OutOfRange(f"{name}.{field.name} is {value}; {why}{otherwise}.", name, field.name)
+            raise out_of_range(settings, name, field.name, f"{why}{otherwise}.")
+
+
+def out_of_range(settings: Any, name: str, field: str, why: str) -> OutOfRange:
+    """Return the refusal of a field's value; `name` is as in `check_ranges`, `why` says what would work."""
+    return OutOfRange(f"{name}.{field} is {getattr(settings, field)}; {why}", name, field)
 
 
 def check_flags(flags: Any) -> None:
@@ -239,6 +244,14 @@ class Spec:
             return self.mask.sample(self._words(obs), key)
         sizes = self.index_sizes or (1 if self.table is None else len(self.table),)
         return jax.random.randint(key, (*obs.shape[:-1], len(sizes)), 0, jax.numpy.array(sizes))
+
+    def draw_actions(self, obs: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
+        """Draw a uniform action per observation: in [-1, 1]^A, a valid row of the table, or a valid index."""
+        if self.choices is not None:
+            return self.draw_indices(obs, key).astype(jax.numpy.float32)
+        if self.table is None:
+            return jax.random.uniform(key, (*obs.shape[:-1], self.action_size), minval=-1.0, maxval=1.0)
+        return jax.numpy.asarray(self.table)[self.draw_indices(obs, key)[..., 0]]
 
     def change_visible(self, change: Callable[[Array], Array], obs: Array) -> Array:
         """Return observations [..., S + M] with `change` made to what networks see; masks stay."""
@@ -479,6 +492,10 @@ class Part:
             UsageError: a field is out of its range.
         """
         check_ranges(self, self.name)
+
+    def out_of_range(self, field: str, why: str) -> OutOfRange:
+        """Return the refusal of a field's value; `why` says what would work."""
+        return out_of_range(self, self.name, field, why)
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         """Return values of base fields that this part changes. Called when a recipe is built.

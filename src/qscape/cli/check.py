@@ -30,8 +30,7 @@ class CheckOptions:
 
 def main(argv: list[str]) -> int:
     """Check an environment; return 0 if agents can be trained on it, 1 if not."""
-    env, rest = options.positional(argv, "ENV", "qscape check")
-    given = options.parse(CheckOptions(), rest, "qscape check ENV")
+    env, given = options.parse_after(CheckOptions(), argv, "ENV", "qscape check")
     trust(*list_code(env, {}, ()))
     console = plain_console()
     with show_elapsed(console, f"checks, at most {given.seconds:g} seconds"):

@@ -20,8 +20,7 @@ class DatasetOptions:
 
 def main(argv: list[str]) -> int:
     """Print a summary of a dataset."""
-    name, rest = options.positional(argv, "NAME", "qscape dataset")
-    given = options.parse(DatasetOptions(), rest, "qscape dataset NAME")
+    name, given = options.parse_after(DatasetOptions(), argv, "NAME", "qscape dataset")
     if given.env_args and not given.env:
         raise Conflict(
             "--env-args are arguments of --env, which is not there: add it, or leave them out.",

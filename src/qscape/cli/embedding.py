@@ -27,8 +27,7 @@ class EmbeddingOptions:
 
 def main(argv: list[str]) -> int:
     """Measure and plot the value geometry that SAVGO has learned."""
-    path, rest = options.positional(argv, "RUN", "qscape embedding")
-    given = options.parse(EmbeddingOptions(), rest, "qscape embedding RUN")
+    path, given = options.parse_after(EmbeddingOptions(), argv, "RUN", "qscape embedding")
     refuse_same(given.json, given.png)
     if given.states < 2:
         raise OutOfRange(

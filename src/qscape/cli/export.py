@@ -37,8 +37,7 @@ class ExportOptions:
 
 def main(argv: list[str]) -> int:
     """Export the policy of one run, check it, and write its model card."""
-    path, rest = options.positional(argv, "RUN", "qscape export")
-    given = options.parse(ExportOptions(), rest, "qscape export RUN")
+    path, given = options.parse_after(ExportOptions(), argv, "RUN", "qscape export")
     if not given.tolerance > 0:
         raise OutOfRange(f"--tolerance is {given.tolerance:g}; it must be above 0.", field="tolerance")
     onnx, npz = _path_with_suffix(given.onnx, "onnx"), _path_with_suffix(given.npz, "npz")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console
-from qscape.errors import MissingArgument
 from qscape.export.stable_baselines import convert_file
 from qscape.run.training import set_up_jax
 from qscape.system import file_name
@@ -24,12 +23,8 @@ class ImportOptions:
 
 def main(argv: list[str]) -> int:
     """Convert a Stable-Baselines3 TD3 or SAC file to a run folder."""
-    file, rest = options.positional(argv, "FILE", "qscape import")
-    given = options.parse(ImportOptions(), rest, "qscape import FILE")
-    if not given.env:
-        raise MissingArgument(
-            "qscape import FILE needs the environment it was trained in, e.g. --env Pendulum-v1.", field="env"
-        )
+    needs = "the environment it was trained in, e.g. --env Pendulum-v1"
+    file, given = options.parse_after(ImportOptions(), argv, "FILE", "qscape import", env=needs)
     name = Path("runs") / file_name(given.env) / Path(file).stem / "0"
     folder = Path(given.out) if given.out else name
     set_up_jax()

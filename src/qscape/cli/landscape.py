@@ -147,17 +147,7 @@ def _measure_values(folders: Sequence[Path], given: Any) -> dict[str, Any]:
 
     agents = [load_trained_agent(folder, given.current) for folder in folders]
     saves = [load_history(agent, given.current) if given.over_training else [agent] for agent in agents]
-    return measure_landscapes(
-        saves[0],
-        given.states,
-        given.state_from,
-        given.plane,
-        q=given.q,
-        points=given.grid,
-        episodes=given.episodes,
-        seed=given.seed,
-        other=saves[1] if len(saves) > 1 else (),
-    )
+    return _measure(measure_landscapes, given, saves[0], saves[1] if len(saves) > 1 else ())
 
 
 def _measure_curvature(folders: Sequence[Path], given: Any) -> dict[str, Any]:
@@ -166,17 +156,14 @@ def _measure_curvature(folders: Sequence[Path], given: Any) -> dict[str, Any]:
     from qscape.inspect.trained_agent import load_trained_agent
 
     agents = [load_trained_agent(folder, given.current) for folder in folders]
-    return measure_curvature(
-        agents[0],
-        given.states,
-        given.state_from,
-        given.plane,
-        q=given.q,
-        points=given.grid,
-        episodes=given.episodes,
-        seed=given.seed,
-        other=agents[1] if len(agents) > 1 else None,
-    )
+    return _measure(measure_curvature, given, agents[0], agents[1] if len(agents) > 1 else None)
+
+
+def _measure(measure: Callable[..., dict[str, Any]], given: Any, one: Any, other: Any) -> dict[str, Any]:
+    """Return what `measure` finds in one run, and beside another, at the states and planes of the flags."""
+    places = given.states, given.state_from, given.plane
+    numbers: Any = {"points": given.grid, "episodes": given.episodes, "seed": given.seed}
+    return measure(one, *places, q=given.q, **numbers, other=other)
 
 
 def print_findings(console: "Console", findings: dict[str, Any], place: str = "") -> None:

@@ -116,6 +116,28 @@ def parse(options: T, argv: Sequence[str], prog: str) -> T:
     return made
 
 
+def parse_after(options: T, argv: Sequence[str], what: str, prog: str, **needs: str) -> tuple[str, T]:
+    """Split off the first argument, and parse the flags behind it.
+
+    Args:
+        options: as in `parse`.
+        argv, what, prog: as in `positional`.
+        **needs: for each flag that must not be left out: what it is, and an example.
+
+    Returns:
+        The argument, and the options.
+
+    Raises:
+        UsageError: as in `positional` and `parse`, or one of `needs` is missing. SystemExit: as in `parse`.
+    """
+    first, rest = positional(argv, what, prog)
+    given = parse(options, rest, f"{prog} {what}")
+    for field, need in needs.items():
+        if not getattr(given, field):
+            raise MissingArgument(f"{prog} {what} needs {need}.", field=field)
+    return first, given
+
+
 def read_flags(groups: Mapping[str, Any], argv: Sequence[str], prog: str) -> dict[tuple[str, str], Any]:
     """Return the values of the flags that were typed, by (part, field); flags that were not are absent.
 

@@ -18,8 +18,7 @@ class PullOptions:
 
 def main(argv: list[str]) -> int:
     """Fetch a run from the hub and check it."""
-    name, rest = options.positional(argv, "OWNER/NAME", "qscape pull")
-    given = options.parse(PullOptions(), rest, "qscape pull OWNER/NAME")
+    name, given = options.parse_after(PullOptions(), argv, "OWNER/NAME", "qscape pull")
     from qscape.export.hub import pull_run
 
     name = name.removeprefix("hub:")

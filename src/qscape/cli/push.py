@@ -21,8 +21,7 @@ class PushOptions:
 
 def main(argv: list[str]) -> int:
     """Upload a run with its card."""
-    path, rest = options.positional(argv, "RUN", "qscape push")
-    given = options.parse(PushOptions(), rest, "qscape push RUN")
+    path, given = options.parse_after(PushOptions(), argv, "RUN", "qscape push")
     if not given.repo or given.repo.count("/") != 1:
         raise MissingArgument("qscape push RUN needs a repository: add --repo OWNER/NAME.", field="repo")
     set_up_jax()

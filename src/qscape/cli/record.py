@@ -6,7 +6,7 @@ from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, show_tracks
-from qscape.errors import Conflict, MissingArgument
+from qscape.errors import Conflict
 from qscape.run.folder import one_run
 from qscape.run.record import record_dataset
 from qscape.run.training import set_up_jax
@@ -29,12 +29,8 @@ class RecordOptions:
 
 def main(argv: list[str]) -> int:
     """Record episodes of a run's policy as a Minari dataset."""
-    path, rest = options.positional(argv, "RUN", "qscape record")
-    given = options.parse(RecordOptions(), rest, "qscape record RUN")
-    if not given.dataset:
-        raise MissingArgument(
-            "qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.", field="dataset"
-        )
+    needs = "a name to write to, e.g. --dataset local/pendulum-v0"
+    path, given = options.parse_after(RecordOptions(), argv, "RUN", "qscape record", dataset=needs)
     if given.policy != "noisy" and given.noise != RecordOptions.noise:
         raise Conflict(
             "--noise applies to --policy noisy only: add that flag, or leave --noise out.", field="noise"

@@ -22,8 +22,7 @@ class ReproduceOptions:
 
 def main(argv: list[str]) -> int:
     """Run a run, or every seed of a group, again; return 0 if all numbers are equal, else 1."""
-    path, rest = options.positional(argv, "RUN", "qscape reproduce")
-    given = options.parse(ReproduceOptions(), rest, "qscape reproduce RUN")
+    path, given = options.parse_after(ReproduceOptions(), argv, "RUN", "qscape reproduce")
     threads = {read_record(folder).get("threads") for folder in run_folders(Path(path))}
     if len(threads) == 1:  # JAX has not begun: it takes the number of threads with which the runs were made
         (number,) = threads

@@ -35,8 +35,7 @@ class WatchOptions:
 
 def main(argv: list[str]) -> int:
     """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
-    path, rest = options.positional(argv, "RUN", "qscape watch")
-    given: Any = options.parse(WatchOptions(), rest, "qscape watch RUN")
+    path, given = options.parse_after(WatchOptions(), argv, "RUN", "qscape watch")
     from qscape.report import terminal  # noqa: F401  reports a missing extra before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()

@@ -4,6 +4,7 @@ The refined action is executed and stored in replay. The actor learns as ever.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.nets.heads import Point, unsnap
-from qscape.offpolicy.exploration import add_noise, apply_epsilon_greedy, sample_noise, sample_uniform_action
+from qscape.offpolicy.exploration import add_noise, apply_epsilon_greedy, sample_noise
 from qscape.offpolicy.plain import Single, smooth_target_policy
 from qscape.offpolicy.sockets import ActingStep, Composition, Context, PartState
 from qscape.types import Dist, Key, Policy, setting
@@ -53,6 +54,20 @@ class Refiner(Single):
         key: Key,
     ) -> Float[Array, "*b A"]:
         """Return a better action by Q, in [-1, 1] and snapped to the action table, without gradient."""
+
+        def values(candidate: Array) -> list[Array]:
+            return context.q(obs, context.snap(candidate, obs))
+
+        return jax.lax.stop_gradient(context.snap(self.improve(state, values, action, key), obs))
+
+    def improve(
+        self, state: PartState, values: Callable[[Array], list[Array]], action: Float[Array, "*b A"], key: Key
+    ) -> Float[Array, "*b A"]:
+        """Return a better action in [-1, 1], which `refine` snaps.
+
+        Args:
+            values: the critics' values of actions; Q sees rows of the action table if there is one.
+        """
         raise NotImplementedError
 
     def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
@@ -83,13 +98,11 @@ class Refiner(Single):
 
         return refined
 
-    def act(
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Refine the action after exploration noise was added; ε-greedy actions replace refined ones."""
         obs = step.observation
-        if step.mode == "warm_up":
-            return sample_uniform_action(context.spec, obs, step.key), {}, step.noise_state
         dist = context.policy(obs)
         k_refine, k_sample, k_noise, k_uniform = jax.random.split(step.key, 4)
         if step.mode == "evaluate":
@@ -97,7 +110,7 @@ class Refiner(Single):
             if self.apply_at != "collect":
                 action = self.refine(state, context, obs, action, k_refine)
             return action, {}, step.noise_state
-        # As in `Single.act`: noise on a row of an action table might be snapped back to this row.
+        # As in `Single.decide`: noise on a row of an action table might be snapped back to this row.
         action = (unsnap(dist) if context.base.exploration_noise else dist).sample(k_sample)[0]
         noise, noise_state = sample_noise(context, step.noise_state, step.first, action.shape, k_noise)
         action = add_noise(context, obs, action, noise)

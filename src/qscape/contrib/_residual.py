@@ -4,6 +4,7 @@ Called in place of a `Torso`. They take no conditioning: the networks of parts a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,6 +19,13 @@ from qscape.types import Key
 
 EPSILON = 1e-6  # of layer norms: Flax's
 SHIFT = 3.0  # the constant coordinate that SimbaV2 appends to its input
+# The fields of the base that SimBa and SimbaV2 set alike.
+SIMBA_SIZES: dict[str, Any] = {
+    "actor_hidden": (128,),
+    "critic_hidden": (512, 512),
+    "actor_learning_rate": 1e-4,
+    "critic_learning_rate": 1e-4,
+}
 
 
 class SimbaBlock(eqx.Module):

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.errors import OutOfRange
 from qscape.offpolicy.sockets import Value
 from qscape.ops.distributional import cross_entropy
 from qscape.types import Metrics, Scalar, setting
@@ -33,21 +32,12 @@ class SupportedValue(Value):
         super().__post_init__()
         for end in ("low", "high"):
             if not math.isfinite(getattr(self, end)):
-                raise OutOfRange(
-                    f"{self.name}.{end} is {getattr(self, end)}; the ends of the support are finite numbers.",
-                    self.name,
-                    end,
-                )
+                raise self.out_of_range(end, "the ends of the support are finite numbers.")
         if not self.low < self.high:
-            raise OutOfRange(
-                f"{self.name}.low is {self.low}; it must be below {self.name}.high = {self.high}.",
-                self.name,
-                "low",
-            )
+            why = f"it must be below {self.name}.high = {self.high}."
+            raise self.out_of_range("low", why)
         if self.atoms < 2:
-            raise OutOfRange(
-                f"{self.name}.atoms is {self.atoms}; a distribution needs at least 2.", self.name, "atoms"
-            )
+            raise self.out_of_range("atoms", "a distribution needs at least 2.")
 
     @property
     def outputs(self) -> int:

@@ -9,17 +9,23 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets.heads import Point
 from qscape.offpolicy.plain import Single, smooth_dist
-from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, Nets, PartState, PointsFn
+from qscape.offpolicy.sockets import (
+    ActorlessSelector,
+    BoundNetworks,
+    Composition,
+    Context,
+    Nets,
+    PartState,
+    PointsFn,
+)
 from qscape.types import Key, Policy, Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class BestPoint(Single):
+class BestPoint(ActorlessSelector, Single):
     """Executes the highest control point of the first critic, the first one of equals."""
 
     name: ClassVar[str] = "best_point"
-    has_actor: ClassVar[bool] = False
-    has_single_policy: ClassVar[bool] = False
     acts_by_points: ClassVar[bool] = True
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:

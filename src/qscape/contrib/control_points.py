@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import Conflict, OutOfRange
+from qscape.errors import Conflict
 from qscape.nets import Body, Conditioning, Critic, InputStage, concatenate_inputs
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Plain
 from qscape.offpolicy.sockets import Architecture, Composition, Net, Nets, PartState, Version
-from qscape.ops.wire import interpolate
+from qscape.ops.wire import interpolate, wire_weights
 from qscape.types import Batch, Event, Key, Spec, setting
 
 POWERS = {"quadratic": 2, "linear": 1, "constant": 0}
@@ -59,7 +59,8 @@ class WireCritic(Critic):
     ) -> Float[Array, "*b 1"]:
         assert self.smoothing is not None, "the representation adapts its critics"
         points, heights = self.propose(obs)
-        return interpolate(points, heights, action, self.smoothing, self.nearest, self.normalise)[..., None]
+        weights = wire_weights(points, heights, action, self.smoothing, self.normalise)
+        return interpolate(heights, weights, self.nearest)[..., None]
 
 
 class Smoothing(NamedTuple):
@@ -108,19 +109,11 @@ class ControlPoints(Plain):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.points < 2:
-            raise OutOfRange(
-                f"control_points.points is {self.points}; it must be at least 2: of one point the "
-                "value is the same for all actions.",
-                part="control_points",
-                field="points",
-            )
+            why = "it must be at least 2: of one point the value is the same for all actions."
+            raise self.out_of_range("points", why)
         if self.nearest > self.points:
-            raise OutOfRange(
-                f"control_points.nearest is {self.nearest}; it must be at most control_points.points = "
-                f"{self.points}.",
-                part="control_points",
-                field="nearest",
-            )
+            why = f"it must be at most control_points.points = {self.points}."
+            raise self.out_of_range("nearest", why)
 
     def conflict(self, agent: Composition) -> str | None:
         network, value = agent.network, agent.value

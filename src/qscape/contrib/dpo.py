@@ -6,7 +6,6 @@ order. It is not direct preference optimisation of language models.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -16,14 +15,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from qscape.contrib._sampling import Sampling
 from qscape.nets import MLP
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActingStep,
-    ActionSelector,
     BoundNetworks,
-    Composition,
     Context,
     Nets,
     PartState,
@@ -136,7 +133,7 @@ def to_rows(values: list[np.ndarray], index: Int[Array, "*b M"]) -> Float[Array,
 
 
 @dataclasses.dataclass(frozen=True)
-class DPO(ActionSelector):
+class DPO(Sampling):
     """Samples actions in proportion to exp(Q/α); the critics learn from the soft value α log Z(s').
 
     The sampler learns by trajectory balance: the mean of (log Z(s) + log P_F(a|s) − min_j Q_j(s, a)/α)², a of
@@ -144,10 +141,6 @@ class DPO(ActionSelector):
     """
 
     name: ClassVar[str] = "dpo"
-    takes_images: ClassVar[bool] = False
-    has_actor: ClassVar[bool] = False
-    has_single_policy: ClassVar[bool] = False
-    values_next_state: ClassVar[bool] = True
     why_deterministic: ClassVar[str] = "has a sampler in the place of the base's policy"
     why_unsmoothed: ClassVar[str] = "values the next state by log Z, without an action"
 
@@ -173,10 +166,6 @@ class DPO(ActionSelector):
         "mode", "The action of an evaluation: the most likely value of each component in turn, or a sample."
     )
 
-    def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Turn off the base's target actor and noise: the policy samples."""
-        return {"target_actor": False, "target_noise": 0.0, "exploration_noise": 0.0}
-
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.table is None:
             return "dpo builds discrete actions, and those of this environment are continuous; take sac."
@@ -195,18 +184,13 @@ class DPO(ActionSelector):
         sampler = Sampler(key, spec.observation_size, sizes, self.hidden)
         return PartState(params=sampler, extra=sampler.normaliser)
 
-    def learning_rates(self, base: Base) -> tuple[float, float]:
-        return self.learning_rate, base.actor_learning_rate
-
     def policy(self, actor: PyTree, state: PartState, context: BoundNetworks) -> Policy:
         values = _factors(context.spec)
         return lambda obs: FactoredDist(state.params, obs, values)
 
-    def act(
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        if step.mode == "warm_up":
-            return sample_uniform_action(context.spec, step.observation, step.key), {}, step.noise_state
         dist = context.policy(step.observation)
         if step.mode == "evaluate" and self.evaluation == "mode":
             return dist.mode(), {}, step.noise_state

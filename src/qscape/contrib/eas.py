@@ -5,6 +5,7 @@ docs/methods/refiners.md says what is inferred.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 
 from qscape.contrib._refine import Refiner
 from qscape.methods._proposals import take_candidate
-from qscape.offpolicy.sockets import Context, PartState
+from qscape.offpolicy.sockets import PartState
 from qscape.types import Key, setting
 
 
@@ -43,15 +44,10 @@ class EAS(Refiner):
         "entry", "Whether every entry of a velocity draws its own random pulls, or the particle draws one."
     )
 
-    def refine(
-        self,
-        state: PartState,
-        context: Context,
-        obs: Float[Array, "*b S"],
-        action: Float[Array, "*b A"],
-        key: Key,
+    def improve(
+        self, state: PartState, values: Callable[[Array], list[Array]], action: Float[Array, "*b A"], key: Key
     ) -> Float[Array, "*b A"]:
-        """Return the swarm's best action by the fitness; Q sees rows of the action table if there is one."""
+        """Return the swarm's best action by the fitness."""
         reach = 2.0 if self.trust is None else self.trust  # 2: the box itself
 
         def inside(x: Array) -> Array:
@@ -59,7 +55,7 @@ class EAS(Refiner):
 
         def fitness(x: Float[Array, "n *b A"]) -> Float[Array, "n *b"]:
             def value(candidate: Array) -> Array:
-                heads = context.q(obs, context.snap(candidate, obs))
+                heads = values(candidate)
                 return heads[0] if self.fitness == "q1" else jnp.stack(heads).min(0)
 
             # Under vmap, what depends on the observation alone is computed once for all particles.
@@ -86,4 +82,4 @@ class EAS(Refiner):
             x = x.at[0].set(action)
         speed = jax.random.uniform(k_speed, shape, minval=-self.max_speed, maxval=self.max_speed)
         _, _, best, value = jax.lax.fori_loop(0, self.rounds, move, (x, speed, x, fitness(x)))
-        return jax.lax.stop_gradient(context.snap(take_candidate(best, value.argmax(0)), obs))
+        return take_candidate(best, value.argmax(0))

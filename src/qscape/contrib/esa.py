@@ -6,6 +6,7 @@ the rollouts. docs/methods/refiners.md says what is inferred.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -43,22 +44,13 @@ class ESA(ExtremumSeeking, Refiner):
         spread = update_spread(state.extra, context.q(batch.observation, action)[0])
         return state._replace(extra=spread), {"q_spread": spread}
 
-    def refine(
-        self,
-        state: PartState,
-        context: Context,
-        obs: Float[Array, "*b S"],
-        action: Float[Array, "*b A"],
-        key: Key,
+    def improve(
+        self, state: PartState, values: Callable[[Array], list[Array]], action: Float[Array, "*b A"], key: Key
     ) -> Float[Array, "*b A"]:
-        """Return clip(a + v(N)); Q sees rows of the action table if there is one. Draws no random number."""
+        """Return clip(a + v(N)). Draws no random number."""
         unit = unit_of(state.extra) if self.scales_by_spread else 1.0
-
-        def value(candidate: Array) -> Array:
-            return context.q(obs, context.snap(candidate, obs))[0] / unit
-
-        moved = jnp.clip(action + self.seek(value, action), -1.0, 1.0)
-        return jax.lax.stop_gradient(context.snap(moved, obs))
+        move = self.seek(lambda candidate: values(candidate)[0] / unit, action)
+        return jnp.clip(action + move, -1.0, 1.0)
 
 
 class RolloutCritics(NamedTuple):

@@ -144,9 +144,9 @@ class Implicit(Single):
         value = (self.least_weight * heads.min(-1) + (1.0 - self.least_weight) * heads.max(-1)).mean(0)
         return jnp.where(jnp.abs(value) < self.value_limit, value, 0.0)
 
-    def act(
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         if step.mode == "evaluate" and self.evaluation == "sample":
             return context.policy(step.observation).sample(step.key)[0], {}, step.noise_state
-        return super().act(actor, state, context, step)
+        return super().decide(actor, state, context, step)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import OutOfRange
 from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, Scalar, Spec, setting
 
@@ -52,11 +51,8 @@ class L2C2(Regulariser):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sigma * self.lower < self.upper:
-            raise OutOfRange(
-                f"l2c2.upper is {self.upper}; it must be above sigma · lower = {self.sigma * self.lower}.",
-                part="l2c2",
-                field="upper",
-            )
+            why = f"it must be above sigma · lower = {self.sigma * self.lower}."
+            raise self.out_of_range("upper", why)
 
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.head != "gaussian":

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from qscape.contrib._sampling import Sampling
 from qscape.contrib._sphere import (
     exponential,
     logarithm,
@@ -28,10 +29,9 @@ from qscape.methods._proposals import FIXED, take_candidate
 from qscape.nets import MLP, concatenate_inputs
 from qscape.nets.heads import Point
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
+from qscape.offpolicy.exploration import explore, init_noise
 from qscape.offpolicy.sockets import (
     ActingStep,
-    ActionSelector,
     BoundNetworks,
     Composition,
     Context,
@@ -122,7 +122,7 @@ class FlowState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSFlow(ActionSelector):
+class LSFlow(Sampling):
     """Draws actions from a flow on the sphere; Q chooses one of them, and noise on the sphere explores.
 
     A point c of the sphere S^{D-1}, with D = A + `extra_dimensions`, stands for the action whose entry i is
@@ -131,10 +131,6 @@ class LSFlow(ActionSelector):
     """
 
     name: ClassVar[str] = "lsflow"
-    takes_images: ClassVar[bool] = False
-    has_actor: ClassVar[bool] = False
-    has_single_policy: ClassVar[bool] = False
-    values_next_state: ClassVar[bool] = True
     why_deterministic: ClassVar[str] = "has no density whose entropy could be kept"
     why_unsmoothed: ClassVar[str] = "smooths its target by noise on the sphere"
 
@@ -172,10 +168,6 @@ class LSFlow(ActionSelector):
     )
     reward_updates: int = setting(8, "Updates at the start whose targets are the rewards.", within=">= 0")
 
-    def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Turn off the base's target actor and noise: the flow has a target and noise of its own."""
-        return {"target_actor": False, "target_noise": 0.0, "exploration_noise": 0.0}
-
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.epsilon_mode == "greedy":
             return "lsflow learns at the action that it intended: base.epsilon_mode = noise with lsflow."
@@ -207,9 +199,6 @@ class LSFlow(ActionSelector):
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         flow = Velocity(key, spec.observation_size, self.dimensions(spec), self.hidden)
         return PartState(params=flow, extra=FlowState(flow, jnp.float32(0.0), jnp.float32(1.0)))
-
-    def learning_rates(self, base: Base) -> tuple[float, float]:
-        return self.learning_rate, base.actor_learning_rate
 
     def optimiser_options(self, base: Base) -> Mapping[str, Any]:
         return {"gradient_clip": self.flow_gradient_clip}
@@ -254,13 +243,14 @@ class LSFlow(ActionSelector):
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         return init_noise(base, envs, spec.action_size)
 
-    def act(
+    def warm_up(self, spec: Spec, step: ActingStep) -> tuple[Array, dict[str, Array], PyTree]:
+        action, columns, noise_state = super().warm_up(spec, step)
+        return action, columns | {COLUMN: action}, noise_state
+
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Execute the action of the perturbed choice; an evaluation does not perturb it."""
-        if step.mode == "warm_up":
-            action = sample_uniform_action(context.spec, step.observation, step.key)
-            return action, {COLUMN: action}, step.noise_state
         k_draw, k_perturb, k_noise = jax.random.split(step.key, 3)
         point = self.choose(state, context, step.observation, k_draw)
         intended = self.decode(point, context.spec)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from qscape.contrib._blocks import BlockNetwork
-from qscape.contrib._residual import SimbaTorso
+from qscape.contrib._residual import SIMBA_SIZES, SimbaTorso
 from qscape.offpolicy.sockets import Composition
 
 
@@ -20,11 +20,7 @@ class Simba(BlockNetwork):
     make_torso: ClassVar[Any] = SimbaTorso
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        return {
-            "actor_hidden": (128,),
-            "critic_hidden": (512, 512),
-            "actor_learning_rate": 1e-4,
-            "critic_learning_rate": 1e-4,
+        return SIMBA_SIZES | {
             "decay": "decoupled",
             "actor_weight_decay": 0.01,
             "critic_weight_decay": 0.01,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from qscape.contrib._blocks import BlockNetwork
-from qscape.contrib._residual import SphereOutput, SphereTorso
+from qscape.contrib._residual import SIMBA_SIZES, SphereOutput, SphereTorso
 from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Output
@@ -30,11 +30,7 @@ class SimbaV2(BlockNetwork):
         return False
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        return {
-            "actor_hidden": (128,),
-            "critic_hidden": (512, 512),
-            "actor_learning_rate": 1e-4,
-            "critic_learning_rate": 1e-4,
+        return SIMBA_SIZES | {
             "log_std_bound": "tanh",
             "log_std_min": -10.0,
             # Weights have length 1, and scalers are not decayed.

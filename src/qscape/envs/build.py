@@ -50,20 +50,20 @@ _PACKAGES = {
     "ale_py": ("atari", r"ale_py:|ALE/", True),
 }
 
-# module: (what pip installs, ids without the module in front); docs/how-to/environments.md has more of them
+# module: ids without it in front; pip installs it with dashes. docs/how-to/environments.md has more of them
 _OTHERS = {
-    "flappy_bird_gymnasium": ("flappy-bird-gymnasium", r"FlappyBird"),
-    "gym_aloha": ("gym-aloha", r"gym_aloha/"),
-    "gym_anytrading": ("gym-anytrading", r"(stocks|forex)-v"),
-    "gym_pusht": ("gym-pusht", r"gym_pusht/"),
-    "highway_env": ("highway-env", r"(highway|racetrack|parking|merge|roundabout|intersection)(-\w+)*-v"),
-    "metaworld": ("metaworld", r"Meta-World/"),
-    "minigrid": ("minigrid", r"(MiniGrid|BabyAI)-"),
-    "miniworld": ("miniworld", r"MiniWorld-"),
-    "mo_gymnasium": ("mo-gymnasium", r"mo-"),
-    "myosuite": ("myosuite", r"myo[A-Z]"),
-    "panda_gym": ("panda-gym", r"Panda"),
-    "shimmy": ("shimmy[dm-control]", r"dm_control/"),
+    "flappy_bird_gymnasium": r"FlappyBird",
+    "gym_aloha": r"gym_aloha/",
+    "gym_anytrading": r"(stocks|forex)-v",
+    "gym_pusht": r"gym_pusht/",
+    "highway_env": r"(highway|racetrack|parking|merge|roundabout|intersection)(-\w+)*-v",
+    "metaworld": r"Meta-World/",
+    "minigrid": r"(MiniGrid|BabyAI)-",
+    "miniworld": r"MiniWorld-",
+    "mo_gymnasium": r"mo-",
+    "myosuite": r"myo[A-Z]",
+    "panda_gym": r"Panda",
+    "shimmy": r"dm_control/",
 }
 
 _MAKERS = ("qscape.envs", "gymnasium.envs.registration")  # which call the constructors of environments
@@ -333,9 +333,10 @@ def _explain_failure(env_id: str, problem: Exception) -> UsageError:
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
             why = f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
             return MissingPackage(why, field="env")
-    for module, (package, ids) in _OTHERS.items():
+    for module, ids in _OTHERS.items():
         bare = re.match(ids, env_id) and isinstance(problem, gym.error.UnregisteredEnv)
         if (bare or env_id.startswith(f"{module}:")) and importlib.util.find_spec(module) is None:
+            package = "shimmy[dm-control]" if module == "shimmy" else module.replace("_", "-")
             write = f" and write {module}:{env_id}" if bare else ""
             why = f'{env_id} needs a package that is not installed: pip install "{package}"{write}'
             return MissingPackage(why, field="env")

@@ -6,7 +6,7 @@ the noise and the size of the drift open; the numbers here give returns on its a
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,6 +38,7 @@ class Recommendations(JaxEnv):
     """
 
     items: Float[Array, "N d"]
+    time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -67,43 +68,35 @@ class RecSim(Recommendations):
     skip: float = eqx.field(static=True, kw_only=True, default=2.5)
     drift: float = eqx.field(static=True, kw_only=True, default=0.3)
     availability: float = eqx.field(static=True, kw_only=True, default=1.0)
-    time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
-    def of(
-        cls,
-        items: int = 10_000,
-        extra_dims: int = 0,
-        kappa: float = 0.5,
-        skip: float = 2.5,
-        drift: float = 0.3,
-        availability: float = 1.0,
-    ) -> "RecSim":
+    def of(cls, items: int = 10_000, extra_dims: int = 0, **numbers: Any) -> "RecSim":
         """Return the task with N fixed items: e_i = onehot(i mod 30) + N(0, 0.1 I).
+
+        Args:
+            items: N.
+            extra_dims: columns of noise that are appended to the action table.
+            **numbers: `kappa`, `skip`, `drift` and `availability`.
 
         Raises:
             UsageError: there are fewer than two items, the availability is no probability above 0, or a
                 number is not finite or is negative.
         """
-        if not 0 < availability <= 1:
-            raise OutOfRange(f"availability is {availability}; it must lie in (0, 1]", field="env_args")
         if items < 2:
             raise OutOfRange(f"items is {items}: there must be two at least to choose from", field="env_args")
-        if not (0 <= kappa < np.inf and 0 <= drift < np.inf and np.isfinite(skip)):
+        embeddings, extra = _make_items(items, extra_dims)
+        return cls(items=embeddings, extra=extra, **numbers)
+
+    def __check_init__(self) -> None:
+        """Refuse numbers that make no sense. Equinox calls it when a task is made."""
+        if not 0 < self.availability <= 1:
+            raise OutOfRange(f"availability is {self.availability}; it must lie in (0, 1]", field="env_args")
+        if not (0 <= self.kappa < np.inf and 0 <= self.drift < np.inf and np.isfinite(self.skip)):
             raise OutOfRange(
-                f"kappa is {kappa}, skip {skip} and drift {drift}: give finite numbers, kappa and drift not "
-                "below 0",
+                f"kappa is {self.kappa}, skip {self.skip} and drift {self.drift}: give finite numbers, kappa "
+                "and drift not below 0",
                 field="env_args",
             )
-        embeddings, extra = _make_items(items, extra_dims)
-        return cls(
-            items=embeddings,
-            extra=extra,
-            kappa=kappa,
-            skip=skip,
-            drift=drift,
-            availability=float(availability),
-        )
 
     @property
     def action_table(self) -> Float[np.ndarray, "N d"]:
@@ -199,4 +192,5 @@ class RecSimEnv(GymnasiumEnv):
         availability: float = 1.0,
         render_mode: str | None = None,
     ):
-        super().__init__(RecSim.of(items, extra_dims, kappa, skip, drift, availability), render_mode)
+        numbers = {"kappa": kappa, "skip": skip, "drift": drift, "availability": availability}
+        super().__init__(RecSim.of(items, extra_dims, **numbers), render_mode)

@@ -9,7 +9,6 @@ see b_i.
 
 from functools import lru_cache
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +41,6 @@ class RecSimData(Recommendations):
     users: Float[Array, "M d"]
     offset: Float[Array, ""]
     strength: Float[Array, ""]
-    time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
     def from_model(cls, model: ClickModel, extra_dims: int = 0) -> "RecSimData":

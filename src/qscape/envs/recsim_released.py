@@ -11,7 +11,6 @@ The generators of qualities, noise, further dimensions and β are not in the rel
 from functools import lru_cache
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,12 +103,10 @@ class BudgetRecSim(Recommendations):
         users, patience: tastes `[20, 30]` and β `[20]` of the users.
     """
 
-    items: Float[Array, "N 30"]
     quality: Float[Array, " N"]
     seen: Float[Array, "N d"]
     users: Float[Array, "20 30"]
     patience: Float[Array, " 20"]
-    time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
     def of(cls, items: int = 10_000, extra_dims: int = 5) -> "BudgetRecSim":

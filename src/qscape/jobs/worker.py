@@ -120,27 +120,20 @@ def run_job(
         RunError: the environment called `sys.exit`, or the run failed otherwise.
     """
     with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
-        attach = partial(_attach, asked, leave)
+        options = _options(job, partial(_attach, asked, leave), prepared)
         if job.kind == "train":
             assert job.plan is not None
-            yield from train(
-                job.plan,
-                job.folder,
-                overwrite=job.overwrite,
-                trackers=job.trackers,
-                tracking=job.tracking,
-                on_trainer=attach,
-                prepared=prepared,
-            )
+            yield from train(job.plan, job.folder, **options)
         else:
-            yield from resume(
-                job.folder,
-                job.steps,
-                save=job.save,
-                empty_replay=job.empty_replay,
-                trackers=job.trackers,
-                on_trainer=attach,
-            )
+            yield from resume(job.folder, job.steps, **options)
+
+
+def _options(job: Job, on_trainer: Callable[..., None], prepared: Any) -> dict[str, Any]:
+    """Return the options of a job's training or resuming, which are those of several jobs in one program."""
+    shared = {"trackers": job.trackers, "on_trainer": on_trainer}
+    if job.kind == "train":
+        return shared | {"overwrite": job.overwrite, "tracking": job.tracking, "prepared": prepared}
+    return shared | {"save": job.save, "empty_replay": job.empty_replay}
 
 
 def _attach(asked: StopOnSignal, leave: Callable[[str], object], session: Session) -> None:
@@ -162,26 +155,11 @@ def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
     with _exits_are_errors(), StopOnSignal(*ENDING, last=True) as asked:
-        attach = partial(_attach, asked, leave)
+        options = _options(first, partial(_attach, asked, leave), prepared)
         if first.kind == "resume":
-            yield from resume_together(
-                places,
-                first.steps,
-                save=first.save,
-                empty_replay=first.empty_replay,
-                trackers=first.trackers,
-                on_trainer=attach,
-            )
-            return
-        yield from train_together(
-            plans,
-            places,
-            overwrite=first.overwrite,
-            trackers=first.trackers,
-            tracking=first.tracking,
-            on_trainer=attach,
-            prepared=prepared,
-        )
+            yield from resume_together(places, first.steps, **options)
+        else:
+            yield from train_together(plans, places, **options)
 
 
 @contextlib.contextmanager

@@ -6,16 +6,17 @@ An entropy bonus lets π̃ narrow more slowly than the policy that acts.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import OutOfRange
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.sockets import Context, PolicyLoss
-from qscape.types import Dist, Key, QFn, Scalar, setting
+from qscape.types import Dist, Key, Metrics, QFn, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,22 @@ class BestDraws(PolicyLoss):
         value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn, obs))
         order = jax.lax.top_k(value.T, self.followed_draws)[1].T
         return jnp.take_along_axis(drawn, order[..., None], 0)
+
+    def follow(
+        self,
+        actor_params: PyTree,
+        q: QFn,
+        context: Context,
+        obs: Float[Array, "B S"],
+        fit: Callable[[Float[Array, "k B A"]], Scalar],
+        key: Key,
+    ) -> tuple[Scalar, Metrics]:
+        """Return the loss of the acting policy, `fit` of the best draws, plus that of the proposal policy."""
+        k_draw, k_entropy = jax.random.split(key)
+        proposer = context.bind(actor_params)(obs)
+        best = self.best_draws(proposer, q, context, obs, k_draw)
+        fit_loss, proposal_loss = fit(best), self.proposal_loss(proposer, best, k_entropy)
+        return fit_loss + proposal_loss, {"fit_loss": fit_loss, "proposal_loss": proposal_loss}
 
     def proposal_loss(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
         """Return −mean log π̃(a*|s) − α H(π̃); the entropy's gradient is one sample's score function."""

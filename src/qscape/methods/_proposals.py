@@ -20,7 +20,6 @@ from qscape.offpolicy.exploration import (
     apply_epsilon_greedy,
     init_noise,
     sample_noise,
-    sample_uniform_action,
 )
 from qscape.offpolicy.sockets import (
     ActingStep,
@@ -78,6 +77,20 @@ def bind_target_actors(actor: PyTree, actor_target: PyTree, context: Context) ->
     if actor_target is None:
         return actor, context
     return actor_target, context._replace(bind=partial(context.bind, which="target"))
+
+
+class Draws(NamedTuple):
+    """What is random when proposals are explored.
+
+    Attributes:
+        noise: of each proposal; None: none is added.
+        key: for proposing.
+        keys: for a sample of each proposal.
+    """
+
+    noise: Float[Array, "L E A"] | None
+    key: Key
+    keys: list[Key]
 
 
 class Explored(NamedTuple):
@@ -168,31 +181,22 @@ class ProposalSelector(ActionSelector):
         """Return the number of noises that one choice of an action adds."""
         return {"proposals": self.length(), "choice": 1, "both": self.length() + 1}[self.noise]
 
-    def explore_proposals(
-        self,
-        actor: PyTree,
-        context: Context,
-        obs: Array,
-        noise: Float[Array, "L E A"] | None,
-        key: Key,
-        keys: list[Key],
-    ) -> Explored:
-        """Return samples of the proposals, with noise.
-
-        Args:
-            noise: of each proposal; None: none is added.
-            key: for proposing.
-            keys: for a sample of each proposal.
-        """
-        options = self.propose(actor, context, obs, key)
-        samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, keys, strict=True)])
-        samples = add_noise(context, obs, samples, noise)
+    def explore_proposals(self, actor: PyTree, context: Context, obs: Array, draws: Draws) -> Explored:
+        """Return samples of the proposals, with noise."""
+        options = self.propose(actor, context, obs, draws.key)
+        samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, draws.keys, strict=True)])
+        samples = add_noise(context, obs, samples, draws.noise)
         if context.base.head == "deterministic":
             return Explored(samples, samples, samples)
         # Q judges the modes of a stochastic policy, but the noisy actions of a deterministic one.
         return Explored(samples, samples, jnp.stack([option.mode() for option in options]))
 
-    def act(
+    def warm_up(self, spec: Spec, step: ActingStep) -> tuple[Array, dict[str, Array], PyTree]:
+        """Return a uniform action, and proposals that are uniform, too."""
+        drawn = spec.draw_actions(jnp.stack([step.observation] * (self.length() + 1), 1), step.key)
+        return drawn[:, 0], dict.fromkeys(self.columns(spec), drawn[:, 1:]), step.noise_state
+
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Add noise to every proposal, let Q_1 choose, and add noise to the choice (Algorithm 1).
@@ -201,9 +205,6 @@ class ProposalSelector(ActionSelector):
         """
         obs = step.observation
         length, columns = self.length(), self.columns(context.spec)
-        if step.mode == "warm_up":
-            drawn = sample_uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), step.key)
-            return drawn[:, 0], dict.fromkeys(columns, drawn[:, 1:]), step.noise_state
         k_propose, k_noise, k_uniform, *k_sample = jax.random.split(step.key, length + 3)
         if step.mode == "evaluate":
             options = self.propose(actor, context, obs, k_propose)
@@ -215,7 +216,7 @@ class ProposalSelector(ActionSelector):
         if drawn is not None:
             each_noise = None if self.noise == "choice" else jnp.moveaxis(drawn, 1, 0)[:length]
             last_noise = None if self.noise == "proposals" else drawn[:, -1]
-        seen = self.explore_proposals(actor, context, obs, each_noise, k_propose, k_sample)
+        seen = self.explore_proposals(actor, context, obs, Draws(each_noise, k_propose, k_sample))
         samples = seen.samples
         chosen = take_candidate(seen.actions, self.choose(context, obs, seen.judged))
         action = add_noise(context, obs, chosen, last_noise)

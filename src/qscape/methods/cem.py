@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import OutOfRange
 from qscape.methods._proposals import ProposalSelector, take_candidate
 from qscape.nets.heads import Point
-from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, PartState
+from qscape.offpolicy.sockets import ActorlessSelector, BoundNetworks, Composition, Context, PartState
 from qscape.types import Dist, Key, Policy, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CEM(ProposalSelector):
+class CEM(ActorlessSelector, ProposalSelector):
     """Searches the action of greatest Q by the cross-entropy method, without an actor."""
 
     name: ClassVar[str] = "cem"
-    has_actor: ClassVar[bool] = False
     noise: ClassVar[str] = "choice"
     why_deterministic: ClassVar[str] = "has no policy whose entropy could be kept"
     why_unsmoothed: ClassVar[str] = "does not smooth its target, the search at s'"
@@ -41,11 +39,7 @@ class CEM(ProposalSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.elites > self.samples:
-            raise OutOfRange(
-                f"cem.elites is {self.elites}; it must be at most cem.samples = {self.samples}.",
-                part="cem",
-                field="elites",
-            )
+            raise self.out_of_range("elites", f"it must be at most cem.samples = {self.samples}.")
 
     def length(self) -> int:
         return 1

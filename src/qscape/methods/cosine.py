@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from qscape.nets.distributions import Categorical
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.base import Base
-from qscape.onpolicy.heads import DiscreteHead, HeadParams
+from qscape.onpolicy.heads import BOUND_HELP, DiscreteHead, HeadParams, LengthBound
 from qscape.ops.bounds import safe_norm
 from qscape.types import Key, Spec, setting
 
@@ -28,9 +28,7 @@ class Cosine(DiscreteHead):
     """Logits s cos(h, v_k) with trained rows v_k; the scale s is fixed or trained."""
 
     name: ClassVar[str] = "cosine"
-    bound: Literal["none", "ball", "sphere", "l2"] = setting(
-        "none", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
-    )
+    bound: LengthBound = setting("none", BOUND_HELP)
     scale: float = setting(
         5.0,
         "Scale s, the largest possible logit (its initial value if it is trained).",

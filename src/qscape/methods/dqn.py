@@ -17,11 +17,11 @@ from qscape.nets.heads import Point
 from qscape.nets.mlp import Body
 from qscape.nets.per_action import ActionCritic, Dueling
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import apply_epsilon_greedy, sample_uniform_action
+from qscape.offpolicy.exploration import apply_epsilon_greedy
 from qscape.offpolicy.plain import Plain
 from qscape.offpolicy.sockets import (
     ActingStep,
-    ActionSelector,
+    ActorlessSelector,
     Architecture,
     BoundNetworks,
     Composition,
@@ -84,12 +84,10 @@ class PerAction(Plain):
 
 
 @dataclasses.dataclass(frozen=True)
-class Argmax(ActionSelector):
+class Argmax(ActorlessSelector):
     """Executes the discrete action of greatest Q, and explores by ε-greedy actions."""
 
     name: ClassVar[str] = "argmax"
-    has_actor: ClassVar[bool] = False
-    has_single_policy: ClassVar[bool] = False
     indexes_actions: ClassVar[bool] = True
 
     double: bool = setting(
@@ -135,11 +133,9 @@ class Argmax(ActionSelector):
         """Return the policy that is greedy by the target critics, or with `double` by the online critics."""
         return greedy_policy(context, context.q if self.double else context.q_target)
 
-    def act(
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        if step.mode == "warm_up":
-            return sample_uniform_action(context.spec, step.observation, step.key), {}, step.noise_state
         action = context.policy(step.observation).mode()
         if step.mode == "explore":
             action = apply_epsilon_greedy(context, step.observation, action, step.key)

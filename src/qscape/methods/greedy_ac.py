@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 from jaxtyping import Array, PyTree
 
 from qscape.methods._greedy import BestDraws
@@ -57,12 +56,11 @@ class GreedyAC(BestDraws):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         """Return −mean log π(a*|s) plus the loss of the proposal policy."""
-        obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
-        proposer = context.bind(actor_params)(obs)
-        best = self.best_draws(proposer, q, context, obs, k_draw)
-        fit = -unsnap(policy(obs)).log_prob(best).mean()
-        proposal_loss = self.proposal_loss(proposer, best, k_entropy)
-        return fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
+
+        def fit(best: Array) -> Scalar:
+            return -unsnap(policy(batch.observation)).log_prob(best).mean()
+
+        return self.follow(actor_params, q, context, batch.observation, fit, key)
 
     def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key

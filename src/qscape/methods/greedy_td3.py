@@ -9,7 +9,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from qscape.methods._greedy import BestDraws
 from qscape.nets.heads import unsnap
@@ -50,13 +50,13 @@ class GreedyTD3(BestDraws):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         """Return mean |μ(s) − a*|² plus the loss of the proposal policy."""
-        obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
-        proposer, action = context.bind(actor_params)(obs), unsnap(policy(obs)).mode()
-        best = self.best_draws(proposer, q, context, obs, k_draw)
-        fit = jnp.square(action - best).sum(-1).mean()
-        proposal_loss = self.proposal_loss(proposer, best, k_entropy)
-        total, metrics = fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
+        action = unsnap(policy(batch.observation)).mode()
+
+        def fit(best: Array) -> Scalar:
+            return jnp.square(action - best).sum(-1).mean()
+
+        total, metrics = self.follow(actor_params, q, context, batch.observation, fit, key)
         if self.add_dpg:
-            value = combine_heads(context.base, q(obs, context.snap(action, obs)))
+            value = combine_heads(context.base, q(batch.observation, context.snap(action, batch.observation)))
             total -= value.mean() / jax.lax.stop_gradient(jnp.abs(value).mean())
         return total, metrics

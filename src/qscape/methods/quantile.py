@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapRule, Composition, Value
 from qscape.ops.distributional import quantile_huber_loss
-from qscape.ops.td import td_target
-from qscape.types import Batch, Metrics, Scalar, setting
+from qscape.types import Metrics, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +62,14 @@ class Quantile(Value):
         """Return the quantiles."""
         return raw
 
-    def target(
-        self,
-        raw: Float[Array, "B J n"],
-        rule: BootstrapRule,
-        bonus: Float[Array, " B"] | None,
-        batch: Batch,
-    ) -> Float[Array, "B K m"]:
-        """Return the m quantiles that critics learn from."""
+    def next_values(self, raw: Float[Array, "B J n"], rule: BootstrapRule) -> Float[Array, "B K m"]:
+        """Return m quantiles of the next state."""
         if self.drop is None:
             quantiles = jnp.einsum("bkj,bjn->bkn", rule.weights(self.read(raw)), raw)
-            quantiles = rule.move(quantiles, self.read(quantiles))
-        else:
-            critics = raw.shape[1]
-            pool = jnp.sort(raw.reshape(len(raw), -1))
-            quantiles = pool[:, None, : critics * (self.quantiles - self.drop)]
-        quantiles = quantiles if bonus is None else quantiles + bonus[:, None, None]
-        kept = jnp.broadcast_to(batch.discount, batch.reward.shape)
-        reward, terminated, discount = (x[:, None, None] for x in (batch.reward, batch.terminated, kept))
-        return td_target(reward, terminated, discount, quantiles)
+            return rule.move(quantiles, self.read(quantiles))
+        critics = raw.shape[1]
+        pool = jnp.sort(raw.reshape(len(raw), -1))
+        return pool[:, None, : critics * (self.quantiles - self.drop)]
 
     def target_mean(self, target: Float[Array, "B K m"]) -> Float[Array, "B K"]:
         return target.mean(-1)

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import OutOfRange
 from qscape.methods import _value_geometry as geometry
 from qscape.nets import MLP, concatenate_inputs
 from qscape.offpolicy.base import Base
@@ -133,12 +132,11 @@ class SAVGO(Entropic):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.candidates < 2:
-            raise OutOfRange(
-                f"savgo.candidates is {self.candidates}; the kernel weighs candidates against each other: "
-                "at least 2 are needed (the paper has 32 to 256).",
-                part="savgo",
-                field="candidates",
+            why = (
+                "the kernel weighs candidates against each other: at least 2 are needed (the paper has 32 to "
+                "256)."
             )
+            raise self.out_of_range("candidates", why)
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """Set the actor and the optimisers of the released code."""

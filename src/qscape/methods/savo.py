@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import Conflict, OutOfRange
+from qscape.errors import Conflict
 from qscape.methods._list_encoder import HEADS, Conditioned
-from qscape.methods._proposals import Explored, ProposalSelector
+from qscape.methods._proposals import Draws, Explored, ProposalSelector
 from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
@@ -108,12 +108,8 @@ class SAVO(ProposalSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.summariser == "transformer" and self.summary_width % HEADS:
-            raise OutOfRange(
-                f"savo.summary_width is {self.summary_width}; a transformer with {HEADS} heads needs a "
-                f"multiple of {HEADS}.",
-                part="savo",
-                field="summary_width",
-            )
+            why = f"a transformer with {HEADS} heads needs a multiple of {HEADS}."
+            raise self.out_of_range("summary_width", why)
         if self.raw_vectors and self.surrogate == "exact":
             raise Conflict(
                 "savo.raw_vectors needs learned surrogates, as Q is of rows only: savo.surrogate = learned.",
@@ -188,26 +184,18 @@ class SAVO(ProposalSelector):
         conditioning = actor[i].conditioning(context.spec.visible(obs), earlier, actor[1].summary)
         return context.bind(actor[i].net)(obs, conditioning)
 
-    def explore_proposals(
-        self,
-        actor: PyTree,
-        context: Context,
-        obs: Array,
-        noise: Float[Array, "L E A"] | None,
-        key: Key,
-        keys: list[Key],
-    ) -> Explored:
+    def explore_proposals(self, actor: PyTree, context: Context, obs: Array, draws: Draws) -> Explored:
         """Return samples of the proposals, with noise; at raw vectors later actors see it, too."""
         if not self.raw_vectors:
-            return super().explore_proposals(actor, context, obs, noise, key, keys)
+            return super().explore_proposals(actor, context, obs, draws)
         samples, modes = [], []
         has_modes = context.base.head == "gaussian"
-        for i, k in enumerate(keys):
+        for i, k in enumerate(draws.keys):
             earlier = modes if has_modes else samples
             dist = self._propose_after(actor, i, context, obs, jnp.stack(earlier)) if i else None
             dist = unsnap(context.bind(actor[0])(obs) if dist is None else dist)
             sample = dist.sample(k)[0]
-            samples.append(sample if noise is None else jnp.clip(sample + noise[i], -1.0, 1.0))
+            samples.append(sample if draws.noise is None else jnp.clip(sample + draws.noise[i], -1.0, 1.0))
             modes.append(dist.mode())
         rows = context.snap(jnp.stack(samples), obs)
         return Explored(jnp.stack(samples), rows, context.snap(jnp.stack(modes), obs) if has_modes else rows)

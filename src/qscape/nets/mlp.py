@@ -235,16 +235,9 @@ class Critic(eqx.Module):
     body: Body
     readout: Readout = eqx.field(static=True)
 
-    def __call__(
-        self,
-        obs: Array,
-        action: Array,
-        embeddings: Sequence[Array],
-        conditioning: Conditioning | None = None,
-        key: Key | None = None,
-    ) -> Float[Array, "*b"]:
-        """Return Q(s, a) at observations `[*b, S]` and actions `[*b, A]`; see `outputs`."""
-        return self.readout.read(self.outputs(obs, action, embeddings, conditioning, key))
+    def __call__(self, *arguments: Any, **named: Any) -> Float[Array, "*b"]:
+        """Return Q(s, a) at observations `[*b, S]` and actions `[*b, A]`; `outputs` says of what."""
+        return self.readout.read(self.outputs(*arguments, **named))
 
     def outputs(
         self,
@@ -260,12 +253,20 @@ class Critic(eqx.Module):
             key: draws the masks of dropout; None: nothing is dropped.
         """
         extra = None if conditioning is None else conditioning.concat
-        x = self.stage(concatenate_inputs([obs, action]), *embeddings, extra)
-        return self.body(x, conditioning, key)
+        x = self.stage(self.see(obs, action), *embeddings, extra)
+        return self.pick(self.body(x, conditioning, key), action)
 
     def train(
         self, obs: Array, action: Array, embeddings: Sequence[Array]
     ) -> tuple[Float[Array, "*b n"], "Critic"]:
         """Return the n outputs, normalised by the batch; and the critic with new running statistics."""
-        raw, body = self.body.train(self.stage(concatenate_inputs([obs, action]), *embeddings))
-        return raw, eqx.tree_at(lambda m: m.body, self, body)
+        raw, body = self.body.train(self.stage(self.see(obs, action), *embeddings))
+        return self.pick(raw, action), eqx.tree_at(lambda m: m.body, self, body)
+
+    def see(self, obs: Array, action: Array) -> Inputs:
+        """Return what enters the stage beside embeddings."""
+        return concatenate_inputs([obs, action])
+
+    def pick(self, raw: Float[Array, "*b m"], action: Array) -> Float[Array, "*b n"]:
+        """Return the n outputs that belong to the action; by default all that the layers compute."""
+        return raw

@@ -1,14 +1,12 @@
 """Critics of a few discrete actions: the values of all of them in one pass."""
 
-from collections.abc import Sequence
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.layers import Inputs
-from qscape.nets.mlp import MLP, Conditioning, Critic
+from qscape.nets.mlp import MLP, Critic
 from qscape.types import Key
 
 
@@ -24,25 +22,10 @@ class ActionCritic(Critic):
 
     actions: int = eqx.field(static=True)
 
-    def outputs(
-        self,
-        obs: Array,
-        action: Array,
-        embeddings: Sequence[Array],
-        conditioning: Conditioning | None = None,
-        key: Key | None = None,
-    ) -> Float[Array, "*b n"]:
-        extra = None if conditioning is None else conditioning.concat
-        return self._pick(self.body(self.stage(obs, *embeddings, extra), conditioning, key), action)
+    def see(self, obs: Array, action: Array) -> Inputs:
+        return obs
 
-    def train(
-        self, obs: Array, action: Array, embeddings: Sequence[Array]
-    ) -> tuple[Float[Array, "*b n"], "ActionCritic"]:
-        raw, body = self.body.train(self.stage(obs, *embeddings))
-        return self._pick(raw, action), eqx.tree_at(lambda m: m.body, self, body)
-
-    def _pick(self, raw: Float[Array, "*b Nn"], action: Float[Array, "*c 1"]) -> Float[Array, "*d n"]:
-        """Return the outputs that belong to the action."""
+    def pick(self, raw: Float[Array, "*b Nn"], action: Float[Array, "*c 1"]) -> Float[Array, "*d n"]:
         raw = raw.reshape(*raw.shape[:-1], self.actions, -1)
         index = action[..., 0].astype(jnp.int32)
         index = index.reshape((1,) * (raw.ndim - 2 - index.ndim) + index.shape)

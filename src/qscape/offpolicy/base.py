@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Int
 
-from qscape.errors import Conflict, OutOfRange
+from qscape.errors import Conflict
 from qscape.nets.layers import find_decayed
 from qscape.ops.adam import scale_by_adam
-from qscape.types import LEARNING_RATE, check_ranges, setting
+from qscape.types import LEARNING_RATE, check_ranges, out_of_range, setting
 
 # When fields do something, for `setting(only_if=...)`.
 HAS_ACTOR = {"selector.has_actor": "with {agent.selector.name}, which has no actor"}
@@ -344,17 +344,11 @@ class Base:
                 field="epsilon_mode",
             )
         if self.noise_min > self.noise_max:
-            raise OutOfRange(
-                f"base.noise_min is {self.noise_min}; it must be at most noise_max = {self.noise_max}.",
-                part="base",
-                field="noise_min",
-            )
+            why = f"it must be at most noise_max = {self.noise_max}."
+            raise out_of_range(self, "base", "noise_min", why)
         if not self.log_std_min < self.log_std_max:
-            raise OutOfRange(
-                f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}.",
-                part="base",
-                field="log_std_min",
-            )
+            why = f"it must be below log_std_max = {self.log_std_max}."
+            raise out_of_range(self, "base", "log_std_min", why)
 
     @property
     def moves_epsilon(self) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context
-from qscape.types import Key, Scalar, Spec
+from qscape.types import Key, Scalar
 
 PAPER_STEPS = 3_000_000  # length of run that `base.epsilon_decay` is a fraction of, if no run is known
 
@@ -161,13 +161,4 @@ def apply_epsilon_greedy(
     """Replace each environment's action by a uniformly random one with probability ε."""
     k_when, k_what = jax.random.split(key)
     is_uniform = jax.random.uniform(k_when, action.shape[:1]) < epsilon(context.base, context.event.env_steps)
-    return jnp.where(is_uniform[:, None], sample_uniform_action(context.spec, obs, k_what), action)
-
-
-def sample_uniform_action(spec: Spec, obs: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
-    """Sample a uniform action per observation: in [-1, 1]^A, a valid row of the table, or a valid index."""
-    if spec.choices is not None:
-        return spec.draw_indices(obs, key).astype(jnp.float32)
-    if spec.table is None:
-        return jax.random.uniform(key, (*obs.shape[:-1], spec.action_size), minval=-1.0, maxval=1.0)
-    return jnp.asarray(spec.table)[spec.draw_indices(obs, key)[..., 0]]
+    return jnp.where(is_uniform[:, None], context.spec.draw_actions(obs, k_what), action)

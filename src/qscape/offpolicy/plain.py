@@ -23,7 +23,6 @@ from qscape.offpolicy.exploration import (
     hold_noise,
     init_held_noise,
     init_noise,
-    sample_uniform_action,
 )
 from qscape.offpolicy.sockets import (
     ActingStep,
@@ -408,12 +407,10 @@ class Single(ActionSelector):
         """Return whether the noise of samples is kept for several steps."""
         return self.repeats_noise and base.head == "gaussian" and base.noise_repeat > 1
 
-    def act(
+    def decide(
         self, actor: PyTree, state: PartState, context: Context, step: ActingStep
     ) -> tuple[Array, dict[str, Array], PyTree]:
         obs = step.observation
-        if step.mode == "warm_up":
-            return sample_uniform_action(context.spec, obs, step.key), {}, step.noise_state
         if step.mode == "evaluate":
             return context.policy(obs).mode(), {}, step.noise_state
         dist: Any = self.behaviour_policy(state.params, context)(obs)

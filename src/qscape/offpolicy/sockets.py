@@ -334,13 +334,18 @@ class Value(StatefulPart):
         Returns:
             The target in the form that `loss` and `target_mean` take; by default numbers y [B, K].
         """
-        value = rule.value(self.read(raw))
-        value = value if bonus is None else value + bonus[:, None]
+        value = self.next_values(raw, rule)
+        of_rows = (slice(None), *[None] * (value.ndim - 1))
+        value = value if bonus is None else value + bonus[of_rows]
         reward, terminated, discount = (
-            jnp.broadcast_to(x, value.shape[:1])[:, None]
+            jnp.broadcast_to(x, value.shape[:1])[of_rows]
             for x in (batch.reward, batch.terminated, batch.discount)
         )
         return td_target(reward, terminated, discount, value)
+
+    def next_values(self, raw: Float[Array, "B J n"], rule: "BootstrapRule") -> Float[Array, "B K *m"]:
+        """Return the values of the next state that `target` moves by bonus, discount and reward."""
+        return rule.value(self.read(raw))
 
     def target_mean(self, target: PyTree) -> Float[Array, "B K"]:
         """Return the number that a target stands for."""
@@ -740,6 +745,18 @@ class ActionSelector(StatefulPart):
         Returns:
             Actions [E, A] in [-1, 1], further replay columns by name [E, ...], and the next noise state.
         """
+        if step.mode == "warm_up":
+            return self.warm_up(context.spec, step)
+        return self.decide(actor, state, context, step)
+
+    def warm_up(self, spec: Spec, step: ActingStep) -> tuple[Array, dict[str, Array], PyTree]:
+        """Return what `act` does for uniform actions; by default without columns."""
+        return spec.draw_actions(step.observation, step.key), {}, step.noise_state
+
+    def decide(
+        self, actor: PyTree, state: PartState, context: Context, step: ActingStep
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Return what `act` does in the modes "evaluate" and "explore"."""
         raise NotImplementedError
 
     def measure(
@@ -765,6 +782,13 @@ class ActionSelector(StatefulPart):
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """Return the part's state after an update of all networks; `actor`: the actors after their step."""
         return state
+
+
+class ActorlessSelector(ActionSelector):
+    """Base of selectors whose actions come from critics or from networks of their own, not from an actor."""
+
+    has_actor: ClassVar[bool] = False
+    has_single_policy: ClassVar[bool] = False
 
 
 class Regulariser(StatefulPart):

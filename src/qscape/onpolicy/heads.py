@@ -28,6 +28,9 @@ MIN_STD = 0.001  # of a tanh_normal, as in Brax
 VECTORS = {"not spec.index_sizes": "with discrete actions"}
 GAIN = 0.01  # of the last trained layer, so that the initial policy is nearly uniform
 
+LengthBound = Literal["none", "ball", "sphere", "l2"]
+BOUND_HELP = "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
+
 
 class HeadParams(NamedTuple):
     """Trained parameters of a head.
@@ -55,9 +58,7 @@ class FeatureHead(ActionHead):
         tune=("choice", 8, 16, 32, 64),
         only_if={"projector!=none": "without a projector, only with {part.name}.projector = linear"},
     )
-    bound: Literal["none", "ball", "sphere", "l2"] = setting(
-        "ball", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
-    )
+    bound: LengthBound = setting("ball", BOUND_HELP)
     feature_energy: float = setting(
         25.0,
         "Feature energy E_H, the bound on ‖h‖².",
@@ -112,9 +113,7 @@ class Learnable(FeatureHead):
     projector: Literal["none", "linear"] = setting(
         "none", "Layer between the torso and the action layer: a linear layer, or none."
     )
-    bound: Literal["none", "ball", "sphere", "l2"] = setting(
-        "none", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
-    )
+    bound: LengthBound = setting("none", BOUND_HELP)
     continuous: Literal["normal", "tanh_normal"] = setting(
         "normal",
         "Distribution of continuous actions: normal, with one trained vector of standard deviations; or tanh "

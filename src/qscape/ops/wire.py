@@ -37,12 +37,7 @@ def wire_weights(
 
 
 def interpolate(
-    points: Float[Array, "*#b N A"],
-    heights: Float[Array, "*#b N"],
-    action: Float[Array, "*b A"],
-    smoothing: Float[Array, ""] | float,
-    nearest: int,
-    normalise: bool,
+    heights: Float[Array, "*#b N"], weights: Float[Array, "*b N"], nearest: int
 ) -> Float[Array, "*b"]:
     """Return Q(s, a), the mean height of the k points of greatest weight; see `wire_weights`.
 
@@ -52,7 +47,6 @@ def interpolate(
     Args:
         nearest: k. By weight, not by distance: a high point further off may be among them.
     """
-    weights = wire_weights(points, heights, action, smoothing, normalise)
     top, which = jax.lax.top_k(weights, nearest)
     of_top = jnp.take_along_axis(jnp.broadcast_to(heights, weights.shape), which, -1)
     return (top * of_top).sum(-1) / top.sum(-1)

@@ -43,6 +43,16 @@ class Rollout(NamedTuple):
     episode: Episode
 
 
+class Asked(NamedTuple):
+    """Which episodes of which policy are to be run; the arguments of `evaluate`."""
+
+    programs: Acts
+    acting: Any
+    adapter: EnvAdapter
+    episodes: int
+    seed: int
+
+
 def list_successes(done: Sequence[Episode]) -> list[float]:
     """Return the success of each episode, 1 or 0; an empty list if no episode reports success.
 
@@ -81,11 +91,11 @@ def evaluate(
     Raises:
         RunError: an episode does not end, or the environment returned NaN.
     """
-    env = adapter.jax_env
-    if env is not None and episodes > 0:
-        return _play_episodes(programs, acting, adapter, env, episodes, seed, mode=mode)[0][0]
+    asked = Asked(programs, acting, adapter, episodes, seed)
+    if adapter.jax_env is not None and episodes > 0:
+        return _play_episodes(asked, adapter.jax_env, mode=mode)[0][0]
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
-    for _, ended in _walk_episodes(programs, acting, adapter, episodes, seed, mode=mode):
+    for _, ended in _walk_episodes(asked, mode=mode):
         for episode in ended:
             done[episode.env].append(episode)
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
@@ -101,9 +111,9 @@ def evaluate_policies(
         adapter: environments in JAX.
         policies: their names, for errors.
     """
-    env = adapter.jax_env
-    assert env is not None
-    return _play_episodes(programs, acting, adapter, env, episodes, SEED, policies=policies)[0]
+    assert adapter.jax_env is not None
+    asked = Asked(programs, acting, adapter, episodes, SEED)
+    return _play_episodes(asked, adapter.jax_env, policies=policies)[0]
 
 
 def rollouts(
@@ -121,13 +131,14 @@ def rollouts(
         observation_filter: maps the observations [E, S] to those that the policy sees, e.g. by adding noise;
             None: the policy sees them unchanged. The recorded observations are always the unchanged ones.
     """
+    asked = Asked(programs, acting, adapter, episodes, seed)
     env = adapter.jax_env if observation_filter is None else None
     if env is not None and episodes > 0:
-        (ended,), steps_of_each = _play_episodes(programs, acting, adapter, env, episodes, seed, record=True)
+        (ended,), steps_of_each = _play_episodes(asked, env, record=True)
         return [Rollout(*steps, episode) for steps, episode in zip(steps_of_each, ended, strict=True)]
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
-    for new, ended in _walk_episodes(programs, acting, adapter, episodes, seed, observation_filter):
+    for new, ended in _walk_episodes(asked, observation_filter):
         for i in np.flatnonzero(new.valid).tolist():
             steps[i].append((new.observation[i], new.action[i], new.reward[i]))
         for episode in ended:
@@ -140,20 +151,13 @@ def rollouts(
 
 
 def _play_episodes(
-    programs: Acts,
-    acting: Any,
-    adapter: EnvAdapter,
-    env: JaxEnv,
-    episodes: int,
-    seed: int,
-    record: bool = False,
-    mode: str = "evaluate",
-    policies: Sequence[str] = (),
+    asked: Asked, env: JaxEnv, record: bool = False, mode: str = "evaluate", policies: Sequence[str] = ()
 ) -> tuple[list[list[Episode]], list[Steps]]:
     """Return each policy's episodes on a JAX-native environment, and their steps if they are recorded.
 
-    `policies`: the names of several policies; empty: `acting` is that of one.
+    `policies`: the names of several policies; empty: `asked.acting` is that of one.
     """
+    programs, acting, adapter, episodes, seed = asked
     envs, agent = adapter.envs, programs.agent
     seeds = episode_seeds(envs, episodes, seed)
     about: Any = {"record": record, "name": adapter.env_id, "envs": envs, "mode": mode, "policies": policies}
@@ -179,18 +183,13 @@ def episode_seeds(envs: int, episodes: int, seed: int) -> UInt32[np.ndarray, " n
 
 
 def _walk_episodes(
-    programs: Acts,
-    acting: Any,
-    adapter: EnvAdapter,
-    episodes: int,
-    seed: int,
-    observation_filter: ObservationFilter | None = None,
-    mode: str = "evaluate",
+    asked: Asked, observation_filter: ObservationFilter | None = None, mode: str = "evaluate"
 ) -> Iterator[tuple[Transition, list[Episode]]]:
     """Yield the transition of all sub-environments, and the episodes that ended with it.
 
     Episodes beyond an environment's share are not among these. Stops when all episodes were yielded.
     """
+    programs, acting, adapter, episodes, seed = asked
     share = [len(range(i, episodes, adapter.envs)) for i in range(adapter.envs)]
     adapter.reseed(seed)
     obs = adapter.reset()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from qscape.envs import Episode
 from qscape.envs.snapshot import Snapshot
@@ -56,9 +56,6 @@ class Progress(NamedTuple):
     ended: Sequence[EndedEpisode] = ()
 
 
-NOTHING = Progress()
-
-
 class SavedSeed(NamedTuple):
     """The content of a save, of one seed.
 
@@ -82,6 +79,7 @@ class Learner:
         seeds: the axis of seeds.
         programs: the compiled functions by which the policy of one seed acts.
         state: networks, optimiser states and counters; leading axis: seeds, if there are several.
+        values: the newest value of every metric, in the order of `programs.metrics`; NaN before the first.
         env_steps, updates: environment steps and updates made so far, in each seed.
     """
 
@@ -89,6 +87,7 @@ class Learner:
     seeds: Seeds
     programs: Any
     state: Any
+    values: Any
     env_steps: int
     updates: int
     _shown: Any = None
@@ -107,7 +106,8 @@ class Learner:
 
     def metrics(self, seed: int = 0) -> dict[str, float]:
         """Return the newest value of every metric by name; NaN before the first."""
-        raise NotImplementedError
+        values = np.asarray(self.seeds.take(self.values, seed)).tolist()
+        return dict(zip(self.programs.metrics, values, strict=True))
 
     def guard(self, seed: int = 0) -> dict[str, int]:
         """Return the update at which each quantity of `guard_names` was found not finite; 0: none."""
@@ -168,11 +168,6 @@ class Engine(Protocol):
     def restore(self, saves: Sequence[SavedSeed]) -> list[str]:
         """Continue from a save of each seed. Return notes, such as why new episodes begin."""
         ...
-
-
-def name_metrics(names: Sequence[str], values: Array) -> dict[str, float]:
-    """Return the entries of a metrics vector by name."""
-    return dict(zip(names, np.asarray(values).tolist(), strict=True))
 
 
 def copy_buffers(tree: PyTree) -> PyTree:

@@ -21,7 +21,7 @@ from qscape.errors import ForeignSave, UnfitAgent, UnfitEnv
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.replay.storage import Layout, ReplayState
-from qscape.run.engines.base import NOTHING, Limit, Progress, SavedSeed
+from qscape.run.engines.base import Limit, Progress, SavedSeed
 from qscape.run.engines.replay import ReplayLearner
 from qscape.run.plan import Plan
 from qscape.run.programs import LEARNED, Program
@@ -91,7 +91,7 @@ class DatasetEngine:
     def advance(self, limit: Limit) -> Progress:
         """Make updates until something is due, but at most a chunk of them."""
         self.learner.env_steps += self.learner.learn(limit.step - self.learner.env_steps)
-        return NOTHING
+        return Progress()
 
     # --- saving and resuming ------------------------------------------------------------------------
 

@@ -35,16 +35,7 @@ from qscape.run import callbacks
 from qscape.run.chunks import ChunkLength
 from qscape.run.devices import split_rows
 from qscape.run.drive import MOST, Driver
-from qscape.run.engines.base import (
-    NOTHING,
-    EndedEpisode,
-    Learner,
-    Limit,
-    Progress,
-    SavedSeed,
-    copy_buffers,
-    name_metrics,
-)
+from qscape.run.engines.base import EndedEpisode, Learner, Limit, Progress, SavedSeed, copy_buffers
 from qscape.run.hindsight import Hindsight
 from qscape.run.plan import REPLAYS, Plan
 from qscape.run.processes import gather
@@ -190,8 +181,9 @@ class ReplayLearner(Learner):
         kept = {} if self.kept is None else {"kept": self.seeds.take(self.kept, seed)}
         return super().policies(seed) | kept
 
-    def metrics(self, seed: int = 0) -> dict[str, float]:
-        return name_metrics(self.programs.metrics, self.seeds.take(self.carry.metrics, seed))
+    @property
+    def values(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.carry.metrics
 
     def guard(self, seed: int = 0) -> dict[str, int]:
         found = np.asarray(self.seeds.take(self.carry.guard, seed)).tolist()
@@ -488,10 +480,10 @@ class ReplayEngine:
             self._choose()
             if self.ready:
                 self._insert_relabelled()
-            return NOTHING
+            return Progress()
         if learner.pending and learner.env_steps >= limit.step:
             learner.learn_pending()
-            return NOTHING
+            return Progress()
         if self._drives(limit):
             return self._drive(limit)
         learner.begin_pending()  # they are made while the environments step
@@ -529,7 +521,7 @@ class ReplayEngine:
     def _progress(self, finished: Sequence[Episode]) -> Progress:
         """Return the ends of episodes in the last step."""
         if not finished:
-            return NOTHING
+            return Progress()
         each = self.adapter.finished if self.seeds.shape else [finished]
         step = self.learner.env_steps
         return Progress([EndedEpisode(k, step, episode) for k, ended in enumerate(each) for episode in ended])

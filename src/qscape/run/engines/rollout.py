@@ -17,16 +17,7 @@ from qscape.envs import EnvAdapter, snapshot
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.state import State
 from qscape.ops.finite import guard_names, watch
-from qscape.run.engines.base import (
-    NOTHING,
-    EndedEpisode,
-    Learner,
-    Limit,
-    Progress,
-    SavedSeed,
-    copy_buffers,
-    name_metrics,
-)
+from qscape.run.engines.base import EndedEpisode, Learner, Limit, Progress, SavedSeed, copy_buffers
 from qscape.run.engines.replay import restore_environments
 from qscape.run.plan import Plan
 from qscape.run.programs import Act
@@ -180,7 +171,6 @@ class RolloutLearner(Learner):
         seeds: the axis of seeds.
         programs: the compiled functions of one seed, and the names of the metrics.
         state: networks, optimiser states and counters.
-        values: the newest value of every metric, in the order of `programs.metrics`; NaN before the first.
         env_steps, updates: made so far.
     """
 
@@ -191,9 +181,6 @@ class RolloutLearner(Learner):
         self.agent, self.seeds, self.state = agent, seeds, state
         self.programs = RolloutPrograms(agent)
         self.env_steps = self.updates = 0
-
-    def metrics(self, seed: int = 0) -> dict[str, float]:
-        return name_metrics(self.programs.metrics, self.seeds.take(self.values, seed))
 
     def guard(self, seed: int = 0) -> dict[str, int]:
         state, values = self.seeds.take((self.state, self.values), seed)
@@ -261,7 +248,7 @@ class RolloutEngine:
         learner = self.learner
         if self.buffer.full:
             self._learn(limit)
-            return NOTHING
+            return Progress()
         obs, steps, key = self.adapter.observation, np.int32(learner.env_steps), self.seeds.key
         chosen = learner.programs.act(learner.acting, None, obs, self.first, steps, key, mode="explore")
         step = self.adapter.step(np.asarray(chosen[0]))

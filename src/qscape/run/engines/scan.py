@@ -28,7 +28,7 @@ from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import scan, scan_rollouts
 from qscape.run.chunks import ChunkLength
 from qscape.run.devices import jit_on, make_mesh, place
-from qscape.run.engines.base import NOTHING, EndedEpisode, Limit, Progress, SavedSeed, copy_buffers
+from qscape.run.engines.base import EndedEpisode, Limit, Progress, SavedSeed, copy_buffers
 from qscape.run.engines.replay import ReplayLearner
 from qscape.run.engines.rollout import RolloutLearner, describe_rollouts
 from qscape.run.plan import Plan
@@ -212,7 +212,7 @@ class ReplayScan:
         learner, waits = self.learner, self._waits
         if learner.pending:
             learner.learn_pending()
-            return NOTHING
+            return Progress()
         _ = learner.storage  # allocated now
         base, before = learner.agent.base, learner.env_steps
         left = limit.step - before
