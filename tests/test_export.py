@@ -72,6 +72,25 @@ class Pictured(Boxed):
         self.observation_space = gym.spaces.Dict({"map": image, "self": gym.spaces.Dict(speed=speed)})
 
 
+class Aimed(gym.ObservationWrapper):
+    """It has goals, for agents that relabel them."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        place = gym.spaces.Box(-9.0, 9.0, (2,), np.float32)
+        keys = ("observation", "achieved_goal", "desired_goal")
+        self.observation_space = gym.spaces.Dict(dict.fromkeys(keys, place))
+        self.action_table = getattr(env, "action_table", None)
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return -np.linalg.norm(np.subtract(achieved_goal, desired_goal), axis=-1)
+
+
+def aimed(env):
+    """The factory of an environment, with goals in it."""
+    return lambda: Aimed(env())
+
+
 class Uneven(Chosen):
     """One row lies so far away that products hardly tell the others apart."""
 
@@ -118,7 +137,8 @@ def assert_acts_like_the_library(agent):
     """An agent with random weights and its file give the same actions; one that samples has no file."""
     by_index = agent.index_actions or agent.task.table is not None
     kind = Shown if agent.representation.name == "conv" else Boxed
-    made = source(agent, Chosen if by_index else lambda: kind(low=(-0.4, -3.0), high=(0.4, 1.0)))
+    env = Chosen if by_index else lambda: kind(low=(-0.4, -3.0), high=(0.4, 1.0))
+    made = source(agent, env := aimed(env) if "her" in agent.parts else env)
     policy.refuse_recurrent(made.loaded)  # none remembers anything when evaluated, OU noise included
     obs = policy.sample_observations(made, 200)
     selector = made.loaded.programs.agent.selector
@@ -130,7 +150,7 @@ def assert_acts_like_the_library(agent):
     wanted, seed = policy.act_as_library(made.loaded, obs), 1
     # Random weights may prefer one index everywhere.
     while agent.index_actions and wanted.std() == 0 and seed < 20:
-        made = source(agent, Chosen, seed := seed + 1)
+        made = source(agent, env, seed := seed + 1)
         wanted = policy.act_as_library(made.loaded, obs)
     assert wanted.std() > 0.01
     assert np.abs(answers(made, obs) - wanted).max() <= 1e-5
