@@ -764,7 +764,7 @@ def test_what_cannot_be_is_refused(recipe, settings, why):
 
 
 def test_an_update_searches_for_the_row_of_each_proposal_once(monkeypatch):
-    """Three at s' and three at s: compiled searches are loops, which XLA does not merge when they are equal."""
+    """Three at s' and three at s: compiled searches are loops, and XLA does not merge two that are equal."""
     searches, nearest = [], ActionTable.nearest
     monkeypatch.setattr(ActionTable, "nearest", lambda *a, **k: searches.append(1) or nearest(*a, **k))
     rows = np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(np.float32)
