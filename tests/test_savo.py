@@ -22,6 +22,7 @@ from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, sample_noise
 from qscape.offpolicy.sockets import ActingStep, Context, PartState
 from qscape.offpolicy.state import State
+from qscape.ops.nearest import ActionTable
 from qscape.run.plan import Plan, prepare
 from qscape.types import Batch, Event, Spec
 
@@ -760,3 +761,16 @@ def test_epsilon_greedy_is_sometimes_anything():
 def test_what_cannot_be_is_refused(recipe, settings, why):
     with pytest.raises(UsageError, match=why):
         agents.build(recipe, settings)
+
+
+def test_an_update_searches_for_the_row_of_each_proposal_once(monkeypatch):
+    """Three at s' and three at s: compiled searches are loops, and XLA does not merge two that are equal."""
+    searches, nearest = [], ActionTable.nearest
+    monkeypatch.setattr(ActionTable, "nearest", lambda *a, **k: searches.append(1) or nearest(*a, **k))
+    rows = np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(np.float32)
+    agent = make(spec=Spec(S, 2, table=rows))
+    layout = agent.layout()
+    storage, index = jax.eval_shape(lambda: agent.init_replay(layout))
+    state = jax.eval_shape(agent.init, KEY)
+    jax.eval_shape(lambda *moved: agent.update(layout, *moved, KEY), state, storage, index)
+    assert len(searches) == 6

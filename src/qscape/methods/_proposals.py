@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from qscape.nets.heads import with_row
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import (
     OU_NOISE,
@@ -150,6 +151,7 @@ class ProposalSelector(ActionSelector):
 
     def best_proposal(self, context: BoundNetworks, obs: Array, options: list[Dist]) -> BestProposal:
         """Return the option with the greatest value."""
+        options = [with_row(option) for option in options]
         proposals = jnp.stack([option.mode() for option in options])
         return BestProposal(options, proposals, self.choose(context, obs, proposals))
 

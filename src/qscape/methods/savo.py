@@ -23,7 +23,8 @@ from qscape.errors import Conflict
 from qscape.methods._list_encoder import HEADS, Conditioned
 from qscape.methods._proposals import Draws, Explored, ProposalSelector
 from qscape.nets import Actor, Critic
-from qscape.nets.heads import unsnap
+from qscape.nets.batch_norm import has_statistics
+from qscape.nets.heads import unsnap, with_row
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_target_policy
 from qscape.offpolicy.sockets import BoundNetworks, Composition, Context, Nets, PartState, combine_heads
@@ -169,6 +170,7 @@ class SAVO(ProposalSelector):
         options: list[Dist] = [context.bind(actor[0])(obs)]
         earlier = []
         for i in range(1, len(actor)):
+            options[-1] = options[-1] if self.raw_vectors else with_row(options[-1])
             earlier.append(stop(self._as_listed(options[-1]).mode()))
             options.append(self._propose_after(actor, i, context, obs, jnp.stack(earlier)))
         return options
@@ -255,37 +257,72 @@ class SAVO(ProposalSelector):
         """Return pairs ν_0 with Q (or Ψ̂_0) and every later ν_i with its surrogate; earlier proposals carry
         no gradient.
         """
+        proposals = self._proposals_at(actor, context, batch)
         return [
             (
-                self.policy_at(actor, i, context, batch),
-                self.objective_at(actor, i, state, context, batch),
+                self.policy_at(actor, i, context, batch, proposals),
+                self.objective_at(actor, i, state, context, batch, proposals),
             )
             for i in range(len(actor))
         ]
 
-    def policy_at(self, actor: PyTree, i: int, context: Context, batch: Batch) -> Policy:
-        """Return the policy of actor i, given the earlier proposals that `actor_list` names."""
-        context = context.settled if i else context  # earlier proposals are those that it sees when it acts
+    def _proposals_at(
+        self, actor: PyTree, context: Context, batch: Batch | None
+    ) -> Callable[..., list[Dist]]:
+        """Return a function `(obs, n)` that returns the first n proposals; those at the batch's observations
+        are made once for all actors and surrogates, as each of them may be a search in a table.
+        """
+        context = context.settled  # earlier proposals are those that an actor sees when it acts
+        seen = None if batch is None or self.actor_list == "replay" else batch.observation
+        here = [] if seen is None else self.propose(actor, context, seen)
+
+        def proposals(obs: Array, n: int) -> list[Dist]:
+            return here[:n] if obs is seen else self.propose(actor[:n], context, obs)
+
+        return proposals
+
+    def policy_at(
+        self, actor: PyTree, i: int, context: Context, batch: Batch, proposals: Callable[..., list[Dist]]
+    ) -> Policy:
+        """Return the policy of actor i, given the earlier proposals that `actor_list` names.
+
+        Args:
+            proposals: what `_proposals_at` returned.
+        """
 
         def policy(obs: Array) -> Dist:
             if i and self.actor_list == "replay":
-                dist = self._propose_after(actor, i, context, obs, self._stored_proposals(batch)[:i])
-            else:
-                dist = self.propose(actor[: i + 1], context, obs)[i]
+                stored = self._stored_proposals(batch)[:i]
+                dist = self._propose_after(actor, i, context.settled, obs, stored)
+            elif i or not has_statistics(actor[0]):
+                dist = proposals(obs, i + 1)[i]
+            else:  # it is normalised by the batch while it improves
+                dist = context.bind(actor[0])(obs)
             return dist if self.straight_through and not self.raw_vectors else unsnap(dist)
 
         return policy
 
-    def objective_at(self, actor: PyTree, i: int, state: PartState, context: Context, batch: Batch) -> QFn:
-        """Return what actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
+    def objective_at(
+        self,
+        actor: PyTree,
+        i: int,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        proposals: Callable[..., list[Dist]],
+    ) -> QFn:
+        """Return what actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i.
+
+        Args:
+            proposals: what `_proposals_at` returned.
+        """
         if i == 0 and not self.raw_vectors:
             return context.q
 
         def earlier(obs: Array) -> Float[Array, "i B A"]:
             if self.actor_list == "replay":
                 return self._stored_proposals(batch)[:i]
-            proposed = self.propose(actor[:i], context.settled, obs)
-            return stop(jnp.stack([self._as_listed(dist).mode() for dist in proposed]))
+            return stop(jnp.stack([self._as_listed(dist).mode() for dist in proposals(obs, i)]))
 
         def learned(obs: Array, action: Array) -> list[Array]:
             known = earlier(obs) if i else None

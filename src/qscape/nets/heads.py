@@ -67,22 +67,25 @@ class Snapped(eqx.Module):
         raw: the distribution of proposals.
         table: the action table.
         mask: words of the state's `ActionMask`; only valid rows are actions. None: all rows are.
+        row: the row nearest to the mode, if it has been searched for.
     """
 
     raw: Dist
     table: ActionTable = eqx.field(static=True)
     mask: Float[Array, "*c M"] | None = None
+    row: Float[Array, "*b A"] | None = None
 
     @property
     def features(self) -> Float[Array, "*b h"]:
         return self.raw.features
 
     def mode(self) -> Float[Array, "*b A"]:
-        return self.table.snap(self.raw.mode(), self.mask)
+        return self.table.snap(self.raw.mode(), self.mask) if self.row is None else self.row
 
     def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
         action, log_prob = self.raw.sample(key)
-        return self.table.snap(action, self.mask), log_prob
+        is_mode = isinstance(self.raw, Point)  # whose row may be known
+        return self.mode() if is_mode else self.table.snap(action, self.mask), log_prob
 
     def at(self, noise: Float[Array, "*b A"]) -> Float[Array, "*b A"]:
         """Return the row nearest to the proposal of a draw of N(0, I)."""
@@ -114,6 +117,14 @@ def unsnap(dist: Dist) -> Dist:
     are).
     """
     return dist.raw if isinstance(dist, Snapped) else dist
+
+
+def with_row(dist: Dist) -> Dist:
+    """Return the distribution with the row of its mode, which is then searched for only once; without an
+    action table the same distribution.
+    """
+    # XLA merges equal sums and products, but not two equal searches, which are loops.
+    return dataclasses.replace(dist, row=dist.mode()) if isinstance(dist, Snapped) else dist
 
 
 class Deterministic(eqx.Module):

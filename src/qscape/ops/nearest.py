@@ -20,7 +20,8 @@ from qscape.errors import OutOfRange
 from qscape.masks import ActionMask
 
 CHUNK = 16_384  # rows in one product
-QUERIES = 64  # in one product on a CPU, at most, so that the scores stay in its cache for the reductions
+QUERIES = 16  # in one product on a CPU, at most, so that the scores stay in its cache for the reductions
+CANDIDATE_QUERIES = 64  # whose candidates' vectors are compared at once
 ROUNDING = 8 * float(np.finfo(np.float32).eps)  # error bound of a product, relative to the sum of its terms
 EXACT = jax.lax.Precision.HIGHEST  # by default accelerators round the factors
 
@@ -190,7 +191,7 @@ def search_candidates(
         return jnp.where(valid, -jnp.square(jnp.asarray(rows)[index] - x).sum(-1), -jnp.inf), index
 
     # In blocks: the vectors of all candidates of all queries are too large for the cache.
-    value, index = jax.lax.map(search_one, (index, valid, x), batch_size=QUERIES)
+    value, index = jax.lax.map(search_one, (index, valid, x), batch_size=CANDIDATE_QUERIES)
     best, place = _top_k(value, min(k, value.shape[-1]))
     found = _fill(best, jnp.take_along_axis(index, place, -1))
     return jnp.concatenate([found, jnp.repeat(found[:, :1], k - found.shape[1], 1)], 1)
