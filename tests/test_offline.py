@@ -618,7 +618,7 @@ def test_every_update_knows_its_step_however_many_are_made_in_one_call(name, tmp
     plan = Plan("td3", CLOCK, 60, dataset=name, settings=settings, eval_every=0, log_every=25)
     trainers = []
     [*train(plan, tmp_path / "on", on_trainer=trainers.append)]
-    assert trainers[0].state.env_steps == 59
+    assert trainers[0].learner.state.env_steps == 59
 
 
 @pytest.mark.slow
