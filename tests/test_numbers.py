@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import gymnasium as gym
 import jax
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import environment, settings
+from tiny import settings
 
 from qscape.agents import build
 from qscape.cli import main
@@ -130,19 +128,6 @@ def test_quantiles_where_float64_is_the_default():
         assert x.dtype == jnp.float64
         assert float(quantile(x, 0.95)) == pytest.approx(0.95, abs=1e-6)
         assert quantile(x, 0.5).dtype == jnp.float32
-
-
-@pytest.mark.slow
-def test_savgo_trains_where_float64_is_the_default(tmp_path):
-    code = (
-        "import sys; from qscape.cli import main; from tiny import flags\n"
-        "argv = ['train', 'sac+savgo', '--env', 'tiny:Clock-v0', '--steps', '60', '--eval-every', '0']\n"
-        f"sys.exit(main([*argv, *flags('sac', warmup=30), '--out', {str(tmp_path / 'run')!r}]))"
-    )
-    env = environment() | {"JAX_ENABLE_X64": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "60 steps, 30 updates" in done.stdout
 
 
 def test_the_released_density_is_that_of_the_released_code():
