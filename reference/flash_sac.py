@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from qscape.ops.adam import make_adam
-from qscape.ops.product import product
+from qscape.ops.product import direct_product, product
 from qscape.types import stream
 
 DISCOUNT = 0.99
@@ -152,8 +152,10 @@ def train_features(network, seen, x):
     x, new = normalise_batch(network.norm, first, x)
     h, moved = product(x, network.embed), [new]
     for block, up_seen, down_seen in zip(network.blocks, others[::2], others[1::2], strict=True):
-        inner, new_up = normalise_batch(block.up_norm, up_seen, product(h, block.up))
-        outer, new_down = normalise_batch(block.down_norm, down_seen, product(jax.nn.relu(inner), block.down))
+        inner, new_up = normalise_batch(block.up_norm, up_seen, direct_product(h, block.up))
+        outer, new_down = normalise_batch(
+            block.down_norm, down_seen, direct_product(jax.nn.relu(inner), block.down)
+        )
         h = h + jax.nn.relu(outer)
         moved += [new_up, new_down]
     return post_norm(network.post, h), moved
@@ -164,8 +166,8 @@ def features(network, seen, x):
     first, *others = seen
     h = product(normalise(network.norm, x, *first[:2]), network.embed)
     for block, up_seen, down_seen in zip(network.blocks, others[::2], others[1::2], strict=True):
-        inner = normalise(block.up_norm, product(h, block.up), *up_seen[:2])
-        outer = normalise(block.down_norm, product(jax.nn.relu(inner), block.down), *down_seen[:2])
+        inner = normalise(block.up_norm, direct_product(h, block.up), *up_seen[:2])
+        outer = normalise(block.down_norm, direct_product(jax.nn.relu(inner), block.down), *down_seen[:2])
         h = h + jax.nn.relu(outer)
     return post_norm(network.post, h)
 

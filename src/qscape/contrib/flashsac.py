@@ -21,6 +21,7 @@ from qscape.nets.layers import Linear, OfGivenLength, UnitLinear, dense
 from qscape.nets.mlp import ACTIVATIONS
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Output, Role
+from qscape.ops.product import direct_product
 from qscape.types import Key
 
 Normalise = Callable[["FlashNorm", Array], Array]
@@ -77,8 +78,8 @@ class FlashBlock(eqx.Module):
     def follow(self, h: Float[Array, "*b n"], normalise: Normalise) -> Float[Array, "*b n"]:
         """Return the next h; `normalise` applies a norm."""
         act = ACTIVATIONS[self.activation]
-        inner = act(normalise(self.up_norm, dense(self.up, h)))
-        return h + act(normalise(self.down_norm, dense(self.down, inner)))
+        inner = act(normalise(self.up_norm, direct_product(h, self.up.weight)))
+        return h + act(normalise(self.down_norm, direct_product(inner, self.down.weight)))
 
 
 class FlashTorso(NormalisedTorso):
