@@ -47,10 +47,10 @@ demo-check: demo ## the same, and fail if this run does not bear the claim out
 test: lint browser ## check style and types and run the quick tests (minutes)
 	@$(call quick,$(BIN)/python) $(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.dev $(VENV)/.docs browser ## run every test (an hour and a half)
+test-all: $(VENV)/.dev $(VENV)/.docs browser ## run every test (two hours)
 	@$(PYTEST)
 
-test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour); PARTS=4 PART=2: a quarter
+test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour and a half); PARTS=4 PART=2: a quarter
 	@$(PYTEST) -m "slow and not long" --splits $(PARTS) --group $(PART)
 
 test-oldest: $(BIN)/python ## run a part of the tests with the oldest dependencies that are allowed, on Python 3.11
