@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from tiny import Clock, arrays, environment, evaluations, flags, metrics, numbers, settings, stop_at
 
 import qscape as qs
-from qscape.envs import EnvAdapter
+from qscape.envs import EnvAdapter, make
 from qscape.errors import RunError, UsageError
 from qscape.run import Plan, resume, saves, train, training
 from qscape.run import folder as folders
@@ -41,6 +42,23 @@ def test_what_cannot_be_is_refused(more, sentence):
 def test_an_environment_that_is_made_cannot_be_sent():
     with pytest.raises(UsageError, match="vectorise='async' makes environments"):
         qs.TD3(Clock(), vectorise="async")
+
+
+class Locked(Clock):
+    """It holds what cannot be sent to another process."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_an_environment_that_cannot_be_pickled_is_made_in_processes():
+    """What is sent is how to make it, not the one that was made to learn its spaces."""
+    adapter = make(Locked, 2, vectorise="async")
+    try:
+        assert adapter.reset().shape[0] == 2
+    finally:
+        adapter.close()
 
 
 @pytest.mark.slow

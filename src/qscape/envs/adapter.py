@@ -215,18 +215,24 @@ def make(
     name = env_id if isinstance(env_id, str) else None
     opened: list[gym.Env] = []
 
-    def build(copy: int = 0) -> gym.Env:
+    def make_one(copy: int) -> gym.Env:
         with own_generators(seed + copy):
-            opened.append(_lagged(build_env(env_id, args), lag, index_actions, name))
+            return _lagged(build_env(env_id, args), lag, index_actions, name)
+
+    def build(copy: int = 0) -> gym.Env:
+        opened.append(make_one(copy))
         return opened[-1]
 
     spec = gym.registry.get(name.rpartition(":")[2]) if name else None
 
     def build_there(copy: int) -> gym.Env:
-        """Make one in another process, which has not run what the user's script registers."""
+        """Make one in another process, which has not run what the user's script registers.
+
+        It is sent there by pickle, so it must not hold `opened`, whose environments need not be picklable.
+        """
         if spec is not None:
             gym.registry.setdefault(spec.id, spec)
-        return build(copy)
+        return make_one(copy)
 
     first = build()
     if (envs == 1 and vectorise != "envpool") or (one_if_jax and find_jax_env(first) is not None):
