@@ -18,7 +18,7 @@ from tiny import SIZES, assert_same_run, environment, evaluations
 
 from qscape.cli import main
 from qscape.cli.study import StudyBoard
-from qscape.errors import UsageError
+from qscape.errors import UsageError, WrongVersion
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.progress import LOSSES, StudyProgress, list_differences
 from qscape.jobs.study import names_of_studies, read_study
@@ -336,7 +336,10 @@ def test_every_study_of_this_project_plans_its_whole_length(file):
     pytest.importorskip("Box2D")
     pytest.importorskip("ale_py")
     for budget in {"short", "full", "paper"} & {*tomllib.loads(file.read_text())["budgets"]}:
-        rows = read_study(file, budget).rows
+        try:
+            rows = read_study(file, budget).rows
+        except WrongVersion as problem:  # Fetch of Gymnasium-Robotics is not made with MuJoCo 3.12 and later
+            pytest.skip(str(problem))
         assert len({row.folder for row in rows}) == len(rows) > 0
 
 
