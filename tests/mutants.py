@@ -103,7 +103,7 @@ MUTANTS = [
         "target_values.max()",
         "td7_checks contract oracles",
     ),
-    Mutant("methods/checkpoints.py", 'score >= state["best"]', 'score > state["best"]', "td7_checks"),
+    Mutant("methods/checkpoints.py", "score >= best", "score > best", "td7_checks"),
     Mutant(
         "methods/checkpoints.py",
         "event.update <= self.switch < event.update + updates",
@@ -169,7 +169,12 @@ MUTANTS = [
         "if not keep:\n            self.kept",
         "run::test_training_is_the_same_with_and_without_evaluation",
     ),
-    Mutant("run/engines/replay.py", "self.updates + self.pending))", "self.updates))", "td7_checks run"),
+    Mutant(
+        "run/engines/replay.py",
+        "asked = self.updates + self.pending",
+        "asked = self.updates",
+        "td7_checks run",
+    ),
     Mutant("run/episodes.py", "(keys, t + 1)", "(keys, t)", "episodes"),
     Mutant("run/episodes.py", "jnp.where(running, reward, 0.0)", "reward", "episodes"),
     Mutant("run/evaluation.py", "np_random(seed + i)", "np_random(seed)", "episodes"),

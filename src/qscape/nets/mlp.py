@@ -235,9 +235,16 @@ class Critic(eqx.Module):
     body: Body
     readout: Readout = eqx.field(static=True)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Float[Array, "*b"]:
-        """Return Q(s, a) at observations `[*b, S]` and actions `[*b, A]`; `outputs` says of what."""
-        return self.readout.read(self.outputs(*arguments, **named))
+    def __call__(
+        self,
+        obs: Array,
+        action: Array,
+        embeddings: Sequence[Array],
+        conditioning: Conditioning | None = None,
+        key: Key | None = None,
+    ) -> Float[Array, "*b"]:
+        """Return Q(s, a) at observations `[*b, S]` and actions `[*b, A]`; see `outputs`."""
+        return self.readout.read(self.outputs(obs, action, embeddings, conditioning, key))
 
     def outputs(
         self,
