@@ -47,7 +47,7 @@ MUTANTS = [
         "offpolicy/update.py",
         "return total, (q - mean, mean,",
         "return total, (2 * (q - mean), mean,",
-        ORACLE + "[td3-32-300]",
+        ORACLE + "[td7-32-520]",
     ),
     Mutant(
         "offpolicy/update.py",

@@ -278,6 +278,16 @@ def test_a_flipped_value_names_leaf_and_file(tmp_path):
         saves.read_arrays(path, "state")
 
 
+def test_the_file_of_another_save_is_noticed(tmp_path):
+    """Both files are whole and have one size, but the numbers are not those that save.json lists."""
+    trees = [{"state": {"w": np.full(3, value)}} for value in (1.0, 2.0)]
+    paths = [saves.write(tmp_path, name, tree, {}) for name, tree in zip("12", trees, strict=True)]
+    shutil.copy(paths[1] / "state.npz", paths[0] / "state.npz")
+    with pytest.raises(RunError, match="another checksum than in save"):
+        saves.read_arrays(paths[0], "state")
+    assert same(saves.read_arrays(paths[1], "state")["w"], trees[1]["state"]["w"])
+
+
 def test_truncated_missing_and_foreign_files(tmp_path):
     path = small(tmp_path)
     data = (path / "state.npz").read_bytes()
