@@ -436,7 +436,7 @@ def test_checkpoints_judge_by_success_where_goals_are_relabelled(monkeypatch):
     schedule, base = agent.schedule, agent.base
     state = schedule.start()
 
-    def play(*episodes: tuple[float, float]) -> list[bool]:
+    def play(*episodes: tuple[float | None, float]) -> list[bool]:
         """Whether the policy is kept after each episode of (success, return)."""
         nonlocal state
         kept = []
@@ -453,6 +453,14 @@ def test_checkpoints_judge_by_success_where_goals_are_relabelled(monkeypatch):
     assert state["returns"] == []
     assert play((1, -50.0), (1, -50.0), (1, -50.0), (0, -50.0))[-1]
     assert state["best"] == 0.75
+
+    state = schedule.start()  # an environment that reports success when it is reached, and positive returns
+    assert play((None, 30.0), (None, 40.0), (None, 50.0), (None, 60.0))[-1]
+    assert state["best"] == 30.0
+    state = schedule.updates_due(state, EpisodeEnd(20, 70.0, 100, 1.0, True), base)[0]  # of an older policy
+    assert state["best"] == 0.0
+    assert play((0, 30.0), (1, 30.0), (0, 30.0), (0, 30.0))[-1]
+    assert state["best"] == 0.25
     told = []
     session = begun("td7+her", own={"ends": True}, steps=60)
     asked = type(session.agent.schedule).updates_due

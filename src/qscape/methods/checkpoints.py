@@ -21,7 +21,8 @@ class Checkpoints(Schedule):
     """Assesses the frozen policy by its worst episode, keeps the best policy, and trains in bursts.
 
     Where goals are relabelled and success is reported, a policy is assessed by the share of its episodes that
-    succeed: of 0s and 1s the worst says nothing but whether all did.
+    succeed: of 0s and 1s the worst says nothing but whether all did. Episodes before the first report were
+    judged by their returns, which cannot be compared with it: they count as failures from then on.
     """
 
     name: ClassVar[str] = "checkpoints"
@@ -67,6 +68,9 @@ class Checkpoints(Schedule):
                 0,
                 False,
             )
+        if event.first_report:
+            best = None if _best(state) is None else 0.0
+            state = state | {"returns": [0.0] * len(state["returns"]), "best": best}
         if event.length > state["age"]:
             return state, 0, False
         by_success = event.success is not None

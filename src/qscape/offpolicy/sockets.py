@@ -857,12 +857,14 @@ class EpisodeEnd(NamedTuple):
         update: number of updates made so far, with those that are due before the next action.
         success: its success, from 0 to 1, where the agent relabels goals and the environment reports success:
             a policy is then judged by it; None: by the return.
+        first_report: whether no episode before it reported success, so that all of them count as failures.
     """
 
     length: int
     ret: float
     update: int
     success: float | None = None
+    first_report: bool = False
 
 
 class Schedule(StatefulPart):

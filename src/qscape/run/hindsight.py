@@ -102,14 +102,16 @@ class Hindsight:
         """Return sentences for the user on how rewards are computed."""
         return self.goals[0].notes()
 
-    def judge(self, success: float | None) -> float | None:
-        """Return the success by which a policy is judged after an episode; None: no episode reported any.
+    def judge(self, success: float | None) -> tuple[float | None, bool]:
+        """Return the success by which a policy is judged after an episode; is it the first report?
 
+        The success is None as long as no episode reported any: some environments do when it is reached, only.
         Policies are judged in runs of one seed only, as updates of several seeds come at the same steps.
         """
         known = self.success[0]
-        known.is_reported |= success is not None
-        return float(success or 0.0) if known.is_reported else None
+        first = success is not None and not known.is_reported
+        known.is_reported |= first
+        return (float(success or 0.0) if known.is_reported else None), first
 
     def insert(self, carry: Carry, env_steps: int) -> Carry:
         """Relabel the episodes that ended in the last step, and write the rows into replay.

@@ -212,14 +212,14 @@ class ReplayLearner(Learner):
         self,
         made: int,
         finished: Sequence[Episode],
-        judge: Callable[[Episode], float | None] | None = None,
+        judge: Callable[[Episode], tuple[float | None, bool]] = lambda _: (None, False),
     ) -> None:
         """Count steps, and add the updates that the schedule makes due to `pending`.
 
         Args:
             made: environment steps that were made side by side, in each seed.
             finished: the episodes that ended with them.
-            judge: returns the success by which the schedule judges an episode, or None; None: it never does.
+            judge: returns the last two fields of an episode's `EpisodeEnd`.
         """
         base = self.agent.base
         warm = self.env_steps >= max(base.warmup, self.refill)  # was this step one past the random phase?
@@ -232,8 +232,7 @@ class ReplayLearner(Learner):
         for episode in finished:
             if was_learning:
                 asked = self.updates + self.pending
-                success = None if judge is None else judge(episode)
-                self.tell_schedule(EpisodeEnd(episode.length, episode.ret, asked, success))
+                self.tell_schedule(EpisodeEnd(episode.length, episode.ret, asked, *judge(episode)))
             if warm:
                 self.learning = True
 
@@ -514,9 +513,9 @@ class ReplayEngine:
         if self.hindsight is not None:
             self.learner.carry = self.hindsight.insert(self.learner.carry, self.learner.env_steps)
 
-    def _judge(self, episode: Episode) -> float | None:
-        """Return the success by which the schedule judges an episode; None: it judges by the return."""
-        return None if self.hindsight is None else self.hindsight.judge(episode.success)
+    def _judge(self, episode: Episode) -> tuple[float | None, bool]:
+        """Return the success by which the schedule judges an episode (None: by returns); is it the first?"""
+        return (None, False) if self.hindsight is None else self.hindsight.judge(episode.success)
 
     def _progress(self, finished: Sequence[Episode]) -> Progress:
         """Return the ends of episodes in the last step."""
@@ -591,7 +590,7 @@ class ReplayEngine:
         finished = self.driver.finished()
         for episode in finished:
             asked = learner.updates + learner.pending
-            learner.tell_schedule(EpisodeEnd(episode.length, episode.ret, asked, self._judge(episode)))
+            learner.tell_schedule(EpisodeEnd(episode.length, episode.ret, asked, *self._judge(episode)))
         if finished and self.driver.waits:
             learner.carry = learner.carry._replace(action=None, columns={})  # type: ignore[arg-type]
         self._insert_relabelled()
