@@ -159,6 +159,7 @@ HOW: dict[str, dict[str, Any]] = {
     "one goal at a time": {"own": {"way": "one"}},
     "infos of rows": {"own": {"way": "infos"}},
     "one info at a time": {"own": {"way": "one info"}},
+    "infos of rows, that end at the goal": {"own": {"way": "infos", "ends": True, "length": 14}},
     "goals in float32": {"own": {"dtype": "float32"}},
     "an environment that says which goals end it": {"env_class": Judged, "own": {"ends": True}},
     "columns of replay": {"recipe": "td3+savo+her"},
@@ -172,7 +173,11 @@ def test_rows_are_those_relabelled_by_hand(how, monkeypatch):
     session = begun(**how)
     taken = follow(session)
     if how.get("env_class") is not Judged:  # as after a goal that was reached
-        session.engine.hindsight.success[0].ends = how.get("own", {}).get("ends", False)
+        own, known = how.get("own", {}), session.engine.hindsight.success[0]
+        cost = np.full(1, -2.0 if "info" in own.get("way", "rows") else 0.0)
+        known.observe(
+            SimpleNamespace(success=np.ones(1), terminated=np.array([own.get("ends", False)])), cost, cost
+        )
     list(session.events(session.until))
     for env, steps in enumerate(taken):
         expected = by_hand(steps, how.get("own", {}))
@@ -426,7 +431,7 @@ def test_which_success_ends_episodes_is_learnt_from_them():
         assert known.ends is None
         list(session.events(200))
         assert known.ends is ends
-        assert known.reward == 0.0
+        assert known.shortfall == 0.0
         terminal = [row["terminated"] for row in rows_of(session, 0)]
         assert any(terminal) == ends
 

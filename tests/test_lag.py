@@ -14,7 +14,8 @@ from gymnasium import spaces
 import qscape as qs
 from qscape.agents.plugins import RESERVED
 from qscape.envs import make, snapshot
-from qscape.envs.lag import JaxLag, Lag, LaggedEnv
+from qscape.envs.lag import JaxLag, Lag, LaggedEnv, _stack_box, make_code
+from qscape.envs.levels import LevelSpace
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_key
 from qscape.envs.simulators import make_gymnasium
 from qscape.errors import UsageError
@@ -51,7 +52,7 @@ class Pictures(Counter):
     privileged_keys = "truth"
 
     def __init__(self):
-        image = spaces.Box(0, 255, (4, 4, 3), np.uint8)
+        image = spaces.Box(0, 255, (8, 8, 3), np.uint8)
         deep = spaces.Dict({"x": spaces.Box(-9, 9, (2,), np.float32)})
         truth = spaces.Box(-np.inf, np.inf, (1,), np.float32)
         super().__init__(observation=spaces.Dict({"eye": image, "arm": deep, "truth": truth}))
@@ -59,7 +60,7 @@ class Pictures(Counter):
     def show(self):
         at = self.at % 100
         arm = {"x": np.array([at / 10, 1], np.float32)}
-        return {"eye": np.full((4, 4, 3), at, np.uint8), "arm": arm, "truth": np.array([at], np.float32)}
+        return {"eye": np.full((8, 8, 3), at, np.uint8), "arm": arm, "truth": np.array([at], np.float32)}
 
 
 def rows_of(env, actions, **lag):
@@ -125,15 +126,46 @@ def test_a_missing_measurement_repeats_the_last_one_and_noise_is_of_the_given_si
 
 def test_dict_and_image():
     rows, _, adapter = rows_of(Pictures, [1.0, 0.0], history=2, action_delay=1)
-    assert adapter.spec.frame == (4, 4, 6)
-    assert adapter.spec.actor_size == 96 + 4 + 2
+    assert adapter.spec.frame == (8, 8, 6)
+    assert adapter.spec.actor_size == 384 + 4 + 2
     # Channels of the older picture, then those of the newer; the vector; past actions; what critics see.
     assert rows[1, :6].tolist() == [0, 0, 0, 1, 1, 1]
-    np.testing.assert_allclose(rows[2, 96:], [0.1, 1, 0.2, 1, 1, 0, 2], rtol=1e-6)
+    np.testing.assert_allclose(rows[2, 384:], [0.1, 1, 0.2, 1, 1, 0, 2], rtol=1e-6)
     noisy, _, _ = rows_of(Pictures, [1.0], observation_noise=3.0)
-    assert noisy[:, :48].std() > 0
-    assert (noisy[:, :48] == np.rint(noisy[:, :48])).all()
+    assert noisy[:, :192].std() > 0
+    assert (noisy[:, :192] == np.rint(noisy[:, :192])).all()
     assert noisy[:, -1].tolist() == [0, 1]
+
+
+def test_an_action_table_is_shown_in_programs():
+    lag = Lag(history=2, action_delay=1)
+    for env_id in ("mineworld/MineWorld-v0", "recsim/500-v1"):
+        adapter = make(env_id, 1, None, lag=lag)
+        bare = make(env_id, 1, None)
+        table, first = adapter.spec.table, adapter.reset()
+        assert first.shape == (1, 2 * bare.spec.observation_size + table.shape[1])
+        np.testing.assert_array_equal(first[0, -table.shape[1] :], table[0])
+        seen = adapter.step(table[[3]]).transition.next_observation
+        np.testing.assert_array_equal(seen[0, -table.shape[1] :], table[3])
+        assert np.isfinite(seen).all()
+
+
+def test_of_levels_the_one_nearest_to_zero_is_neutral():
+    def of(low, high, levels):
+        return make_code(LevelSpace(spaces.Box(low, high, (2,)), levels), None).neutral.tolist()
+
+    assert of(-2.0, 2.0, 11) == [5, 5]
+    assert of(-1.0, 3.0, 5) == [1, 1]
+    assert of(1.0, 2.0, 3) == [0, 0]
+
+
+def test_images_whose_stack_would_be_read_with_another_axis_are_refused():
+    for shape, most in (((16, 16, 3), 5), ((3, 16, 16), 5), ((16, 16), 15)):
+        box = spaces.Box(0, 255, shape, np.uint8)
+        assert _stack_box(box, Lag(history=most)).dtype == np.uint8
+        with pytest.raises(UsageError) as refused:
+            _stack_box(box, Lag(history=most + 1))
+        assert refused.value.field == "history"
 
 
 def test_discrete_actions_are_one_hot():
@@ -205,7 +237,7 @@ class LaggedWithDraws(LaggedEnv):
 )
 def test_both_wrappers_are_equal_to_the_bit_on_the_same_draws(lag):
     native = Ticker()
-    there = GymnasiumEnv(LagWithDraws(native, lag, time_limit=20))
+    there = GymnasiumEnv(LagWithDraws(native, lag, None, time_limit=20))
     here = LaggedWithDraws(GymnasiumEnv(native), lag, "Ticker")
     assert here.observation_space == there.observation_space
     one, other = here.reset(seed=3)[0], there.reset(seed=3)[0]

@@ -39,7 +39,7 @@ def test_one_row_for_each_run_evaluation_and_policy(tmp_path):
         "success",
         "episodes",
     ]
-    assert list(frame.columns) == [*head, "budget", "dataset"]
+    assert list(frame.columns) == [*head, "budget", "dataset", "ended_by"]
     rows = frame[["label", "seed", "step", "policy", "return", "episodes"]].values.tolist()
     assert rows == [
         ["td3", 0, 0, "current", 2.0, 2],

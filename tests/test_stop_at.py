@@ -11,6 +11,8 @@ import pytest
 from qscape.agents import build
 from qscape.cli import main
 from qscape.errors import NothingToDo, UsageError
+from qscape.report.runs import load_runs
+from qscape.report.tables import compare
 from qscape.run import training
 from qscape.run.engines import why_not_together
 from qscape.run.events import EpisodeDone
@@ -75,8 +77,21 @@ def test_an_evaluation_that_reaches_the_return_ends_the_run(tmp_path):
     assert unfinished(tmp_path / "stopped", 400)
     with pytest.raises(NothingToDo):
         list(training.resume(tmp_path / "stopped"))
+    assert load_runs(tmp_path)["ended_by"].unique().tolist() == [end.why, ""]
+    runs = load_runs(tmp_path)
+    runs.loc[runs["run"].str.endswith("whole"), "seed"] = 1
+    assert any(f"ended by {end.why}, at {expected}" in note for note in compare(runs).notes)
     *_, end = training.resume(tmp_path / "stopped", 400)
     assert end.step > expected
+    assert load_runs(tmp_path / "stopped")["ended_by"].unique().tolist() == [end.why]
+
+
+def test_a_run_that_goes_on_after_its_end_counts_evaluations_anew(tmp_path):
+    rule = {"stop_at": -1.0, "stop_times": 2}
+    end = train(plan(**rule), tmp_path)
+    *_, again = training.resume(tmp_path, 400)
+    assert sum(step > end.step for step, _ in returns(tmp_path)) >= 2
+    assert again.why == end.why
 
 
 @pytest.mark.parametrize("rule", [{"patience": 3}, {"stop_at": -1.0, "stop_times": 5}])

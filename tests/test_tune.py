@@ -575,6 +575,9 @@ def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path)
     assert next_job(run, asked) == Job("train", run, asked, overwrite=True)
     shutil.copytree(searched[0] / "trials/0/0", run)
     assert next_job(run, asked) is None
+    for other in {"steps": 2 * STEPS}, {"settings": {"base": {**asked.settings["base"], "discount": 0.9}}}:
+        with pytest.raises(Taken):  # the run of another search
+            next_job(run, dataclasses.replace(asked, **other))
     shutil.rmtree(run / "saves")
     assert next_job(run, asked) == Job("resume", run)
     (run / "run.json").write_text("{")

@@ -298,7 +298,7 @@ def train_command(trial: Trial) -> list[str]:
 def flag(name: str, value: Any, switch: bool) -> list[str]:
     """Return the flag that sets a field `part.field` to a value, as arguments; a switch takes no value."""
     if switch:
-        part, _, field = name.partition(".")
-        return [f"--{part}.{'' if value else 'no-'}{field}".replace("_", "-")]
+        part, dot, field = name.rpartition(".")
+        return [f"--{part}{dot}{'' if value else 'no-'}{field}".replace("_", "-")]
     values = value if isinstance(value, (list, tuple)) else (value,)
     return [f"--{name}".replace("_", "-"), *map(str, values)]

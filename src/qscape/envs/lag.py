@@ -159,14 +159,21 @@ class ActionCode(NamedTuple):
     encode: Callable[[Any, Any], Any]
 
 
-def make_code(space: gym.Space, env: Any, env_id: str) -> ActionCode:
-    """Return how the actions of a space are shown.
+def read_table(space: gym.Space, env: Any, env_id: str) -> Float[np.ndarray, "N a"] | None:
+    """Return the action table by which actions are shown, scaled to [-1, 1]; None where there is none.
 
     Args:
         space: of one action.
         env: the bare environment, or a `JaxEnv`; it may have an `action_table`.
         env_id: name of the environment, for errors.
     """
+    if not isinstance(space, spaces.Discrete) or getattr(env, "action_table", None) is None:
+        return None
+    return make_action_map(space, 1, env, env_id)[1]
+
+
+def make_code(space: gym.Space, table: Float[Any, "N a"] | None) -> ActionCode:
+    """Return how the actions of a space are shown; `table`: see `read_table`."""
     if isinstance(space, LevelSpace):
         high = np.float32(2 / (space.levels - 1))
         size = int(np.prod(space.shape))
@@ -174,15 +181,14 @@ def make_code(space: gym.Space, env: Any, env_id: str) -> ActionCode:
         def of_levels(action: Any, xp: Any) -> Any:
             return xp.asarray(action, np.float32).reshape(-1, size) * high - 1
 
-        return ActionCode(size, -1.0, np.zeros(space.shape, space.dtype), of_levels)
+        values = np.stack([space.to_units(np.full(space.shape, level)) for level in range(space.levels)])
+        return ActionCode(size, -1.0, np.abs(values).argmin(0).astype(space.dtype), of_levels)
     if (factored := FactoredActions.from_space(space)) is not None:
         sizes, neutral = factored.sizes, factored.start.reshape(factored.shape).astype(space.dtype)
         starts = factored.start
     elif isinstance(space, spaces.Discrete):
         neutral = np.asarray(space.start, space.dtype)
-        if getattr(env, "action_table", None) is not None:
-            table = make_action_map(space, 1, env, env_id)[1]
-            assert table is not None
+        if table is not None:
 
             def of_table(action: Any, xp: Any) -> Any:
                 return xp.asarray(table)[xp.asarray(action).reshape(-1) - int(space.start)]
@@ -245,7 +251,7 @@ class LaggedEnv(gym.Wrapper):
         """Wrap an environment whose observation is a Box or a Dict."""
         super().__init__(env)
         self.lag, self.env_id = lag, env_id
-        self.code = make_code(env.action_space, env.unwrapped, env_id)
+        self.code = make_code(env.action_space, read_table(env.action_space, env.unwrapped, env_id))
         space = env.observation_space
         self.measured = [*_list_measured(space, _find_exempt(env))]
         made: dict[Keys, gym.Space] = {path: _stack_box(box, lag) for path, box in self.measured}
@@ -376,9 +382,20 @@ def _list_measured(space: gym.Space, exempt: set[str], path: Keys = ()) -> Itera
 
 
 def _stack_box(box: spaces.Box, lag: Lag) -> spaces.Box:
-    """Return the Box of a stack. Noise on floats knows no bounds."""
+    """Return the Box of a stack. Noise on floats knows no bounds.
+
+    Raises:
+        UsageError: so many channels that they would be read as a side of the image.
+    """
     image = is_image(box)
     low, high = (stack_frames(np.repeat(b[None], lag.history, 0), image, np) for b in (box.low, box.high))
+    first = box.low.ndim == 2 or height_axis(box.shape)
+    if image and low.ndim == 3 and bool(height_axis(low.shape)) != bool(first):
+        raise OutOfRange(
+            f"--history {lag.history} stacks images {list(box.shape)} to {list(low.shape)}: as many channels "
+            "as a side has pixels; use a shorter one.",
+            field="history",
+        )
     if lag.observation_noise and np.issubdtype(box.dtype, np.floating):
         low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
     return spaces.Box(low, high, dtype=box.dtype)  # pyright: ignore[reportArgumentType]
@@ -432,11 +449,12 @@ class JaxLag(JaxWrapper):
     """The environment `inner` whose sensors and actuators lag; the rules are those of `LaggedEnv`."""
 
     lag: Lag = eqx.field(static=True)
+    shown: Float[Array, "N a"] | None  # of `read_table`, which cannot be called within a program
 
     @property
     def code(self) -> ActionCode:
         """How past actions are shown."""
-        return make_code(self.inner.action_space, self.inner, type(self.inner).__name__)
+        return make_code(self.inner.action_space, self.shown)
 
     @property
     def measured(self) -> int:
@@ -552,7 +570,9 @@ def add_lag(env: gym.Env, lag: Lag, env_id: str, index_actions: bool = False) ->
         )
     if native is None:
         return LaggedEnv(env, lag, env_id)
-    return make_gymnasium(JaxLag(native, lag, time_limit=native.time_limit), env.render_mode)
+    table = read_table(native.action_space, native, env_id)
+    shown = None if table is None else jnp.asarray(table)
+    return make_gymnasium(JaxLag(native, lag, shown, time_limit=native.time_limit), env.render_mode)
 
 
 def refuse_longer(lag: Lag, time_limit: int | None, env_id: str) -> None:

@@ -11,13 +11,14 @@ from statistics import mean
 from typing import Any, Literal, TypeAlias
 
 from qscape.agents import flatten
-from qscape.errors import QscapeError
+from qscape.envs.lag import Lag
+from qscape.errors import RunError, Taken
 from qscape.jobs.ranges import Range, with_fields
 from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.report.numbers import format_return
 from qscape.run import folder as folders
-from qscape.run.plan import Plan, prepare
+from qscape.run.plan import Plan, prepare, to_json
 from qscape.values import encode_args
 
 State: TypeAlias = Literal["running", "done", "pruned", "failed"]
@@ -180,10 +181,30 @@ class Trial:
         return not self.running and (self.ending != "done" or len(self.done) == self.search.seeds)
 
 
+# The entries of run.json that tell a trial's run from that of another search; "typed" has the trial's fields.
+IDENTITY = ("recipe", "typed", "preset", "env", "env_args", "steps", "seed", "eval_every", "eval_episodes")
+IDENTITY += tuple(field.name for field in dataclasses.fields(Lag))
+
+
 def next_job(folder: Path, plan: Plan) -> Job | None:
-    """Return the job that is left for a run; None if the run is finished. A broken folder is overwritten."""
+    """Return the job that is left for a run; None if the run is finished. A broken folder is overwritten.
+
+    Raises:
+        UsageError: the folder holds the run of another search.
+    """
     if (folder / folders.RECORD).exists():
-        with contextlib.suppress(QscapeError):
-            folders.read_record(folder)
+        with contextlib.suppress(RunError):
+            record = folders.read_record(folder)
+            if differ := _list_differences(record, plan):
+                raise Taken(
+                    f"{folder} holds a run of another search ({', '.join(differ)} differ); choose another "
+                    "--out."
+                )
             return Job("resume", folder) if folders.unfinished(folder) else None
     return Job("train", folder, plan, overwrite=True)
+
+
+def _list_differences(record: Mapping[str, Any], plan: Plan) -> list[str]:
+    """Return the names in `IDENTITY` under which the run.json of a run says something else than a plan."""
+    wanted = json.loads(json.dumps(to_json(*prepare(plan)[:2])))
+    return [name for name in IDENTITY if record.get(name) != wanted[name]]

@@ -294,6 +294,7 @@ def _average_episodes(run: RunRecord) -> pd.DataFrame:
         pd.DataFrame(head, index=points.index)
         .join(points)
         .assign(budget=int(record["steps"]), dataset=str(record.get("dataset") or ""))
+        .assign(ended_by=str(record.get("ended_by") or ""))
     )
 
 

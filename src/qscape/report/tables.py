@@ -146,7 +146,7 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
     if rows.empty:
         raise NothingToDo("There is no evaluation of that policy in these runs.")
     runs = rows.groupby("run", as_index=False).agg(
-        **{name: (name, "first") for name in ("env", "label", "seed", "budget")},
+        **{name: (name, "first") for name in ("env", "label", "seed", "budget", "ended_by")},
         step=("step", "max"),
         evaluations=("step", "size"),
     )
@@ -155,14 +155,14 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
     if not unequal:
         short = runs[runs["step"] < runs["budget"]]
         notes = [
-            f"left out {r.run}: unfinished, at {r.step:,} of {r.budget:,} steps (--unequal takes it)."
+            f"left out {r.run}: {f'ended by {r.ended_by}' if r.ended_by else 'unfinished'}, at {r.step:,} of "
+            f"{r.budget:,} steps (--unequal takes it)."
             for r in short.itertuples()
         ]
         runs = runs.drop(short.index)
         if runs.empty:
-            raise NothingToDo(
-                f"No run is finished, e.g. {short['run'].iloc[0]}; --unequal compares them as they are."
-            )
+            early = "No run is finished" if not short["ended_by"].all() else "All runs ended early"
+            raise NothingToDo(f"{early}, e.g. {short['run'].iloc[0]}; --unequal compares them as they are.")
     for env, group in runs.groupby("env"):
         if group["step" if unequal else "budget"].nunique() > 1:
             difference = f"Budgets in {env} differ ({_list_by_label(group, 'step', 'steps')})"

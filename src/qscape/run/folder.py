@@ -116,6 +116,7 @@ class _Origin(TypedDict, total=False):
     together: list[int]
     goals: bool
     saved: bool
+    ended_by: str
     imported: str
     tracking: _Tracking
     resumed: list[Resumed]
@@ -380,21 +381,23 @@ def _source() -> str:
     return digest.hexdigest()
 
 
-def record_end(folder: Path, seconds: float, processor_seconds: float) -> None:
+def record_end(folder: Path, seconds: float, processor_seconds: float, why: str = "") -> None:
     """Add to run.json how long a run took; called when it ends, also after an interrupt.
 
     Args:
         folder: the run folder.
         seconds: duration of the run, with earlier processes.
         processor_seconds: time of all cores in this process; added to that of earlier processes.
+        why: the rule by which an evaluation ended it early, or "".
 
     Raises:
         RunError: run.json cannot be read or written.
     """
     record = read_record(folder)
+    record.pop("ended_by", None)
     spent = record.get("processor_seconds", 0.0) + processor_seconds
     times = {"seconds": round(seconds, 3), "processor_seconds": round(spent, 3)}
-    write_record(folder, record | times)
+    write_record(folder, record | times | ({"ended_by": why} if why else {}))
 
 
 def command() -> str:

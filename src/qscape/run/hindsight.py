@@ -27,19 +27,19 @@ class Success:
     """What is known of success in a seed's environments: whether it ends episodes, and its least reward.
 
     An environment without `compute_terminated` does not say which goals would have ended an episode. So it is
-    read from what happened: a goal counts as reached if its reward is at least that of a goal that is met
-    exactly, or the least one with which a real goal was reached; and reaching it ends an episode if it always
-    did.
+    read from what happened: a goal counts as reached if its reward is at least what the same step would give
+    if it were met exactly, or less by no more than it was when a real goal was reached (the reward may hold
+    costs that no goal changes); and reaching it ends an episode if it always did.
 
     Attributes:
         ends: whether a real goal that was reached ended the episode; None: none was reached yet.
-        reward: the least reward with which one was reached; infinite before.
+        shortfall: the most by which the reward of a real goal that was reached was less than an exact one's.
         is_reported: whether any episode reported success.
     """
 
     def __init__(self) -> None:
         self.ends: bool | None = None
-        self.reward = float("inf")
+        self.shortfall = 0.0
         self.is_reported = False
 
     def observe(
@@ -56,11 +56,17 @@ class Success:
             exact: what it would be if the goal were met exactly.
         """
         reported = ~np.isnan(episode.success)
-        reached = np.where(reported, episode.success >= 0.5, real >= np.minimum(exact, self.reward))
+        reached = np.where(reported, episode.success >= 0.5, self.allows(real, exact))
         if reached.any():
-            self.reward = min(self.reward, float(real[reached].min()))
+            self.shortfall = max(self.shortfall, float((exact - real)[reached].max()))
             self.ends = self.ends is not False and bool(episode.terminated[reached].all())
         return reached
+
+    def allows(
+        self, reward: Float[np.ndarray, " N"], exact: Float[np.ndarray, " N"]
+    ) -> Bool[np.ndarray, " N"]:
+        """Return which rewards are those of a goal that is reached; `exact`: if it were met exactly."""
+        return exact - reward <= self.shortfall
 
 
 class Hindsight:
@@ -199,7 +205,7 @@ class Hindsight:
         else:
             real, exact = (goals.rewards[env](achieved, g, infos) for g in (episode.desired, achieved))
             by_goal = known.observe(episode, real, exact) & (known.ends is not False)
-            of_copy = (reward >= np.minimum(exact[at], known.reward)) & (known.ends is True)
+            of_copy = known.allows(reward, exact[at]) & (known.ends is True)
         return of_copy | (episode.terminated & ~by_goal)[at]  # what ended for another reason ends here too
 
     def _rows(self, length: int, copies: int) -> int:
@@ -219,8 +225,7 @@ class Hindsight:
         Episodes differ in length and infos in kind, so they have no place among the numbers of a save.
         """
         known = self.success[seed]
-        reward = None if np.isinf(known.reward) else known.reward
-        about = {"ends": known.ends, "reward": reward, "is_reported": known.is_reported}
+        about = {"ends": known.ends, "shortfall": known.shortfall, "is_reported": known.is_reported}
         text = json.dumps({"success": about, "goals": self.goals[seed].to_json()})
         return np.frombuffer(text.encode(), np.uint8)
 
@@ -232,7 +237,7 @@ class Hindsight:
                 goals.restore(data["goals"])
             about = data["success"]
             known.ends, known.is_reported = about["ends"], about["is_reported"]
-            known.reward = float("inf") if about["reward"] is None else about["reward"]
+            known.shortfall = about.get("shortfall", 0.0)  # 0.3.0 saved the least reward
 
     def forget(self) -> None:
         """Drop the steps of episodes so far, which are not in replay."""

@@ -537,6 +537,8 @@ class Session:
         for one, save in zip(self.seeds, saves, strict=True):
             one.returns = save.counters["returns"]
             one.judge = Judge(**save.counters.get("judge", {}))
+            if one.judge.stopped:  # and is continued, so that evaluations are counted anew
+                one.judge = Judge(best=one.judge.best)
         first: Mapping[str, Any] = saves[0].counters
         self.due, self.finished, self.fresh = first["due"], first["finished"], first["fresh"]
         self.seconds = max(save.counters["seconds"] for save in saves)

@@ -403,7 +403,7 @@ def _recorded_events(
                 sink(event)
             if isinstance(event, ev.Ended) and processes.writes():
                 share = (time.process_time() - begun) / len(places)
-                folders.record_end(places[k], event.seconds, share)
+                folders.record_end(places[k], event.seconds, share, event.why)
             yield k, _noted(event, notes, warned, sinks[k])
     finally:
         close_all(*(sink for of in sinks for sink in of))
