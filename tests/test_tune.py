@@ -22,7 +22,7 @@ from tiny import SIZES, environment, evaluations, flags, start
 from qscape.agents import build, settings_of
 from qscape.cli import main, options
 from qscape.cli.tune import train_command
-from qscape.errors import UsageError
+from qscape.errors import Taken, UsageError
 from qscape.jobs import tune
 from qscape.jobs.progress import LOSSES
 from qscape.jobs.ranges import Range, find_ranges
@@ -574,10 +574,11 @@ def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path)
     run, asked = tmp_path / "0", small_plan()
     assert next_job(run, asked) == Job("train", run, asked, overwrite=True)
     shutil.copytree(searched[0] / "trials/0/0", run)
+    asked = folders.read_plan(run)
     assert next_job(run, asked) is None
-    for other in {"steps": 2 * STEPS}, {"settings": {"base": {**asked.settings["base"], "discount": 0.9}}}:
-        with pytest.raises(Taken):  # the run of another search
-            next_job(run, dataclasses.replace(asked, **other))
+    for other in dataclasses.replace(asked, steps=2 * STEPS), small_plan():  # which lacks the trial's fields
+        with pytest.raises(Taken):
+            next_job(run, other)
     shutil.rmtree(run / "saves")
     assert next_job(run, asked) == Job("resume", run)
     (run / "run.json").write_text("{")
