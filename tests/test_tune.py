@@ -21,7 +21,7 @@ from tiny import SIZES, environment, evaluations, flags, start
 
 from qscape.agents import build, settings_of
 from qscape.cli import main, options
-from qscape.cli.tune import train_command
+from qscape.cli.tune import flag, train_command
 from qscape.errors import Taken, UsageError
 from qscape.jobs import tune
 from qscape.jobs.progress import LOSSES
@@ -567,6 +567,12 @@ def test_warnings_of_runs_are_told(here, ranges, monkeypatch, capsys):
     assert main(command("out", "--ranges", ranges(), "--seeds", 2, trials=1)) == 0
     told = capsys.readouterr().out.splitlines()
     assert [f"trial 0 seed {k}: the support is too narrow" in told for k in range(2)] == [True, True]
+
+
+def test_flags_of_parts_and_of_the_run():
+    assert flag("observe_actions", False, True) == ["--no-observe-actions"]
+    assert flag("base.normalise", False, True) == ["--base.no-normalise"]
+    assert flag("base.actor_hidden", (8, 4), False) == ["--base.actor-hidden", "8", "4"]
 
 
 @pytest.mark.slow
