@@ -143,7 +143,7 @@ def test_an_action_table_is_shown_in_programs():
         adapter = make(env_id, 1, None, lag=lag)
         bare = make(env_id, 1, None)
         table, first = adapter.spec.table, adapter.reset()
-        assert first.shape == (1, 2 * bare.spec.observation_size + table.shape[1])
+        assert first.shape == (1, 2 * bare.spec.observation_size + 2 * table.shape[1])
         np.testing.assert_array_equal(first[0, -table.shape[1] :], table[0])
         seen = adapter.step(table[[3]]).transition.next_observation
         np.testing.assert_array_equal(seen[0, -table.shape[1] :], table[3])
