@@ -406,6 +406,14 @@ def test_rewards_of_steps_that_compute_reward_does_not_know_are_told_once(mode, 
         assert len(session.engine.hindsight.goals[0].differing) == 2 * told_of
 
 
+def test_copies_for_which_replay_has_no_room_are_told_once():
+    for capacity, told_of in ((200, 0), (64, 1)):
+        session = begun(own={"length": 20}, steps=90, replay_capacity=capacity)
+        told = [text for event in session.events(90) for text in getattr(event, "warnings", ())]
+        assert len([text for text in told if "base.replay_capacity" in text]) == told_of
+        assert session.engine.hindsight.goals[0].crowded == (20 if told_of else None)
+
+
 def test_environments_in_processes_relabel_unless_infos_are_needed():
     session = begun(envs=2, vectorise="async", steps=40)
     try:

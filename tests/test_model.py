@@ -95,10 +95,14 @@ def test_fields_of_the_base_are_keywords_of_named_agents():
 def test_arguments_of_a_wrong_kind():
     model, obs = qs.TD3("Pendulum-v1", exploration="ou"), np.zeros((4, 3), np.float32)
     state = model.predict(obs[:1], deterministic=False)[1]
+    plain, stacked = qs.TD3("Pendulum-v1"), qs.TD3("Pendulum-v1", history=2)
     for call, code, field, named in [
         (lambda: model.predict(obs, episode_start=[1, 0, 1]), "mismatch", "episode_start", (3, 4)),
         (lambda: model.predict(obs, state, deterministic=False), "mismatch", "state", (1, 4)),
         (lambda: model.predict(obs, np.zeros(3)), "wrong-value", "state", ("predict", None)),
+        (lambda: plain.predict(obs[:1], state), "mismatch", "state", ("another policy",)),
+        (lambda: stacked.predict(obs[0], plain.predict(obs[0])[1]), "mismatch", "state", ("another policy",)),
+        (lambda: model.predict(obs[:1], (1, 2)), "mismatch", "state", ("another policy",)),
         (lambda: model.learn(10, callback=3), "wrong-value", "callback", ("3", "(model, event)")),
         (lambda: model.learn(10, callback=[3]), "wrong-value", "callback", ("[3]",)),
         (lambda: qs.TD3("Pendulum-v1", env_args="x"), "wrong-value", "env_args", ("'x'",)),

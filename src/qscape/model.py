@@ -519,14 +519,17 @@ class Policy:
                     field="episode_start",
                 )
             first[:] = np.ravel(episode_start)
-        if state is None:
-            memory, first = self.programs.init_noise(n), np.ones(n, bool)
-        else:
-            counter, memory = _check_memory(state, n)
         mode, held, stack = "evaluate" if deterministic else "explore", None, self.adapter.stack
+        memory = self.programs.init_noise(n)
         if stack is not None:
-            noise, past = (memory, np.zeros((n, stack.width), obs.dtype)) if state is None else memory
-            memory, (obs, held) = noise, stack.see(obs, past, first)
+            memory = memory, np.zeros((n, stack.width), obs.dtype)
+        if state is None:
+            first = np.ones(n, bool)
+        else:
+            counter, memory = _check_memory(state, memory, n)
+        if stack is not None:
+            memory, past = memory
+            obs, held = stack.see(obs, past, first)
         action, _, memory = self.programs.act(
             self.acting, memory, obs, first, np.int32(counter), evaluation_key(), mode=mode
         )
@@ -536,14 +539,24 @@ class Policy:
         return (native if batched else native[0]), (counter + 1, memory)
 
 
-def _check_memory(state: Any, n: int) -> tuple[Any, Any]:
-    """Return the state that `predict` returned for `n` observations; a UsageError if it is none."""
+def _check_memory(state: Any, begun: Any, n: int) -> tuple[Any, Any]:
+    """Return the state that `predict` returned for `n` observations; a UsageError if it is none.
+
+    `begun`: what a policy remembers of them at the start of an episode.
+    """
     if not isinstance(state, tuple) or len(state) != 2:
         raise WrongValue("state is not what predict returned; pass None in the first call.", field="state")
-    if rows := {len(leaf) for leaf in jax.tree.leaves(state[1])} - {n}:
+    if rows := {len(leaf) for leaf in jax.tree.leaves(state[1]) if np.ndim(leaf)} - {n}:
         raise Mismatch(
             f"state is of {rows.pop()} observations, not {n}: pass None if other environments are observed.",
             field="state",
+        )
+    if jax.tree.structure(state[1]) != jax.tree.structure(begun) or any(
+        np.shape(one) != np.shape(other)
+        for one, other in zip(jax.tree.leaves(state[1]), jax.tree.leaves(begun), strict=True)
+    ):
+        raise Mismatch(
+            "state is what predict of another policy returned; pass None in the first call.", field="state"
         )
     return state
 

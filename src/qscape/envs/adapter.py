@@ -355,7 +355,7 @@ class EnvAdapter:
         self.witness: Witness | None = None
         self.unkept = ""
         self.constants: dict[str, Any] | None = None
-        self.alone, self._told_unread, self._told_far, self._told_goals = "", False, False, False
+        self.alone, self._told_unread, self._told_far = "", False, False
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
@@ -701,14 +701,8 @@ class EnvAdapter:
         if not self._told_far and (far := self._precision.warning(self.env_id)):
             self._told_far = True
             told.append(far)
-        if self.goals is not None and self.goals.differing and not self._told_goals:
-            self._told_goals = True
-            given, said = self.goals.differing
-            told.append(
-                f"{self.env_id}: a step gave the reward {given:g}, and compute_reward says {said:g} of its "
-                "goals: relabelled transitions have the latter; a wrapper that changes rewards has to have a "
-                "compute_reward that changes them, too"
-            )
+        if self.goals is not None:
+            told += self.goals.take_warnings(self.env_id)
         return told + [
             f"{self.env_id} changed {name} late in training, so runs of one seed may differ: what it keeps "
             "outside its instance is looked for in its first steps; use self.np_random and attributes of self"

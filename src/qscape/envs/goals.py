@@ -192,6 +192,7 @@ class Goals:
         ends: `compute_terminated` of each environment; None: they have none.
         differing: the first reward of a step that is not what `compute_reward` says, and what that says; ():
             there was none in the first whole episode; None: no whole episode has ended.
+        crowded: steps of the first episode whose copies did not all fit into replay; None: all did.
     """
 
     def __init__(
@@ -206,6 +207,8 @@ class Goals:
         self._now: list[tuple[np.ndarray, np.ndarray] | None] = [None for _ in rewards]
         self._steps: list[list[_Step]] = [[] for _ in rewards]
         self.differing: tuple[float, ...] | None = None
+        self.crowded: int | None = None
+        self._told: set[str] = set()
         self._given: list[list[float]] = [[] for _ in rewards]  # rewards of the running episodes
 
     def begin(self, env: int, observation: Mapping[str, Any]) -> None:
@@ -265,6 +268,25 @@ class Goals:
         if self.rewards[0].takes_rows is not False:
             return []
         return ["compute_reward takes one goal at a time: it is called for every relabelled row"]
+
+    def take_warnings(self, env_id: str) -> list[str]:
+        """Return sentences that the user has not seen: what falls of what relabelled transitions promise."""
+        found = {}
+        if self.differing:
+            given, said = self.differing
+            found["differing"] = (
+                f"{env_id}: a step gave the reward {given:g}, and compute_reward says {said:g} of its "
+                "goals: relabelled transitions have the latter; a wrapper that changes rewards has to have a "
+                "compute_reward that changes them, too"
+            )
+        if self.crowded is not None:
+            found["crowded"] = (
+                f"{env_id}: an episode of {self.crowded:,} steps got fewer relabelled copies than asked for: "
+                "they have to fit into its environment's part of replay; set a larger base.replay_capacity"
+            )
+        new = [text for name, text in found.items() if name not in self._told]
+        self._told |= found.keys()
+        return new
 
     # --- saving and resuming ------------------------------------------------------------------------
 

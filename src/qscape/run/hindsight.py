@@ -175,6 +175,7 @@ class Hindsight:
         copies = self.part.draw_goals(np.random.default_rng(entropy), length)
         while copies and not self._fits(length, len(copies)):
             copies.pop()
+            self.goals[seed].crowded = self.goals[seed].crowded or length
         if not copies:
             return None
         steps = np.concatenate(copies)
