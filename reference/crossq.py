@@ -66,7 +66,7 @@ def normalise(norm, x, mean, variance):
 def normalise_batch(norm, seen, x):
     """Batch renormalisation of x, and the new running statistics."""
     mean = x.mean(0)
-    variance = jnp.maximum(0.0, jnp.square(x).mean(0) - jnp.square(mean))
+    variance = jnp.square(x - mean).mean(0)
     # After many batches, the batch's mean and variance are moved towards the running ones, within bounds.
     ratio = jax.lax.stop_gradient(jnp.sqrt((variance + EPSILON) / (seen.variance + EPSILON)))
     distance = jax.lax.stop_gradient((mean - seen.mean) / jnp.sqrt(seen.variance + EPSILON))

@@ -136,7 +136,7 @@ def normalise(norm, x, mean, variance):
 def normalise_batch(norm, seen, x):
     """Batch normalisation of x, and the new running statistics, whose variance is that of a sample."""
     mean = x.mean(0)
-    variance = jnp.maximum(0.0, jnp.square(x).mean(0) - jnp.square(mean))
+    variance = jnp.square(x - mean).mean(0)
     unbiased = variance * (len(x) / (len(x) - 1))
     seen = Seen(
         jax.lax.stop_gradient(MOMENTUM * seen.mean + (1.0 - MOMENTUM) * mean),

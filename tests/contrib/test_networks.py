@@ -90,6 +90,13 @@ def test_a_batch_is_normalised_by_itself_and_then_by_what_was_seen():
     close(norm(COLUMN)[:, 0], [0.973298, 1.971553, 2.969807, 3.968062])
 
 
+def test_a_spread_far_from_zero_is_not_lost():
+    column = 1e5 + 10.0 * COLUMN
+    y, norm = BatchNorm(1).train(column)
+    close(norm.statistics.variance, [0.99 + 0.01 * np.var(np.asarray(column, np.float64))])
+    close(y[:, 0], [-1.341637, -0.447212, 0.447212, 1.341637], rtol=1e-4)
+
+
 def test_halves_of_a_joint_batch_are_normalised_together():
     halves = jnp.array([[0.0], [2.0]]), jnp.array([[4.0], [6.0]])
     together, _ = BatchNorm(1).train(jnp.concatenate(halves))
