@@ -70,6 +70,7 @@ def clean(monkeypatch, tmp_path):
     tables = (PARTS, onpolicy.PARTS, plugins.ORIGINS, plugins.PLACES)
     before = [dict(table) for table in tables]
     plugins.entry_points.cache_clear()
+    monkeypatch.setattr(trusted, "_parts", [])
     yield
     for table, content in zip(tables, before, strict=True):
         table.clear()
