@@ -556,7 +556,17 @@ def test_the_presets_are_those_of_the_release(recipe, name):
     assert quarter.base.epsilon_decay == 25_000
 
 
-@pytest.mark.parametrize(("recipe", "env"), [("td3+savo", "Pendulum-v1"), ("td7+savo", "Hopper-v5")])
+@pytest.mark.parametrize(
+    ("recipe", "env"),
+    [
+        ("td3+savo", "Pendulum-v1"),
+        ("td7+savo", "Hopper-v5"),
+        ("td3+greedy_ac", "Hopper-v5"),  # the settings of the base would undo what the part sets
+        ("td3+greedy_td3", "Hopper-v5"),
+        ("td3+cem", "Hopper-v5"),
+        ("td3+control_points+best_point+separate", "Hopper-v4"),  # Q3C, whose own preset is that of q3c
+    ],
+)
 def test_a_preset_is_refused_where_it_has_no_settings(recipe, env):
     with pytest.raises(UsageError, match="preset 'released' has no settings"):
         prepare(Plan(recipe, env, 100_000, preset="released"))

@@ -7,7 +7,8 @@ of its parts from one paper. Of the papers that have some of these rows, the fir
 2. papers with settings for the environment;
 3. the paper with the most rows.
 
-Parts that this paper does not have take their fields from other papers. A user's value wins over all of them.
+Parts that this paper does not have take their fields from other papers; a policy loss or a selector that it
+does not have is refused, if it has others. A user's value wins over all of them.
 """
 
 from typing import Any
@@ -26,6 +27,11 @@ def _flags_of(paper: Paper, base: str, env: str) -> str:
     """Return the flags with which a source trains in an environment, in brackets; "" if it names none."""
     meant = paper.meant_for.get((base, env), "")
     return f" ({meant})" if meant.startswith("--") else ""
+
+
+def _moves(part: str) -> bool:
+    """Return whether a part of this name trains the policy, or selects actions, in a way of its own."""
+    return part in PARTS and PARTS[part].socket in ("policy_loss", "selector")
 
 
 def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
@@ -50,8 +56,7 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     def fit(paper: Paper) -> tuple[bool, bool, bool, int]:
         known = paper.known(base, parts)
         has_environment = bool(known) and all((base, part, env) in paper.rows for part in known)
-        moves = any(PARTS[part].socket in ("policy_loss", "selector") for part in known if part in PARTS)
-        return any(known), moves, has_environment, len(known)
+        return any(known), any(map(_moves, known)), has_environment, len(known)
 
     paper = max(PRESETS[name], key=fit)
     known = paper.known(base, parts)
@@ -60,6 +65,14 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
         raise UnfitAgent(
             f"The preset '{name}' has no settings for {base} agents; it has them for {bases}.", field="preset"
         )
+    movers = dict.fromkeys(p for b, p, _ in paper.rows if b == base and _moves(p))
+    for part in parts if movers else []:
+        if part not in known and _moves(part):  # it decides what settings of the base mean: noise, targets
+            there = ", ".join(f"{base}+{other}" for other in movers)
+            raise UnfitAgent(
+                f"The preset '{name}' has no settings for {base}+{part}; it has them for {there}.",
+                field="preset",
+            )
     found: Settings = {}
     for part in known:
         if (base, part, env) not in paper.rows:
