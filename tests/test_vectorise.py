@@ -8,7 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from tiny import Clock, arrays, environment, evaluations, flags, metrics, numbers, settings, stop_at
 
@@ -168,3 +171,47 @@ def test_ctrl_c_and_kill_end_all_processes(number, tmp_path):
     while alive(process.pid):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+class Declaring(gym.Env):
+    """Says which actions are valid, and what critics alone see."""
+
+    masks_actions, privileged_keys = True, ("hidden",)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self):
+        box = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.observation_space = gym.spaces.Dict({"hidden": box, "seen": box})
+
+    def show(self):
+        return {"hidden": np.ones(2, np.float32), "seen": np.zeros(2, np.float32)}, {
+            "action_mask": np.array([True, False, True])
+        }
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.show()
+
+    def step(self, action):
+        seen, info = self.show()
+        return seen, 0.0, False, False, info
+
+
+def test_a_users_asynchronous_environments_declare_what_they_would_in_this_process():
+    specs = []
+    for kind in (gym.vector.SyncVectorEnv, partial(gym.vector.AsyncVectorEnv, context="forkserver")):
+        adapter = EnvAdapter(kind([Declaring] * 2), index_actions=True)
+        specs.append((str(adapter.spec), adapter.masks.source, adapter.reset().tolist()))
+        adapter.close()
+    assert specs[0] == specs[1]
+    assert "actor_size=2" in specs[0][0]
+    assert "ActionMask(actions=3" in specs[0][0]
+
+
+def test_a_users_asynchronous_environments_that_lose_last_observations_are_refused():
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    env = gym.vector.AsyncVectorEnv([Declaring], context="forkserver", autoreset_mode=mode)
+    with pytest.raises(UsageError) as refused:
+        EnvAdapter(env, index_actions=True)
+    env.close()
+    assert refused.value.field == "env"

@@ -30,7 +30,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from jaxtyping import Bool, Float, Int
 
 from qscape.envs.answers import (
@@ -356,9 +356,12 @@ class EnvAdapter:
         self.unkept = ""
         self.constants: dict[str, Any] | None = None
         self.alone, self._told_unread, self._told_far = "", False, False
+        borrowed: gym.Env | None = None
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
+            elif example is None and isinstance(env.unwrapped, AsyncVectorEnv):
+                borrowed = example = _make_example(env.unwrapped, env.metadata)
             self.envs, prefix = env.num_envs, "single_"
         else:
             example, self.envs, prefix = env, 1, ""
@@ -418,6 +421,8 @@ class EnvAdapter:
             mask=None if self.masks is None else self.masks.mask,
             goal_size=_goal_size(space, declared),
         )
+        if borrowed is not None:
+            borrowed.close()
         self._declared, self.goals = declared, None
         self._precision = Precision(() if frame is not None else self.leaves)
         reader = _Reader(
@@ -1323,6 +1328,25 @@ def _class_name(about: Any) -> str:
     """Return a name for an environment that no id makes; it is never a registered name."""
     name = type(about.unwrapped).__name__
     return f"{name}_" if name in {spec.name for spec in gym.registry.values()} else name
+
+
+def _make_example(env: AsyncVectorEnv, metadata: Mapping[str, Any]) -> gym.Env:
+    """Return another one of the environments that a user's `AsyncVectorEnv` has in other processes.
+
+    What they declare, such as masks, cannot be asked for there: an absent attribute ends a process.
+
+    Raises:
+        UsageError: it resets in the step that ends an episode. Then an environment that writes into one array
+            has already overwritten the last observation, as Gymnasium 1.4 sends it after the reset.
+    """
+    if metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+        raise Conflict(
+            "AsyncVectorEnv with AutoresetMode.SAME_STEP may give the first observation of the next episode "
+            "as the last one of this: leave the mode out (NEXT_STEP), or pass what makes one environment, "
+            'with vectorise="async".',
+            field="env",
+        )
+    return env.env_fns[0]()
 
 
 def _time_limit(about: Any) -> int | None:
