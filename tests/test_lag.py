@@ -18,7 +18,7 @@ from qscape.envs.lag import JaxLag, Lag, LaggedEnv, _stack_box, make_code
 from qscape.envs.levels import LevelSpace
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_key
 from qscape.envs.simulators import make_gymnasium
-from qscape.errors import UsageError
+from qscape.errors import BrokenEnv, UsageError
 from qscape.run import training
 from qscape.run.plan import Plan
 from qscape.run.policy import evaluate_run
@@ -330,6 +330,26 @@ def test_bad_input(lag, field):
         make("Pendulum-v1", lag=Lag(**lag))
     assert refused.value.field == field
     assert "\n" not in str(refused.value)
+
+
+class Halves(gym.Env):
+    """Shows what its space, of whole numbers, does not hold."""
+
+    observation_space = spaces.Box(0, 10, (2,), int)
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+    shown = np.array([0.5, 2.0])
+
+    def reset(self, *, seed=None, options=None):
+        return self.shown, {}
+
+
+def test_numbers_that_the_space_does_not_hold_are_never_cut():
+    assert make(Halves).reset().tolist() == [[0.5, 2.0]]
+    with pytest.raises(BrokenEnv):
+        make(Halves, lag=Lag(history=2)).reset()
+    whole = Halves()
+    whole.shown = np.array([1.0, 2.0])
+    assert make(lambda: whole, lag=Lag(history=2)).reset()[0, :4].tolist() == [1, 2, 1, 2]
 
 
 def test_what_cannot_lag_is_refused():

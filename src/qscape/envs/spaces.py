@@ -231,6 +231,15 @@ def to_numbers(observation: Any, kind: Any, env_id: str) -> np.ndarray:
         if isinstance(observation, np.ma.MaskedArray):
             hint = "fill masked entries (observation.filled(0)), and give the mask as entries of its own"
         raise BrokenEnv(f"{env_id}: an observation is {what}; {hint or 'it must hold real numbers'}")
+    if np.issubdtype(kind, np.integer) and array.dtype != kind:
+        with np.errstate(invalid="ignore"):  # NaN
+            whole = array.astype(kind)
+        if (lost := array[whole != array]).size:
+            raise BrokenEnv(
+                f"{env_id}: an observation holds {lost.flat[0]:g}, and its space is of {np.dtype(kind)}: "
+                "make it a Box of floats, or give numbers that it contains"
+            )
+        return whole
     return np.array(array, kind)
 
 
