@@ -19,7 +19,7 @@ from refused import refused
 import qscape as qs
 from qscape.agents import build, recipe_for_dataset
 from qscape.cli import main
-from qscape.data import read
+from qscape.data import read, read_origin
 from qscape.envs.snapshot import take
 from qscape.methods.bc import BC, Clone
 from qscape.methods.iql import IQL, expectile_loss
@@ -152,6 +152,9 @@ def test_hdf5_with_successors_holds_every_transition(tmp_path):
     found = read(d4rl(tmp_path / "hopper-medium-v2.hdf5", following=True))
     assert_holds(found, episodes())
     assert found.reference == (-20.272305, 3234.3)
+    assert read_origin(found.name, "Hopper-v5").reference == found.reference
+    assert read_origin(found.name, "Pendulum-v1").reference is None
+    assert read(d4rl(tmp_path / "grasshopper.hdf5", following=True)).reference is None
     assert found.score(-20.272305) == 0.0
     assert found.score(3234.3) == pytest.approx(100.0)
 

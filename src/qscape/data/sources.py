@@ -83,10 +83,13 @@ class Origin(NamedTuple):
     notes: list[str]
 
 
-def read_origin(name: str) -> Origin:
-    """Read a dataset's environment and reference returns, without its transitions. Raises as `read`."""
+def read_origin(name: str, chosen: str | None = None) -> Origin:
+    """Read a dataset's environment and reference returns, without its transitions. Raises as `read`.
+
+    `chosen`: the environment that the user named; None: none.
+    """
     if name.endswith(HDF5):
-        return Origin(None, {}, _d4rl_reference(Path(name)), _nameless(None, name))
+        return Origin(None, {}, _d4rl_reference(Path(name), chosen), _nameless(None, name))
     metadata = _open_minari(_import_package("minari"), name).storage.metadata
     env, env_args, notes = _recover_env(metadata, name)
     return Origin(env, env_args, _minari_reference(metadata), notes)
@@ -98,10 +101,11 @@ def spaces_of(name: str) -> tuple[gym.Space, gym.Space]:
     return found.observation_space, found.action_space
 
 
-def _d4rl_reference(file: Path) -> tuple[float, float] | None:
-    """Return reference returns of a D4RL task that the file name mentions, or None."""
-    task = next((task for task in D4RL if task in file.name.lower()), None)
-    return None if task is None else D4RL[task]
+def _d4rl_reference(file: Path, env: str | None) -> tuple[float, float] | None:
+    """Return reference returns of the D4RL task in a file's name; None: it is not the environment's."""
+    named = re.split(r"[^a-z0-9]+", file.name.lower())  # such as hopper_medium-v2.hdf5
+    id_ = env and env.rpartition(":")[2].lower()
+    return next((D4RL[task] for task in D4RL if task in named and (not id_ or id_.startswith(task))), None)
 
 
 def _minari_reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -349,7 +353,7 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         action_space=actions,  # type: ignore[arg-type]
         env=env,
         env_args=env_args,
-        reference=_d4rl_reference(file),
+        reference=_d4rl_reference(file, env),
         notes=(
             *_nameless(env, str(file)),
             *_endless(rows, file),
