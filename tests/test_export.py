@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import tiny
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from refused import refused
 from rows import slow_except
@@ -381,6 +382,26 @@ def test_the_runner_acts_in_an_environment_as_the_library_does(run, exported, ca
     returns = [float(line.split()[3]) for line in out.splitlines() if line.startswith("episode")]
     assert returns == pytest.approx([rollout.episode.ret for rollout in source.episodes], abs=0.06)
     assert f"mean return {np.mean(returns):.1f} over 12 episodes" in out
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "wanted"),
+    [
+        (spaces.Box(0, 255, (1,), np.uint8), [200], [200]),
+        (spaces.Box(-3, 120, (2,), np.int8), [-3, 7], [-3, 7]),
+        (spaces.Box(-1 / 3, 1 / 3, (1,), np.float64), [np.float32(1 / 3)], [1 / 3]),
+        (spaces.MultiDiscrete([2, 3]), [1, 2], [1, 2]),
+    ],
+)
+def test_the_runner_passes_actions_that_the_space_contains(space, action, wanted):
+    box = isinstance(space, spaces.Box)
+    low, high = (space.low.ravel().tolist(), space.high.ravel().tolist()) if box else (None, None)
+    about = {"dtype": str(space.dtype), "low": low, "high": high}
+    given = np.array(action, np.int32 if space.dtype != np.float64 else np.float32)
+    native = run_policy.to_native(given, about)
+    assert space.contains(native)
+    np.testing.assert_array_equal(native, np.array(wanted, space.dtype))
+    assert run_policy.to_native(np.array(2), about) == 2
 
 
 def test_the_runner_reads_keys_with_dots():

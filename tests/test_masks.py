@@ -588,10 +588,16 @@ def test_an_exported_policy_takes_the_mask_as_a_second_input(search, monkeypatch
     seen = np.asarray(obs[:, :3])
     np.testing.assert_array_equal(found, run_policy.act(session, seen, valid))
     for info in ({"action_mask": valid[0]}, {"candidates": [*np.flatnonzero(valid[0]), -1]}):
-        mask = run_policy.read_mask(session, seen[0], info)
+        (source,) = info
+        mask = run_policy.read_mask(session, {"mask": source}, seen[0], info)
         np.testing.assert_array_equal(mask, valid[0])
         assert run_policy.act(session, seen[0], mask) == found[0]
-    np.testing.assert_array_equal(run_policy.read_mask(session, {"action_mask": valid[0]}, {}), valid[0])
+    np.testing.assert_array_equal(
+        run_policy.read_mask(
+            session, {"mask": "observation"}, {"action_mask": valid[0]}, {"action_mask": ~valid[0]}
+        ),
+        valid[0],
+    )
 
 
 def test_predict_takes_a_mask():

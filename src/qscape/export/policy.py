@@ -443,6 +443,7 @@ def describe(source: PolicySource) -> dict[str, Any]:
         "step": loaded.step,
         "policy": loaded.policy,
         "observation": {"size": adapter.raw_sizes[1], "order": order},
+        "mask": None if adapter.masks is None else adapter.masks.source,
         "lag": changed_lag(record),
         "action": {
             "shape": list(space.shape or ()),

@@ -79,15 +79,27 @@ def flatten(observation: Any, order: list[dict]) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def read_mask(session: ort.InferenceSession, observation: Any, info: dict) -> np.ndarray | None:
-    """Return which actions an environment says are valid; None for a policy without masks."""
+def read_mask(session: ort.InferenceSession, about: dict, observation: Any, info: dict) -> np.ndarray | None:
+    """Return which actions an environment says are valid, where training read it; None without masks."""
     masks = [one for one in session.get_inputs() if one.name == "action_mask"]
     if not masks:
         return None
-    if "candidates" in info:
+    if about["mask"] == "candidates":
         rows = np.asarray(info["candidates"])
         return np.isin(np.arange(masks[0].shape[1]), rows[rows >= 0])
-    return np.ravel(info["action_mask"] if "action_mask" in info else observation["action_mask"])
+    return np.ravel((observation if about["mask"] == "observation" else info)["action_mask"])
+
+
+def to_native(action: np.ndarray, about: dict) -> Any:
+    """Return an action as the action space contains it: of its dtype, within its bounds."""
+    if not action.shape:
+        return action.item()
+    action = action.astype(about["dtype"])
+    if about["low"] is None:
+        return action
+    return np.clip(
+        action, *(np.reshape(about[end], action.shape).astype(action.dtype) for end in ("low", "high"))
+    )
 
 
 def first_line(problem: Exception) -> str:
@@ -147,11 +159,9 @@ def run_episodes(
         observation, info = env.reset(seed=seed + episode if episode < len(envs) else None)
         total, steps, over, memory = 0.0, 0, False, {}
         while not over:
-            valid = read_mask(session, observation, info)
+            valid = read_mask(session, about, observation, info)
             action = act(session, flatten(observation, about["observation"]["order"]), valid, memory)
-            observation, reward, terminated, truncated, info = env.step(
-                action if action.shape else action.item()
-            )
+            observation, reward, terminated, truncated, info = env.step(to_native(action, about["action"]))
             total, steps, over = total + float(reward), steps + 1, terminated or truncated
         returns.append(total)
         print(f"episode {episode}: return {total:.1f} in {steps} steps")
