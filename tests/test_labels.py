@@ -212,3 +212,13 @@ def test_metrics_that_two_actions_make_trivial_are_named(actions):
     assert f"Features of {actions} actions" in plane.get_title()
     assert ("whatever is learned" in metrics.get_title().replace("\n", " ")) == (actions == 2)
     assert note in collapse.collapse_charts(record)[1].title
+
+
+def test_a_run_that_began_with_anothers_networks_is_another_agent():
+    def labelled(**more):
+        return prepare(Plan("td3", "Pendulum-v1", 600, **more)).plan.label
+
+    assert labelled() == "td3"
+    assert labelled(start="runs/a/0") == labelled(start="runs/a") == "td3[from=a]"
+    assert labelled(start="runs/a", keep_data=True, overlap=False) == "td3[from=a,keep_data=True]"
+    assert labelled(start="runs/b") != labelled(start="runs/a")

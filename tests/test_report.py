@@ -39,7 +39,7 @@ def test_one_row_for_each_run_evaluation_and_policy(tmp_path):
         "success",
         "episodes",
     ]
-    assert list(frame.columns) == [*head, "budget", "dataset", "ended_by"]
+    assert list(frame.columns) == [*head, "budget", "dataset", "ended_by", "envs"]
     rows = frame[["label", "seed", "step", "policy", "return", "episodes"]].values.tolist()
     assert rows == [
         ["td3", 0, 0, "current", 2.0, 2],
@@ -607,6 +607,15 @@ def test_a_note_says_that_runs_are_not_evaluated_equally_often(tmp_path):
     assert made.improvement["probability"].item() < 0.2
     assert "not evaluated equally often (a 2 evaluations; b 20 evaluations): the best" in made.notes[0]
     assert not [note for note in tables.compare(qs.load_runs(tmp_path / "a")).notes if "equally" in note]
+
+
+def test_a_note_says_that_seeds_step_other_numbers_of_environments(tmp_path):
+    for seed, envs in enumerate((1, 1, 4)):
+        write_run(tmp_path / str(seed), seed=seed, record={"envs": envs})
+    (note,) = [note for note in tables.compare(qs.load_runs(tmp_path)).notes if "side by side" in note]
+    assert "1, 4" in note
+    alike = qs.load_runs([tmp_path / "0", tmp_path / "1"])
+    assert not [note for note in tables.compare(alike).notes if "side by side" in note]
 
 
 def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys):

@@ -95,7 +95,8 @@ def load_runs(runs: Paths) -> pd.DataFrame:
         ("current", or "kept" if checkpoints keep one); return, length and success (means over
         the episodes of one evaluation; success is NaN if the environment reports none); the means of probe
         columns such as sm (NaN for runs without the probe); episodes; budget (the steps that the run was
-        started with); dataset (as the run was given it; "" without one).
+        started with); dataset (as the run was given it; "" without one); ended_by ("" of a run that was not
+        ended early); envs (the number of environments side by side).
 
     Raises:
         UsageError: no run is found.
@@ -294,7 +295,7 @@ def _average_episodes(run: RunRecord) -> pd.DataFrame:
         pd.DataFrame(head, index=points.index)
         .join(points)
         .assign(budget=int(record["steps"]), dataset=str(record.get("dataset") or ""))
-        .assign(ended_by=str(record.get("ended_by") or ""))
+        .assign(ended_by=str(record.get("ended_by") or ""), envs=int(record.get("envs") or 1))
     )
 
 

@@ -146,7 +146,7 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
     if rows.empty:
         raise NothingToDo("There is no evaluation of that policy in these runs.")
     runs = rows.groupby("run", as_index=False).agg(
-        **{name: (name, "first") for name in ("env", "label", "seed", "budget", "ended_by")},
+        **{name: (name, "first") for name in ("env", "label", "seed", "budget", "ended_by", "envs")},
         step=("step", "max"),
         evaluations=("step", "size"),
     )
@@ -177,6 +177,13 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
             notes.append(
                 f"Runs in {env} are not evaluated equally often ({listed}): the best of more is higher, and "
                 "--final and --threshold count them."
+            )
+    for (env, label), group in runs.groupby(["env", "label"]):
+        if group["envs"].nunique() > 1:
+            listed = ", ".join(map(str, sorted(group["envs"].unique())))
+            notes.append(
+                f"Runs of {label} in {env} count as seeds of one agent, and step {listed} environments side "
+                "by side, which changes how an agent learns."
             )
     return rows[rows["run"].isin(runs["run"])], notes
 

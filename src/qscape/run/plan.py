@@ -316,7 +316,7 @@ def prepare(plan: Plan) -> Prepared:
     agent = build(plan.recipe, plan.settings)
     if plan.overlap:
         _refuse_overlap(agent)
-    plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given, plan.overlap))
+    plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given, plan))
     if plan.typed is None:
         fields = settings_of(agent)  # as its own types, which JSON can hold
         typed = {part: {name: fields[part][name] for name in of} for part, of in own.items()}
@@ -399,7 +399,7 @@ def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
     """
     recipe, notes = recipe_for_dataset(plan.recipe)
     plan = dataclasses.replace(plan, recipe=recipe)
-    found = read_origin(plan.dataset)
+    found = read_origin(plan.dataset, plan.env)
     if plan.env:
         return dataclasses.replace(plan, reference=found.reference), notes
     if found.env:
@@ -428,7 +428,9 @@ def _with_base(plan: Plan, agent: Agent, fields: Mapping[str, Any]) -> tuple[Pla
 
 def describe_overrides(agent: Agent) -> list[str]:
     """Return one sentence for each field of the base that a part overrides and the user does not set."""
-    return [str(m) for m in list_overrides(agent) if getattr(agent.base, m.field) == m.after]
+    moot = agent.moot_fields()
+    kept = [m for m in list_overrides(agent) if getattr(agent.base, m.field) == m.after]
+    return [str(m) for m in kept if f"base.{m.field}" not in moot]
 
 
 def part_notes(agent: Agent) -> list[str]:
@@ -442,7 +444,7 @@ def moot_notes(moot: Mapping[str, str], typed: Settings) -> list[str]:
 
 
 def label(
-    agent: Agent, preset: str | None = None, given: Settings | None = None, overlap: bool = False
+    agent: Agent, preset: str | None = None, given: Settings | None = None, plan: Plan | None = None
 ) -> str:
     """Return an agent's name in tables and folders: its recipe and the fields that differ from the defaults.
 
@@ -450,13 +452,20 @@ def label(
         agent: the agent, with the settings of the run.
         preset: name of the preset, which the label shows; None: no preset.
         given: the settings that the preset gave; fields that differ from them are shown.
-        overlap: whether actions come from older parameters, which makes another algorithm of it.
+        plan: of the run, if it says more: that actions come from older parameters, which is another
+            algorithm, or that networks come from another run.
 
     Returns:
         E.g. `td3+lap[lap.alpha=0.6]` or `td3+pave[preset=paper,pave.sigma=0.1]`.
     """
     fields: dict[str, Any] = {"preset": preset} if preset else {}
-    fields |= ({"overlap": True} if overlap else {}) | changed_fields(agent, given)
+    if plan is not None and plan.overlap:
+        fields["overlap"] = True
+    if plan is not None and plan.start:
+        parts = [part for part in Path(plan.start).parts if not part.isdigit()]  # without that of the seed
+        fields["from"] = parts[-1] if parts else plan.start
+        fields |= {"keep_data": True} if plan.keep_data else {}
+    fields |= changed_fields(agent, given)
     listed = ",".join(f"{name}={_format_value(value)}" for name, value in fields.items())
     return f"{agent.recipe}[{listed}]" if listed else agent.recipe
 
