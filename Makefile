@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/make-demo
 PYTEST := NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=25 --durations-min=5
-# Programs are compiled in less than half the time and run more slowly; `make test-slow` compiles them as users do, and so
-# does `make test-all`, but for the quick tests and the longest, whose rows are many programs that run for a moment.
+# Programs are compiled in less than half the time and run more slowly; `make test-slow` compiles them as users do, but for the
+# longest tests, whose rows are many programs that run for a moment.
 # Parts of a program are there to be compiled in parallel, and each worker has one thread.
 # XLA ends a program at a flag that it does not know, and from 0.11 on it does not know the last one.
 quick = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
@@ -49,11 +49,12 @@ test: lint browser ## check style and types and run the quick tests (minutes)
 	@$(call quick,$(BIN)/python) $(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev $(VENV)/.docs browser ## run every test (an hour and a half)
-	@$(call quick,$(BIN)/python) $(PYTEST) -m "not slow or long"
-	@$(PYTEST) -m "slow and not long"
+	@$(call quick,$(BIN)/python) $(PYTEST) -m "not slow"
+	@$(MAKE) --no-print-directory test-slow
 
-test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour and a half); PARTS=4 PART=2: a quarter
+test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out (an hour and more); PARTS=4 PART=2: a quarter
 	@$(PYTEST) -m "slow and not long" --splits $(PARTS) --group $(PART)
+	@$(call quick,$(BIN)/python) $(PYTEST) -m long --splits $(PARTS) --group $(PART)
 
 test-oldest: $(BIN)/python ## run a part of the tests with the oldest dependencies that are allowed, on Python 3.11
 	$(call with-versions,oldest-gymnax,$(OLDEST),lowest-direct,$(GYMNAX),$(SIMULATED))

@@ -1,7 +1,7 @@
 """Marks rows of parametrised tests as slow: `make test` skips them, `make test-all` runs them.
 
-Some slow rows are long, too, and `make test-slow` skips them: those that take a minute or more, and
-combinations whose parts other rows show.
+Some slow rows are long, too, and `make test-slow` compiles them quickly: those that take a minute or more,
+and combinations whose parts other rows show.
 """
 
 from collections.abc import Collection, Iterable
