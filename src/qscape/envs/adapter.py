@@ -360,7 +360,7 @@ class EnvAdapter:
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
-            elif example is None and isinstance(env.unwrapped, AsyncVectorEnv):
+            elif example is None and type(env.unwrapped) is AsyncVectorEnv:  # `Workers` copy what they send
                 borrowed = example = _make_example(env.unwrapped, env.metadata)
             self.envs, prefix = env.num_envs, "single_"
         else:
