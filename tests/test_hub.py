@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -174,6 +175,21 @@ def test_a_run_comes_back_as_it_went(run, server, tmp_path, monkeypatch, capsys)
     assert all((Path("runs/hub/me/td3") / name).read_bytes() == (run / name).read_bytes() for name in kept)
     assert main(["pull", "me/td3"]) == 2
     assert "exists; choose another --out" in capsys.readouterr().err
+
+
+def test_shards_of_a_replay_are_files_of_a_run(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    shards = max((folder / "saves").glob("0*")) / "replay.orbax"
+    (shards / "d").mkdir(parents=True)
+    for name in ("manifest.ocdbt", "d/0f3a", "_METADATA", "made.py"):
+        (shards / name).write_text(name)
+    sent = {file.relative_to(folder).as_posix(): "" for file in hub._files_of(folder)}
+    found = {name.partition(".orbax/")[2] for name in sent if ".orbax/" in name}
+    assert found == {"manifest.ocdbt", "d/0f3a", "_METADATA"}
+    assert hub._is_listing(sent)
+    for wrong in ("replay.orbax/made.py", "d/0f3a", "x.orbax/../../y", "x.orbax"):
+        assert not hub._is_listing({**sent, wrong: ""})
 
 
 def test_two_pulls_at_once_do_not_touch_each_other(tmp_path, monkeypatch):

@@ -143,6 +143,50 @@ def test_a_run_of_two_processes_goes_on_in_one_and_in_two(made, tmp_path):
     assert saves.names(alone / "0" / "saves")[-1] == f"{STEPS + 512:09d}"
 
 
+def shards_of(folder):
+    """Return the names of the saves whose replay is in shards."""
+    return sorted(path.parent.name for path in (folder / "saves").glob("*/*.orbax"))
+
+
+@pytest.mark.slow
+def test_each_process_saves_its_own_rows(made, tmp_path):
+    """The same bits as without shards; any number of processes goes on from them, and writes either form."""
+    recipe, _, two = made
+    if recipe == "ppo":
+        pytest.skip("it has no replay")
+    folder = tmp_path / "two" / "0"
+    for process in start_pair([*flags(recipe), "--save-shards", "--out", folder.parent]):
+        status, said = end(process)
+        assert status == 0, said
+    names = saves.names(folder / "saves")
+    assert names == saves.names(two / "saves")
+    assert shards_of(folder) == names[-2:]
+    for name in names[-2:]:
+        saves.check(folder / "saves" / name)
+        found = {
+            path.parent.name for path in (folder / "saves" / name).rglob("ocdbt.process_*/manifest.ocdbt")
+        }
+        assert found == {"ocdbt.process_0", "ocdbt.process_1"}
+    for tree in ("state", "replay", "loop", "environment"):
+        for name, array in read(two, tree).items():
+            np.testing.assert_array_equal(array, read(folder, tree)[name], name)
+    whole = tmp_path / "whole" / "0"
+    shutil.copytree(two, whole)
+    goes_on = [
+        (folder, 256, 1, []),
+        (folder, 512, 2, []),
+        (whole, 256, 2, ["--save-shards"]),
+        (whole, 512, 2, []),
+    ]
+    for run, more, processes, further in goes_on:
+        argv = ["resume", run, "--steps", STEPS + more, "--trust", *further]
+        for process in start_pair(argv) if processes == 2 else [start(argv)]:
+            status, said = end(process)
+            assert status == 0, said
+        assert len(shards_of(run)) == (2 if processes == 2 else 0)
+        saves.check(run / "saves" / saves.names(run / "saves")[-1])
+
+
 @pytest.mark.slow
 def test_killed_processes_go_on_as_if_nothing_had_happened(made, tmp_path):
     recipe, _, two = made

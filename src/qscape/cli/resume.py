@@ -22,6 +22,9 @@ class ResumeOptions(options.Shared):
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
     save: int | None = setting(None, "Continue from the save of this step; None: from the newest.")
     empty_replay: bool = setting(False, "Continue with the networks alone, if no save has a replay.")
+    save_shards: bool = setting(
+        False, "From now on each process saves its own rows of the replay. False: as the run did."
+    )
     log: tuple[str, ...] = setting((), "Loggers to go on with: wandb, trackio, mlflow, module:Class.")
     quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
@@ -32,7 +35,8 @@ def main(argv: list[str]) -> int:
     _refuse_changes(rest, path)
     given = options.parse(ResumeOptions(), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
-    shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
+    names = "steps", "save", "empty_replay", "save_shards"
+    shared: dict[str, Any] = {name: getattr(given, name) for name in names}
     if (place := given.place) is not None:
         if len(folders) > 1:
             raise Conflict(

@@ -31,6 +31,7 @@ from qscape.inspect import store
 from qscape.run.files import unused_name
 from qscape.run.folder import RECORD, newest_save, no_save, one_run
 from qscape.run.saves import shared_files
+from qscape.run.shards import ENDING as SHARDS
 from qscape.sealed import read_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ CARD = "README.md"
 PICTURES = "pictures"
 MADE_BY_THE_HUB = {".gitattributes", CARD}  # in a new repository
 ENDINGS = (".json", ".jsonl", ".csv", ".npy", ".npz", ".onnx")  # of the files of a run
+SHARD_ENDINGS = ("", ".ocdbt", ".txt")  # of those in a folder of shards
 
 
 def _hub() -> Any:
@@ -139,6 +141,8 @@ def _files_of(folder: Path) -> Iterator[Path]:
         for file in sorted(place.glob("*")):
             if file.is_file() and file.suffix in ENDINGS and not file.name.startswith("."):
                 yield file
+    shards = (file for file in sorted(save.glob(f"*{SHARDS}/**/*")) if file.suffix in SHARD_ENDINGS)
+    yield from filter(Path.is_file, shards)
     yield from shared_files(save)
 
 
@@ -263,7 +267,9 @@ def _is_listing(digests: Any) -> bool:
         return False
     paths = [PurePosixPath(name) for name in digests]
     return all(
-        path.suffix in ENDINGS and not path.is_absolute() and not {"..", "\\"} & {*path.parts, *str(path)}
+        path.suffix in (SHARD_ENDINGS if any(p.suffix == SHARDS for p in path.parents) else ENDINGS)
+        and not path.is_absolute()
+        and not {"..", "\\"} & {*path.parts, *str(path)}
         for path in paths
     )
 

@@ -48,7 +48,7 @@ class Job:
         overwrite: replace a run that is in the folder.
         trackers: further loggers: "wandb", "trackio", "mlflow", or `module:Class`.
         tracking: with "train": how they name the run.
-        save, empty_replay: with "resume": as for `resume`.
+        save, empty_replay, save_shards: with "resume": as for `resume`.
         place: this process among those that share the run; None: it is the only one.
         command: the command line that the user typed, for run.json; it goes with the job to other machines.
     """
@@ -60,6 +60,7 @@ class Job:
     overwrite: bool = False
     save: int | None = None
     empty_replay: bool = False
+    save_shards: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
     tracking: Tracking | None = None
     place: Place | None = None
@@ -133,7 +134,11 @@ def _options(job: Job, on_trainer: Callable[..., None], prepared: Any) -> dict[s
     shared = {"trackers": job.trackers, "on_trainer": on_trainer}
     if job.kind == "train":
         return shared | {"overwrite": job.overwrite, "tracking": job.tracking, "prepared": prepared}
-    return shared | {"save": job.save, "empty_replay": job.empty_replay}
+    return shared | {
+        "save": job.save,
+        "empty_replay": job.empty_replay,
+        "save_shards": job.save_shards,
+    }
 
 
 def _attach(asked: StopOnSignal, leave: Callable[[str], object], session: Session) -> None:

@@ -544,7 +544,7 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
     """Write a save of a run; delete the replay of all but the newest two, and saves beyond `keep_saves`.
 
     Milestones stay, and saves that cannot be read. Of several processes that share a run, all call this
-    together, and process 0 writes.
+    together, and process 0 writes; shards of the replay are written by all.
 
     The lines of the log that precede the save are on the disk before it is.
 
@@ -569,7 +569,7 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
     name, place = f"{session.env_steps:09d}", folder / SAVES
     content = session.save(seed)
     if not processes.writes():
-        saves.read_pieces(content.arrays)  # they come from all processes
+        saves.join_in(place, name, content.arrays)
         return place / name
     meta = {
         "qscape": importlib.metadata.version("qscape"),

@@ -101,6 +101,10 @@ class Pace:
     devices: int = setting(
         1, "Devices that a compiled run is split over: environments, replay and batches.", within=">= 1"
     )
+    save_shards: bool = setting(
+        False,
+        "Let each process save its own rows of the replay, by Orbax. For runs over several devices.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,6 +118,16 @@ def first_of(value: float) -> float:
     return value if jax.process_count() == 1 else float(_of_each(np.float32(value))[0])
 
 
+def word_of_first(word: str) -> str:
+    """Return the text that process 0 gave; of one process the text itself."""
+    if jax.process_count() == 1:
+        return word
+    given = word.encode()
+    size = int(_of_each(np.int32(len(given)))[0])
+    padded = np.frombuffer(given[:size].ljust(size, b" "), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+
+
 def any_of(value: bool) -> bool:
     """Return whether any process gave True."""
     return value if jax.process_count() == 1 else bool(_of_each(np.int32(value)).any())

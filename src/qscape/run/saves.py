@@ -4,6 +4,7 @@ A save is a folder:
 
     saves/100000/save.json     format, version, trees with leaves and checksums, `meta`, its checksum
     saves/100000/acting.npz    one uncompressed file per tree; `numpy.load` opens it as well
+    saves/100000/replay.orbax/ the replay, of which each process wrote its rows (`qscape.run.shards`)
     saves/shared/1f0c….npy     a large array of an environment, once for all saves; its name is its SHA-256
 
 `save.json` alone decides what a save is: it is written after every file that it names, and a file that it
@@ -26,6 +27,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any, NotRequired, TypeAlias, TypedDict
@@ -33,10 +35,12 @@ from typing import IO, Any, NotRequired, TypeAlias, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import PyTree
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape.errors import CannotRead, CannotWrite, DamagedSave, ForeignSave, RunError
+from qscape.run import shards
 from qscape.run.files import delete, refuse_link, remove_leftovers, sync, unused_name, write_whole
 from qscape.sealed import read_json, seal, unseal
 
@@ -50,7 +54,15 @@ _Json: TypeAlias = dict[str, Any]
 
 
 class _Leaf(TypedDict):
-    """A leaf in `save.json`. `impl`: of a key. `content`: the name of its file in the folder `SHARED`."""
+    """A leaf in `save.json`.
+
+    Attributes:
+        name, shape, dtype, crc32: what the array is, and the checksum of its member; 0 if it has none.
+        impl: of a key.
+        content: the name of its file in the folder `SHARED`, if it is there.
+        rings: checksums of its rings, if it is in the shards of the tree.
+        length: rows of each ring there.
+    """
 
     name: str
     shape: list[int]
@@ -58,13 +70,16 @@ class _Leaf(TypedDict):
     crc32: int
     impl: NotRequired[str]
     content: NotRequired[str]
+    rings: NotRequired[list[int]]
+    length: NotRequired[int]
 
 
 class _Tree(TypedDict):
-    """A tree in `save.json`: the name and the size of its file, and its leaves."""
+    """A tree in `save.json`: name and size of its file, its leaves, and the folder of those in shards."""
 
     file: str
     bytes: int
+    shards: NotRequired[str]
     leaves: list[_Leaf]
 
 
@@ -90,11 +105,17 @@ class Large:
         dtype: numeric dtype of numpy.
         pieces: yields the array from its beginning, in C order, as blocks of rows `[n, shape[-1]]`; a block
             does not reach across two indices of the leading axes.
+        split: returns rings `[E * C, W]` that are split over devices, of which the array is the first rows
+            `[E, n, W]`: then each process writes its own in shards. None: one process writes the array.
+        read_split: of an array that was read from shards, returns these rings, split as it is asked to; given
+            C, too, the rings of another length are refused.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     pieces: Callable[[], Iterator[np.ndarray]]
+    split: Callable[[], jax.Array] | None = None
+    read_split: Callable[..., jax.Array] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return the whole array, which needs its full size in memory."""
@@ -111,7 +132,8 @@ def write(
 ) -> Path:
     """Write the save `folder/name`; an older save of that name stays readable until the new one is whole.
 
-    Arrays are streamed to the disk: host arrays, and jax arrays on the CPU, are not copied.
+    Arrays are streamed to the disk: host arrays, and jax arrays on the CPU, are not copied. Of several
+    processes one calls this, and all others `join_in` with the same trees.
 
     Args:
         folder: the folder of a run's saves; created if it does not exist.
@@ -143,8 +165,10 @@ def write(
             for tree_name, tree in trees.items():
                 file = temporary / _unused(tree_name, target, temporary)
                 leaves = _write_tree(file, tree, folder / SHARED if tree_name in shared else None)
-                size = file.stat().st_size
-                record["trees"][tree_name] = {"file": file.name, "bytes": size, "leaves": leaves}
+                about = record["trees"][tree_name] = {"file": file.name, "bytes": file.stat().st_size}
+                if file.with_suffix(shards.ENDING).exists():
+                    about["shards"] = file.with_suffix(shards.ENDING).name
+                about["leaves"] = leaves
             write_whole(temporary / RECORD, seal(record))
             sync(temporary)
             if target.exists():
@@ -157,11 +181,15 @@ def write(
     return target
 
 
-def read_pieces(trees: PyTree) -> None:
-    """Read all pieces of large leaves and keep none of them."""
-    for leaf in jax.tree.leaves(trees):
-        if isinstance(leaf, Large):
-            collections.deque(leaf.pieces(), maxlen=0)
+def join_in(folder: Path, name: str, trees: Mapping[str, PyTree]) -> None:
+    """Do what this process has to do while another one calls `write` with these. Raises RunError like it."""
+    with _disk_errors(f"Writing the save {name} in {folder}"):
+        for tree in trees.values():
+            leaves = _flatten(tree)[0]
+            for leaf in leaves.values():
+                if isinstance(leaf, Large) and leaf.split is None:
+                    collections.deque(leaf.pieces(), maxlen=0)  # they come from all processes
+            _write_shards(None, leaves)
 
 
 def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
@@ -193,9 +221,11 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
             raise ForeignSave(f"{path}, {tree_name}: {difference}; use the settings it was saved with.")
         with _archive(path, tree) as archive:
             restored = {
-                name: _large(_archive(path, tree), leaf)
-                if isinstance(leaves[name], Large)
-                else _restore(path, archive, leaf, leaves[name])
+                name: _restore(path, archive, leaf, leaves[name])
+                if not isinstance(leaves[name], Large)
+                else _sharded(path, tree, leaf)
+                if "rings" in leaf
+                else _large(_archive(path, tree), leaf)
                 for name, leaf in saved.items()
             }
         trees[tree_name] = jax.tree_util.tree_unflatten(structure, [restored[leaf] for leaf in leaves])
@@ -214,11 +244,18 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
     """
     tree = _tree_record(path, _read_record(path), tree_name)
     with _archive(path, tree) as archive:
-        return {leaf["name"]: _read_leaf(path, archive, leaf) for leaf in tree["leaves"]}
+        return {
+            leaf["name"]: np.asarray(_sharded(path, tree, leaf))
+            if "rings" in leaf
+            else _read_leaf(path, archive, leaf)
+            for leaf in tree["leaves"]
+        }
 
 
 def check(path: Path, skip: Collection[str] = ()) -> None:
     """Read the trees of a save once, in pieces, and compare all checksums. Raises RunError like `read`.
+
+    Of shards each process reads its share, and all call this together.
 
     `skip`: names of trees that are not read.
     """
@@ -228,6 +265,10 @@ def check(path: Path, skip: Collection[str] = ()) -> None:
             for leaf in tree["leaves"]:
                 if "content" in leaf:
                     _read_shared(path, leaf)
+                    continue
+                if "rings" in leaf:
+                    if share := shards.share_of_each(len(leaf["rings"])):
+                        _read_rings(path, tree, leaf, share)
                     continue
                 with _member(archive, leaf) as member:
                     while member.read(PIECE):
@@ -388,6 +429,10 @@ def _write_tree(file: Path, tree: PyTree, shared: Path | None = None) -> list[_J
             if shared is not None and isinstance(array, np.ndarray) and array.nbytes >= LARGE:
                 records.append(record | {"crc32": 0, "content": _share(shared, array)})
                 continue
+            if isinstance(array, Large) and array.split is not None:
+                length = len(array.split()) // array.shape[0]
+                records.append(record | {"crc32": 0, "rings": [], "length": length})
+                continue
             info = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(info, "w", force_zip64=True) as member:
                 if isinstance(array, Large):
@@ -399,7 +444,17 @@ def _write_tree(file: Path, tree: PyTree, shared: Path | None = None) -> list[_J
                     np.lib.format.write_array(member, array, allow_pickle=False)
             records.append(record | {"crc32": info.CRC})
     sync(file)
-    return records
+    sums = _write_shards(file.with_suffix(shards.ENDING), _flatten(tree)[0])
+    return [record | {"rings": sums[record["name"]]} if "rings" in record else record for record in records]
+
+
+def _write_shards(folder: Path | None, leaves: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Write the split ones among the leaves of a tree to a folder; return the checksums of their rings."""
+    split, rings = {}, {}
+    for name, leaf in leaves.items():
+        if isinstance(leaf, Large) and leaf.split is not None:
+            split[name], rings[name] = leaf.split(), leaf.shape[0]
+    return shards.write(folder, split, rings) if split else {}
 
 
 def _share(folder: Path, array: np.ndarray) -> str:
@@ -515,6 +570,33 @@ def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
     return Large(shape, dtype, pieces)
 
 
+def _sharded(path: Path, tree: _Json, leaf: _Json) -> Large:
+    """Return a leaf that is in shards, without reading it."""
+    envs, used, width = leaf["shape"]
+    read_split = partial(_read_rings, path, tree, leaf)
+
+    def pieces() -> Iterator[np.ndarray]:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        yield from np.asarray(read_split(here)).reshape(envs, -1, width)[:, :used]
+
+    return Large((envs, used, width), np.dtype(leaf["dtype"]), pieces, read_split=read_split)
+
+
+def _read_rings(
+    path: Path, tree: _Json, leaf: _Json, sharding: Sharding, length: int | None = None
+) -> jax.Array:
+    """Read the rings of a leaf that is in shards, split as `sharding` says. `length`: that they must have."""
+    envs, _, width = leaf["shape"]
+    if length not in (None, leaf["length"]):
+        raise ForeignSave(
+            f"{path}: its replay has rings of {leaf['length']:,} rows and here they have {length:,}; use the "
+            "settings it was saved with."
+        )
+    shape = envs * leaf["length"], width
+    like = jax.ShapeDtypeStruct(shape, np.dtype(leaf["dtype"]), sharding=sharding)
+    return shards.read(path / tree["shards"], leaf["name"], leaf["rings"], like)
+
+
 @contextlib.contextmanager
 def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
     """Open the file of one leaf; its checksum is compared when it was read to its end.
@@ -581,7 +663,12 @@ def _refuse_paths(record: _Json) -> None:
     for name, tree in record["trees"].items():
         if not tree["file"].endswith(".npz") or any(sign in tree["file"] for sign in "/\\:"):
             raise ValueError(f"{name} names {tree['file']!r}, a file in another folder")
+        folder = tree.get("shards", shards.ENDING)
+        if not folder.endswith(shards.ENDING) or any(sign in folder for sign in "/\\:"):
+            raise ValueError(f"{name} names {folder!r}, a folder elsewhere")
         for leaf in tree["leaves"]:
+            if "rings" in leaf and not ("shards" in tree and len(leaf["rings"]) == leaf["shape"][0] > 0):
+                raise ValueError(f"{leaf['name']} is in shards that are not named")
             if not set(leaf.get("content", "")) <= set("0123456789abcdef"):
                 raise ValueError(f"{leaf['name']} names {leaf['content']!r}, which is no checksum")
 
@@ -595,8 +682,8 @@ def _replace(target: Path, temporary: Path, record: _Json) -> None:
     """Replace the save `target` by the one in `temporary`, whose `save.json` holds `record`."""
     # A rename replaces a file atomically, but not a folder that has content. So the new trees move beside
     # the old ones under unused names, and then the new save.json replaces the old one.
-    for tree in record["trees"].values():
-        (temporary / tree["file"]).rename(target / tree["file"])
+    for name in _named(record):
+        (temporary / name).rename(target / name)
     sync(target)
     (temporary / RECORD).replace(target / RECORD)
     sync(target)
@@ -604,18 +691,25 @@ def _replace(target: Path, temporary: Path, record: _Json) -> None:
 
 
 def _unused(stem: str, *folders: Path) -> str:
-    """Return a file name `stem.npz`, `stem-2.npz`, ... that exists in none of the folders."""
-    candidates = itertools.chain([f"{stem}.npz"], (f"{stem}-{n}.npz" for n in itertools.count(2)))
-    return next(name for name in candidates if not any((folder / name).exists() for folder in folders))
+    """Return a file name `stem.npz`, `stem-2.npz`, ... that exists in none of the folders, nor its shards."""
+    candidates = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    taken = {path.stem for folder in folders for path in folder.glob("*")}
+    return next(f"{name}.npz" for name in candidates if name not in taken)
 
 
 def _remove_unnamed(path: Path, record: _Json) -> None:
     """Delete the trees in a save's folder that `record` does not name, and leftovers."""
     remove_leftovers(path)
-    named = {tree["file"] for tree in record["trees"].values()}
-    for file in path.glob("*.npz"):
+    named = _named(record)
+    for file in (*path.glob("*.npz"), *path.glob(f"*{shards.ENDING}")):
         if file.name not in named:
-            file.unlink()
+            delete(file)
+
+
+def _named(record: _Json) -> set[str]:
+    """Return the names of the files, and of the folders of shards, that belong to a save."""
+    trees = record["trees"].values()
+    return {tree["file"] for tree in trees} | {tree["shards"] for tree in trees if "shards" in tree}
 
 
 @contextlib.contextmanager

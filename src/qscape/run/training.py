@@ -27,6 +27,7 @@ from qscape.run.files import refuse_links, remove_leftovers
 from qscape.run.groups import choose_saves, sharing
 from qscape.run.plan import Plan, Prepared, moot_notes, prepare, to_json
 from qscape.run.session import Saver, Session
+from qscape.run.shards import load_orbax
 from qscape.run.sinks import FolderSink, Sink
 from qscape.run.start import take_over
 from qscape.run.trackers import Tracker, Tracking, begin_trackers, refuse_missing
@@ -180,6 +181,7 @@ def train_together(
     refuse_missing(trackers)
     first, seeds = plans[0], [plan.seed for plan in plans]
     plan, agent, notes = prepared or prepare(first)
+    _refuse_shards(plan, agent)
     warned = moot_notes(agent.moot_fields(), plan.typed or {})
     own = places if processes.writes() else []
     for place in own:
@@ -212,6 +214,7 @@ def resume(
     *,
     save: int | None = None,
     empty_replay: bool = False,
+    save_shards: bool = False,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[ev.RunEvent]:
@@ -227,6 +230,8 @@ def resume(
         steps: new total of environment steps; None: the total that the run was started with.
         save: continue from the save of this step; None: from the newest.
         empty_replay: continue with the networks alone. Off-policy agents fill the replay before they learn.
+        save_shards: save the replay in shards from now on. False: as the run does, which on one device of one
+            process has none.
         trackers: as for `train`; each goes on with the run that it began.
         on_trainer: as for `train`.
 
@@ -237,7 +242,8 @@ def resume(
         UsageError: the run has made these steps already, or has no save of that step. RunError: there is no
             run, none of its saves can be used, or the run failed.
     """
-    options: Any = {"save": save, "empty_replay": empty_replay, "trackers": trackers}
+    options: Any = {"save": save, "empty_replay": empty_replay, "save_shards": save_shards}
+    options["trackers"] = trackers
     yield from _alone(resume_together([Path(folder)], steps, on_trainer=on_trainer, **options))
 
 
@@ -247,6 +253,7 @@ def resume_together(
     *,
     save: int | None = None,
     empty_replay: bool = False,
+    save_shards: bool = False,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -257,7 +264,7 @@ def resume_together(
 
     Args:
         places: the run folder of each seed, in the order of `together` in run.json; or of one run.
-        steps, save, empty_replay, trackers, on_trainer: as for `resume`.
+        steps, save, empty_replay, save_shards, trackers, on_trainer: as for `resume`.
 
     Yields:
         The index of a run and one of its events.
@@ -286,6 +293,9 @@ def resume_together(
             those = f"seed{'s' if len(others) > 1 else ''} {', '.join(others)}"
             notes.append(f"it shared one program with {those} and goes on alone: the last digits differ")
         agent = build(plans[0].recipe, plans[0].settings)
+        if save_shards:
+            plans = [dataclasses.replace(plan, save_shards=True) for plan in plans]
+            _refuse_shards(plans[0], agent)
         made = folders.steps_made(newest[0])
         if newest[0] and not made and steps is not None and plans[0].typed is not None:
             # Saved untrained by `Model.save`: what the user did not give follows from the run's length.
@@ -324,7 +334,8 @@ def resume_together(
             if len(seeds) > 1:
                 went_on["together"] = seeds
             resumed = [*record.get("resumed", []), went_on]
-            folders.write_record(place, record | {"steps": plan.steps, "resumed": resumed})
+            goes_on = {"steps": plan.steps, "save_shards": plan.save_shards, "resumed": resumed}
+            folders.write_record(place, record | goes_on)
         on_trainer(session)
         yield from _recorded_events(session, places, plans, notes, warned, trackers)
 
@@ -352,6 +363,23 @@ def _continue(folder: Path, steps: int | None, newest: Path | None) -> tuple[dic
             f"{folder} has made its {made} steps; to continue, ask for more: {more}.", field="steps"
         )
     return record, plan
+
+
+def _refuse_shards(plan: Plan, agent: Agent | OnPolicyAgent) -> None:
+    """Raise a UsageError if a run was asked for shards and cannot save its replay in them."""
+    if not plan.save_shards:
+        return
+    if plan.devices == 1 and jax.process_count() == 1:
+        raise Conflict(
+            "--save-shards is for a replay that several devices hold; add --processes or --devices, or leave "
+            "it out.",
+            field="save_shards",
+        )
+    if isinstance(agent, OnPolicyAgent):
+        raise Conflict(
+            f"--save-shards saves a replay, and {agent.recipe} has none; leave it out.", field="save_shards"
+        )
+    load_orbax()
 
 
 def _alone(events: Iterator[tuple[int, ev.RunEvent]]) -> Iterator[ev.RunEvent]:

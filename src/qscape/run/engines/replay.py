@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from qscape.envs import EnvAdapter, Episode, Step, snapshot
 from qscape.envs.patience import Hung
@@ -78,6 +78,7 @@ class ReplayLearner(Learner):
         envs: int,
         seeds: Seeds,
         mesh: Mesh | None = None,
+        shards: bool = False,
         ahead: Callable[[Programs], Program] | None = None,
     ) -> None:
         """Compile the programs and make the initial carry, without the storage.
@@ -88,6 +89,7 @@ class ReplayLearner(Learner):
             envs: E, the number of environments.
             seeds: the axis of seeds.
             mesh: the devices that the run is split over; None: one device.
+            shards: whether each process saves its own rows of the replay, if the run is split.
             ahead: names the program of the first update, to compile it while networks and the first steps
                 are made; None: it is compiled when it is called.
 
@@ -96,6 +98,7 @@ class ReplayLearner(Learner):
         """
         self.discount_rule = agent.base.discount_rule  # before the agent is bound to its task
         self.agent, self.seeds, self.mesh = agent.on(spec), seeds, mesh
+        self.shards = shards and mesh is not None
         self.layout = self.agent.layout(envs)
         with (
             contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
@@ -325,7 +328,8 @@ class ReplayLearner(Learner):
         def pieces() -> Iterator[np.ndarray]:
             return ring_buffer.pieces(self.layout, self.storage, used, PIECE, seed * self.layout.envs)
 
-        return Large((self.layout.envs, used, self.layout.width), self.layout.dtype, pieces)
+        shape = self.layout.envs, used, self.layout.width
+        return Large(shape, self.layout.dtype, pieces, (lambda: self.storage) if self.shards else None)
 
     def restore(self, saves: Sequence[SavedSeed]) -> None:
         """Continue from a save of each seed."""
@@ -352,8 +356,12 @@ class ReplayLearner(Learner):
             # Kept alone: when a seed's pieces end, the file of its save closes.
             saved = [(n, replay["storage"].pieces()) for n, replay in zip(used, replays, strict=True)]
             split = None if self.mesh is None else split_rows(self.mesh)
+            read_split = replays[0]["storage"].read_split
             self._allocate = lambda: ring_buffer.restored_seeds(self.layout, saved)
-            if not self.seeds.shape:
+            if not self.seeds.shape and read_split is not None:
+                here = SingleDeviceSharding(jax.local_devices()[0])
+                self._allocate = partial(read_split, split or here, self.layout.ring)
+            elif not self.seeds.shape:
                 self._allocate = lambda: ring_buffer.restored(self.layout, *saved[0], split)
         self.kept = copy_buffers(trees[0]["kept"]) if "kept" in trees[0] else None
         for name in ("env_steps", "updates", "pending", "refill", "learning", "schedule"):

@@ -163,7 +163,7 @@ class ReplayScan:
         waits = not agent.schedule.learns_by_steps or (base.warmup_to_episode_end and base.warmup > 0)
         mesh = _mesh(plan, agent, waits)
         self.worlds = Worlds(plan, adapter, self.seeds, mesh)
-        self.learner = ReplayLearner(agent, adapter.spec, self.envs, self.seeds, mesh)
+        self.learner = ReplayLearner(agent, adapter.spec, self.envs, self.seeds, mesh, plan.save_shards)
         self.length = ChunkLength(min(MOST, ROOM // self.envs))
         self._compiled: dict[bool, Callable[..., Any]] = {}
 
