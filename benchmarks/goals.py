@@ -1,13 +1,14 @@
-"""Compare hindsight with that of Stable-Baselines3 on FetchReach at equal settings: success over steps.
+"""Compare hindsight with that of Stable-Baselines3 on a Fetch arm at equal settings: success over steps.
 
-    python benchmarks/goals.py               # all runs, one after the other
-    python benchmarks/goals.py --seeds 1     # the first seed alone
-    python benchmarks/goals.py --tables      # the table of docs/tutorials/goals.md alone
+    python benchmarks/goals.py                  # all runs of FetchReach, one after the other
+    python benchmarks/goals.py --seeds 1        # the first seed alone
+    python benchmarks/goals.py --budget full    # FetchPush
+    python benchmarks/goals.py --tables         # the tables of docs/tutorials/goals.md alone
 
-Our runs are those of `qscape study run studies/goals.toml --budget short`, in runs/goals; pack them by
-`python benchmarks/collect.py runs/goals`. Each run of Stable-Baselines3 is one line of
-results/goals/FetchReach-v4-sb3.jsonl. Finished runs are not made again, so the script can be stopped and
-started at any time. The table has the recorded runs of both.
+Our runs are those of `qscape study run studies/goals.toml --budget short` (or full), in runs/goals; pack them
+by `python benchmarks/collect.py runs/goals`. Each run of Stable-Baselines3 is one line of
+results/goals/TASK-sb3.jsonl. Finished runs are not made again, so the script can be stopped and started at
+any time. The tables have the recorded runs of both.
 
 Stable-Baselines3 gets the settings of our `sac+her+normalise`, read from the study: networks, learning rates,
 discount, batch size, warm-up, target rate, copies, updates per step; its observations are normalised by
@@ -39,8 +40,9 @@ from qscape.run.plan import Plan, prepare
 
 STUDY = ROOT / "studies" / "goals.toml"
 PAGE = ROOT / "docs" / "tutorials" / "goals.md"
-FILE = RESULTS / "goals" / "FetchReach-v4-sb3.jsonl"
+TABLES = {"FetchReach-v4": "goals", "FetchPush-v4": "goals-push"}  # of the page, by task
 PEER = "sac+her+normalise"  # the agent that Stable-Baselines3 has, too
+COLUMNS = 8  # of a table
 ENVS = 10  # of an evaluation, as in `open_adapters`
 
 
@@ -118,34 +120,40 @@ def train_theirs(plan: Plan) -> dict[str, Any]:
     return about | found | {"versions": {name: version(name) for name in packages}}
 
 
-def theirs() -> list[dict[str, Any]]:
-    """Return the recorded runs of Stable-Baselines3."""
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+def file_of(env: str) -> Path:
+    """Return the file of the runs of Stable-Baselines3 on a task."""
+    return RESULTS / "goals" / f"{env}-sb3.jsonl"
+
+
+def theirs(env: str) -> list[dict[str, Any]]:
+    """Return the recorded runs of Stable-Baselines3 on a task."""
+    lines = file_of(env).read_text().splitlines() if file_of(env).exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def add_theirs(plan: Plan) -> None:
     """Train and record a run of Stable-Baselines3, unless it is recorded."""
-    if any((run["seed"], run["steps"]) == (plan.seed, plan.steps) for run in theirs()):
+    if any((run["seed"], run["steps"]) == (plan.seed, plan.steps) for run in theirs(plan.env)):
         return
     made = train_theirs(plan) | {"date": time.strftime("%Y-%m-%d")}
-    FILE.parent.mkdir(exist_ok=True)
-    with FILE.open("a", encoding="utf-8") as file:
+    with file_of(plan.env).open("a", encoding="utf-8") as file:
         file.write(json.dumps(made) + "\n")
     print(f"Stable-Baselines3, seed {plan.seed}: finished", flush=True)
 
 
-def success_table() -> str:
+def success_table(env: str) -> str:
     """Format the success rates of the recorded runs: for each agent the mean of its seeds, then each seed."""
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for run in sorted(read_runs(), key=lambda run: run.seed):
-        if run.study == "goals" and run.env == "FetchReach-v4":
+        if run.study == "goals" and run.env == env:
             label = run.label.partition("[")[0]
             rates = 100 * run.evaluations["success"].mean(1)
             groups.setdefault(f"`{label}`", []).append((run.evaluations["step"], rates))
-    for run in sorted(theirs(), key=lambda run: run["seed"]):
+    for run in sorted(theirs(env), key=lambda run: run["seed"]):
         of = groups.setdefault("Stable-Baselines3, SAC with HER", [])
         of.append((np.array(run["step"]), 100 * np.array(run["success"])))
     steps = sorted({int(step) for runs in groups.values() for at, _ in runs for step in at if step > 0})
+    steps = steps[:: -max(1, -(-len(steps) // COLUMNS))][::-1]
     rows = []
     for label, runs in groups.items():
         cells = []
@@ -161,20 +169,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, help="the first so many of the study's seeds")
+    parser.add_argument("--budget", choices=["short", "full"], default="short", help="full: FetchPush")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of studies")
     parser.add_argument("--tables", action="store_true", help="write the table of the recorded results")
     given = parser.parse_args()
     if not given.tables:
         os.environ[COMMAND] = "python benchmarks/goals.py"  # in run.json
-        study = read_study(STUDY, "short", given.runs)
+        study = read_study(STUDY, given.budget, given.runs)
         plans = [row.plan for row in study.rows if row.plan.recipe == PEER][: given.seeds]
         for plan in plans:  # what is compared comes first
             train_ours(study, PEER, plan.seed)
-        for plan in plans:
             add_theirs(plan)
         for plan in plans:
             train_ours(study, None, plan.seed)
-    write_table(PAGE, "goals", success_table())
+    for env, name in TABLES.items():
+        write_table(PAGE, name, success_table(env))
 
 
 if __name__ == "__main__":
