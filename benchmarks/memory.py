@@ -7,7 +7,7 @@ Each contender is a process of its own: TD3, networks 256-256, batch size 256, a
 buffer has rows, then 500 steps with an update each. `qscape` is `qscape train`, whose last save writes the
 buffer too, and `derived` the same with `--base.next-observation derived`; `sb3` saves nothing. A first,
 uncounted process with few steps fills the cache of compiled programs. Peak memory is the greatest resident
-set of the process and its children. What is measured goes into benchmarks/results/memory.json; the rest stays.
+set of the process and its children. Writes what it measured into benchmarks/results/memory.json.
 """
 
 import argparse
