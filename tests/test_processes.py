@@ -45,22 +45,21 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(argv, devices=1):
-    """Start a command as a process whose host counts as so many devices."""
+def start(argv, devices=1, cwd=None):
+    """Start a command as a process whose host counts as so many devices, in the folder `cwd`."""
     given = environment()
     if devices > 1:
         more = f"--xla_force_host_platform_device_count={devices}"
         given["XLA_FLAGS"] = f"{given.get('XLA_FLAGS', '')} {more}"
     command = [sys.executable, "-m", "qscape", *map(str, argv)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=given)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=given, cwd=cwd)
 
 
-def start_pair(argv, *of_each):
-    """Start a command in two processes that share its run; `of_each`: further flags of each."""
+def start_pair(argv, cwd=(None, None)):
+    """Start a command in two processes that share its run; `cwd`: the folder of each."""
     port = free_port()
-    further = of_each or ([], [])
-    return [start([*argv, "--processes", f"127.0.0.1:{port},2,{k}", *further[k]]) for k in (0, 1)]
+    return [start([*argv, "--processes", f"127.0.0.1:{port},2,{k}"], cwd=cwd[k]) for k in (0, 1)]
 
 
 def end(process):
@@ -155,7 +154,8 @@ def test_each_process_saves_its_own_rows(made, tmp_path):
     if recipe == "ppo":
         pytest.skip("it has no replay")
     folder = tmp_path / "two" / "0"
-    for process in start_pair([*flags(recipe), "--save-shards", "--out", folder.parent]):
+    argv = [*flags(recipe), "--save-shards", "--out", "two"]  # that of process 0, wherever the other one is
+    for process in start_pair(argv, (tmp_path, tmp_path.parent)):
         status, said = end(process)
         assert status == 0, said
     names = saves.names(folder / "saves")
@@ -175,7 +175,7 @@ def test_each_process_saves_its_own_rows(made, tmp_path):
     goes_on = [
         (folder, 256, 1, []),
         (folder, 512, 2, []),
-        (whole, 256, 2, ["--save-shards"]),
+        (whole, 256, 2, ["--save-shards", True]),
         (whole, 512, 2, []),
     ]
     for run, more, processes, further in goes_on:
@@ -185,6 +185,13 @@ def test_each_process_saves_its_own_rows(made, tmp_path):
             assert status == 0, said
         assert len(shards_of(run)) == (2 if processes == 2 else 0)
         saves.check(run / "saves" / saves.names(run / "saves")[-1])
+    older, newest = shards_of(whole)
+    for file in (whole / "saves" / newest).rglob("ocdbt.process_1/d/*"):  # that process 0 does not read
+        file.unlink()
+    for process in start_pair(["resume", whole, "--steps", STEPS + 768, "--trust"]):
+        status, said = end(process)
+        assert status == 0, said
+    assert [path.name for path in (whole / "aside").iterdir()] == [older]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tiny import settings
 
 import qscape as qs
 from qscape.cli import main as qscape
-from qscape.jobs.reproduce import compare_runs
+from qscape.jobs.reproduce import _plan, compare_runs
 from qscape.run import Plan, folder, resume, train
 from qscape.run.training import train_together
 from qscape.sealed import seal
@@ -62,6 +62,13 @@ def test_a_run_is_made_again_with_equal_numbers(made, again):
     assert code == 0
     assert "are equal: 5 evaluations and 6 lines of metrics" in out
     assert "75,current" in (made.parents[1] / "again" / "0" / "evaluations.csv").read_text()
+
+
+def test_a_run_over_processes_is_made_again_on_one_device(run):
+    edit(run, save_shards=True)
+    assert not _plan(run).save_shards
+    edit(run, loop="compiled", devices=2)
+    assert _plan(run).save_shards
 
 
 def test_what_differs_is_said_with_both_numbers(run, made, again):

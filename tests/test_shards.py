@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qscape import cli
-from qscape.errors import CannotRead, DamagedSave, ForeignSave, MissingPackage, RunError
+from qscape.errors import DamagedSave, ForeignSave, MissingPackage, RunError
 from qscape.run import saves, shards
 from qscape.sealed import seal, unseal
 
@@ -94,7 +94,7 @@ def test_exchanged_rings_are_found(rows, tmp_path):
 def test_what_is_missing_is_said(missing, rows, tmp_path):
     path = write(tmp_path, rows)
     (path / missing).rename(tmp_path / "aside")
-    with pytest.raises(CannotRead) as refused:
+    with pytest.raises(DamagedSave) as refused:
         saves.check(path)
     assert "replay.orbax cannot be read" in str(refused.value)
 
@@ -168,7 +168,7 @@ def test_shards_elsewhere_are_refused(name, rows, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["td3", "--env", "Pendulum-v1"], "add --processes or --devices"),
+        (["td3", "--env", "Pendulum-v1"], "by --processes or --devices"),
         (["ppo", "--env", "jax/CartPole-v1", "--devices", "2"], "has none"),
     ],
 )

@@ -22,8 +22,8 @@ class ResumeOptions(options.Shared):
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
     save: int | None = setting(None, "Continue from the save of this step; None: from the newest.")
     empty_replay: bool = setting(False, "Continue with the networks alone, if no save has a replay.")
-    save_shards: bool = setting(
-        False, "From now on each process saves its own rows of the replay. False: as the run did."
+    save_shards: bool | None = setting(
+        None, "Whether each process saves its own rows of the replay from now on. None: as the run did."
     )
     log: tuple[str, ...] = setting((), "Loggers to go on with: wandb, trackio, mlflow, module:Class.")
     quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")

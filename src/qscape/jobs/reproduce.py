@@ -99,7 +99,8 @@ def _plan(folder: Path) -> Plan:
     for what, name in (("the run", plan.start), ("the dataset", plan.dataset)):
         if Path(name).is_absolute() and not Path(name).exists():
             raise NotFound(f"{folder} cannot be reproduced: {what} {name}, from which it learned, is gone.")
-    return dataclasses.replace(plan, steps=_stages(read_record(folder))[0].steps)
+    steps = _stages(read_record(folder))[0].steps
+    return dataclasses.replace(plan, steps=steps, save_shards=plan.save_shards and plan.devices > 1)
 
 
 class _Stage(NamedTuple):

@@ -60,7 +60,7 @@ class Job:
     overwrite: bool = False
     save: int | None = None
     empty_replay: bool = False
-    save_shards: bool = False
+    save_shards: bool | None = None
     trackers: list[str] = dataclasses.field(default_factory=list)
     tracking: Tracking | None = None
     place: Place | None = None

@@ -122,10 +122,10 @@ def word_of_first(word: str) -> str:
     """Return the text that process 0 gave; of one process the text itself."""
     if jax.process_count() == 1:
         return word
-    given = word.encode()
+    given = os.fsencode(word)
     size = int(_of_each(np.int32(len(given)))[0])
     padded = np.frombuffer(given[:size].ljust(size, b" "), np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+    return os.fsdecode(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
 def any_of(value: bool) -> bool:

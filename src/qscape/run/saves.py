@@ -132,8 +132,8 @@ def write(
 ) -> Path:
     """Write the save `folder/name`; an older save of that name stays readable until the new one is whole.
 
-    Arrays are streamed to the disk: host arrays, and jax arrays on the CPU, are not copied. Of several
-    processes one calls this, and all others `join_in` with the same trees.
+    Arrays are streamed to the disk: host arrays, and jax arrays on the CPU, are not copied, except those in
+    shards. Of several processes one calls this, and all others `join_in` with the same trees.
 
     Args:
         folder: the folder of a run's saves; created if it does not exist.
@@ -198,7 +198,7 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
     A leaf is returned as a numpy array if its template is one, else as a jax array on the default device
     (64-bit leaves stay numpy arrays where jax would narrow them). If its template is `Large`, the leaf is
     `Large` too: it is read, and its checksum compared, when its `pieces` are consumed. Its file stays open,
-    so that the pieces can be read even if the save was deleted meanwhile.
+    so that the pieces can be read even if the save was deleted meanwhile; shards have to be there then.
 
     Args:
         path: folder of one save.

@@ -9,8 +9,10 @@ holds whole rings, and can compare what it has read.
 """
 
 import errno
+import gc
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from qscape.errors import CannotRead, DamagedSave, need_extra
+from qscape.errors import CannotWrite, DamagedSave, need_extra
 from qscape.run.files import sync
 from qscape.run.processes import any_of, word_of_first
 
 ENDING = ".orbax"  # of the folder of a tree's shards
+PATIENCE = 20.0  # seconds until a folder that one process made is seen by all
 
 
 def load_orbax() -> Any:
@@ -42,7 +45,7 @@ def write(folder: Path | None, arrays: Mapping[str, Array], rings: Mapping[str, 
     """Write arrays whose leading axis is split over devices; all processes call it together.
 
     Args:
-        folder: the new folder, which process 0 names; None in the others.
+        folder: the new folder, which process 0 names; None in the others. The one above it is there.
         arrays: arrays [E * C, W] by name.
         rings: E of each.
 
@@ -50,20 +53,79 @@ def write(folder: Path | None, arrays: Mapping[str, Array], rings: Mapping[str, 
         For each array the CRC-32 of each ring of C rows.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, or the folder cannot be written. RunError: a process does not see it.
     """
-    orbax, place = load_orbax(), Path(word_of_first(str(folder or "")))
+    place = Path(word_of_first(str(folder.absolute()) if folder else ""))
+    if any_of(not _appears(place.parent)):
+        raise CannotWrite(
+            f"{place.parent} is not there for all processes, and with --save-shards each writes into it; "
+            "choose an --out on a disk that they share, or leave --save-shards out."
+        )
+    orbax = load_orbax()
     try:
         with orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as writer:
-            writer.save(place.absolute(), args=orbax.args.PyTreeSave({**arrays}))
+            writer.save(place, args=orbax.args.PyTreeSave({**arrays}))
     except ValueError as problem:  # what tensorstore makes of the system's errors
         found = re.search(r"os_error_code='(\d+)'", str(problem))
-        code = int(found[1]) if found else errno.EIO
-        raise OSError(code, os.strerror(code), str(place)) from problem
+        why = os.strerror(int(found[1])) if found else _first_line(problem)
+        raise OSError(int(found[1]) if found else errno.EIO, why, str(place)) from problem
+    gc.collect()  # cycles in Orbax keep a copy of the arrays on the host
     if folder is not None:
-        for file in folder.rglob("*"):
-            sync(file)
+        for path in (folder, *folder.rglob("*")):
+            sync(path)
     return {name: _sum_rings(array, rings[name]) for name, array in arrays.items()}
+
+
+def read(folder: Path, name: str, sums: Sequence[int], like: jax.ShapeDtypeStruct) -> Array:
+    """Read one array, and compare the checksums of the rings that this process gets.
+
+    Args:
+        folder: a folder that `write` wrote.
+        name: name of the array.
+        sums: what `write` returned of it.
+        like: its shape [E * C, W] and dtype, and the sharding that it gets; all processes ask for the same.
+
+    Raises:
+        UsageError: the extra is not installed. RunError: in one of the processes the folder cannot be read or
+            a ring is damaged; then all raise it.
+    """
+    array, wrong = None, ""
+    try:
+        rows = _open(folder, name)
+        if (rows.shape, rows.dtype.numpy_dtype) != (like.shape, like.dtype):
+            raise ValueError(f"{name} has the shape {rows.shape}, not {like.shape}")
+        pieces = lambda at: np.asarray(rows[at].read().result())  # noqa: E731
+        array = jax.make_array_from_callback(like.shape, like.sharding, pieces)
+    except (MemoryError, jax.errors.JaxRuntimeError):  # no fault of the folder
+        raise
+    except Exception as problem:  # whatever tensorstore makes of a damaged folder
+        wrong = f"cannot be read ({_first_line(problem)})"
+    else:
+        found = (ring for ring, found in _own_sums(array, len(sums)) if found != sums[ring])
+        if (ring := next(found, None)) is not None:
+            wrong = f"{name}: ring {ring} does not match its checksum"
+    if any_of(bool(wrong)):
+        raise DamagedSave(f"{folder} {wrong or 'is damaged, as another process found'}; use another save.")
+    assert array is not None
+    return array
+
+
+def _open(folder: Path, name: str) -> Any:
+    """Open an array that Orbax wrote: Zarr in OCDBT."""
+    load_orbax()  # not to read by it: its processes wait for each other, also for one that has failed
+    import tensorstore
+
+    base = {"driver": "file", "path": f"{folder.absolute()}{os.sep}"}
+    place = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+    return tensorstore.open({"driver": "zarr", "kvstore": place}, open=True, read=True).result()
+
+
+def _appears(folder: Path) -> bool:
+    """Return whether a folder that another process has made is there, as soon as a network shows it."""
+    end = time.monotonic() + PATIENCE
+    while not (there := folder.is_dir()) and time.monotonic() < end:
+        time.sleep(PATIENCE / 100)
+    return there
 
 
 def _sum_rings(array: Array, rings: int) -> list[int]:
@@ -86,43 +148,18 @@ def _own_sums(array: Array, rings: int) -> Iterator[tuple[int, int]]:
             yield first + k, zlib.crc32(rows[k * size : (k + 1) * size].data)
 
 
-def read(folder: Path, name: str, sums: Sequence[int], like: jax.ShapeDtypeStruct) -> Array:
-    """Read one array, and compare the checksums of the rings that this process gets.
-
-    Args:
-        folder: a folder that `write` wrote.
-        name: name of the array.
-        sums: what `write` returned of it.
-        like: its shape [E * C, W] and dtype, and the sharding that it gets; all processes ask for the same.
-
-    Raises:
-        UsageError: Orbax is not installed. RunError: the folder cannot be read, or a ring is damaged.
-    """
-    orbax = load_orbax()
-    item: dict[str, Any] = {name: like}
-    how = {name: orbax.ArrayRestoreArgs(sharding=like.sharding, global_shape=like.shape, dtype=like.dtype)}
-    try:
-        with orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as reader:
-            asked = orbax.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-            array = reader.restore(folder.absolute(), args=asked)[name]
-    except MemoryError:
-        raise
-    except Exception as problem:  # whatever Orbax and tensorstore raise on a damaged folder
-        why = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise CannotRead(f"{folder} cannot be read ({why}); use another save.") from problem
-    wrong = [ring for ring, found in _own_sums(array, len(sums)) if found != sums[ring]]
-    if any_of(bool(wrong)):
-        which = f"ring {wrong[0]}" if wrong else "a ring that another process reads"
-        raise DamagedSave(f"{folder}, {name}: {which} does not match its checksum; use another save.")
-    return array
-
-
 def share_of_each(rings: int) -> Sharding | None:
-    """Return a sharding in which every process gets its share of rings; None if these cannot be divided."""
-    processes = jax.process_count()
-    if processes == 1:
-        return SingleDeviceSharding(jax.local_devices()[0])
-    if rings % processes:
-        return None
-    first = [next(d for d in jax.devices() if d.process_index == k) for k in range(processes)]
-    return NamedSharding(Mesh(np.array(first), ("rings",)), P("rings"))
+    """Return a sharding of rings over as many devices as can hold equal shares, as many in each process.
+
+    None if the processes cannot: a run with so many rings is refused there.
+    """
+    of_each = [[d for d in jax.devices() if d.process_index == k] for k in range(jax.process_count())]
+    for count in range(min(map(len, of_each)), 0, -1):
+        if rings % (count * len(of_each)) == 0:
+            chosen = [device for devices in of_each for device in devices[:count]]
+            return NamedSharding(Mesh(np.array(chosen), ("rings",)), P("rings"))
+    return None
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -214,7 +214,7 @@ def resume(
     *,
     save: int | None = None,
     empty_replay: bool = False,
-    save_shards: bool = False,
+    save_shards: bool | None = None,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[ev.RunEvent]:
@@ -230,8 +230,8 @@ def resume(
         steps: new total of environment steps; None: the total that the run was started with.
         save: continue from the save of this step; None: from the newest.
         empty_replay: continue with the networks alone. Off-policy agents fill the replay before they learn.
-        save_shards: save the replay in shards from now on. False: as the run does, which on one device of one
-            process has none.
+        save_shards: whether each process saves its own rows of the replay from now on. None: as the run did;
+            one device of one process writes whole saves.
         trackers: as for `train`; each goes on with the run that it began.
         on_trainer: as for `train`.
 
@@ -253,7 +253,7 @@ def resume_together(
     *,
     save: int | None = None,
     empty_replay: bool = False,
-    save_shards: bool = False,
+    save_shards: bool | None = None,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -293,8 +293,9 @@ def resume_together(
             those = f"seed{'s' if len(others) > 1 else ''} {', '.join(others)}"
             notes.append(f"it shared one program with {those} and goes on alone: the last digits differ")
         agent = build(plans[0].recipe, plans[0].settings)
-        if save_shards:
-            plans = [dataclasses.replace(plan, save_shards=True) for plan in plans]
+        if save_shards is not None:
+            plans = [dataclasses.replace(plan, save_shards=save_shards) for plan in plans]
+        if save_shards or _is_split(plans[0]):
             _refuse_shards(plans[0], agent)
         made = folders.steps_made(newest[0])
         if newest[0] and not made and steps is not None and plans[0].typed is not None:
@@ -365,14 +366,19 @@ def _continue(folder: Path, steps: int | None, newest: Path | None) -> tuple[dic
     return record, plan
 
 
+def _is_split(plan: Plan) -> bool:
+    """Return whether several devices hold the replay of a run."""
+    return plan.devices > 1 or jax.process_count() > 1
+
+
 def _refuse_shards(plan: Plan, agent: Agent | OnPolicyAgent) -> None:
     """Raise a UsageError if a run was asked for shards and cannot save its replay in them."""
     if not plan.save_shards:
         return
-    if plan.devices == 1 and jax.process_count() == 1:
+    if not _is_split(plan):
         raise Conflict(
-            "--save-shards is for a replay that several devices hold; add --processes or --devices, or leave "
-            "it out.",
+            "--save-shards is for a replay that several devices hold, by --processes or --devices; here one "
+            "does: leave it out, or take --no-save-shards if a file gives it.",
             field="save_shards",
         )
     if isinstance(agent, OnPolicyAgent):
