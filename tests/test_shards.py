@@ -179,9 +179,12 @@ def test_runs_without_shards_are_refused(argv, says, tmp_path, capsys):
     assert not (tmp_path / "run" / "0" / "run.json").exists()
 
 
-def test_without_orbax_the_extra_is_named(monkeypatch):
+def test_without_orbax_the_extra_is_named(rows, tmp_path, monkeypatch):
+    """A save that cannot be read for that is not called damaged."""
+    path = write(tmp_path, rows)
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
-    with pytest.raises(MissingPackage) as refused:
-        shards.load_orbax()
-    assert refused.value.field == "save_shards"
-    assert "qscape[shards]" in str(refused.value)
+    for attempt in (shards.load_orbax, lambda: saves.check(path)):
+        with pytest.raises(MissingPackage) as refused:
+            attempt()
+        assert refused.value.field == "save_shards"
+        assert "qscape[shards]" in str(refused.value)

@@ -89,6 +89,7 @@ def read(folder: Path, name: str, sums: Sequence[int], like: jax.ShapeDtypeStruc
         UsageError: the extra is not installed. RunError: in one of the processes the folder cannot be read or
             a ring is damaged; then all raise it.
     """
+    load_orbax()  # not to read by it: its processes wait for each other, also for one that has failed
     array, wrong = None, ""
     try:
         rows = _open(folder, name)
@@ -112,7 +113,6 @@ def read(folder: Path, name: str, sums: Sequence[int], like: jax.ShapeDtypeStruc
 
 def _open(folder: Path, name: str) -> Any:
     """Open an array that Orbax wrote: Zarr in OCDBT."""
-    load_orbax()  # not to read by it: its processes wait for each other, also for one that has failed
     import tensorstore
 
     base = {"driver": "file", "path": f"{folder.absolute()}{os.sep}"}
