@@ -166,6 +166,22 @@ def test_shards_elsewhere_are_refused(name, rows, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "wrong",
+    [{"rings": []}, {"rings": [1]}, {"length": 0}, {"length": None}, {"shape": [4, 30]}, {"shape": []}],
+)
+def test_forged_shards_are_one_sentence(wrong, rows, tmp_path):
+    path = write(tmp_path, rows)
+    record = unseal((path / saves.RECORD).read_bytes(), required=True)
+    (leaf,) = (leaf for leaf in record["trees"]["replay"]["leaves"] if "rings" in leaf)
+    leaf |= {name: value for name, value in wrong.items() if value is not None}
+    for name in (name for name, value in wrong.items() if value is None):
+        del leaf[name]
+    (path / saves.RECORD).write_bytes(seal(record))
+    with pytest.raises(DamagedSave):
+        saves.check(path)
+
+
+@pytest.mark.parametrize(
     ("argv", "says"),
     [
         (["td3", "--env", "Pendulum-v1"], "by --processes or --devices"),

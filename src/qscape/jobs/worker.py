@@ -134,11 +134,7 @@ def _options(job: Job, on_trainer: Callable[..., None], prepared: Any) -> dict[s
     shared = {"trackers": job.trackers, "on_trainer": on_trainer}
     if job.kind == "train":
         return shared | {"overwrite": job.overwrite, "tracking": job.tracking, "prepared": prepared}
-    return shared | {
-        "save": job.save,
-        "empty_replay": job.empty_replay,
-        "save_shards": job.save_shards,
-    }
+    return shared | {name: getattr(job, name) for name in ("save", "empty_replay", "save_shards")}
 
 
 def _attach(asked: StopOnSignal, leave: Callable[[str], object], session: Session) -> None:

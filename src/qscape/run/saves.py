@@ -667,8 +667,10 @@ def _refuse_paths(record: _Json) -> None:
         if not folder.endswith(shards.ENDING) or any(sign in folder for sign in "/\\:"):
             raise ValueError(f"{name} names {folder!r}, a folder elsewhere")
         for leaf in tree["leaves"]:
-            if "rings" in leaf and not ("shards" in tree and len(leaf["rings"]) == leaf["shape"][0] > 0):
-                raise ValueError(f"{leaf['name']} is in shards that are not named")
+            if "rings" in leaf:
+                envs, used, _ = leaf["shape"]
+                if not ("shards" in tree and len(leaf["rings"]) == envs > 0 and used <= leaf["length"]):
+                    raise ValueError(f"{leaf['name']} is not in shards as they are written")
             if not set(leaf.get("content", "")) <= set("0123456789abcdef"):
                 raise ValueError(f"{leaf['name']} names {leaf['content']!r}, which is no checksum")
 
