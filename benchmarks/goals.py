@@ -11,9 +11,9 @@ results/goals/TASK-sb3.jsonl. Finished runs are not made again, so the script ca
 any time. The tables have the recorded runs of both.
 
 Stable-Baselines3 gets the settings of our `sac+her+normalise`, read from the study: networks, learning rates,
-discount, batch size, warm-up, target rate, copies, updates per step; its observations are normalised by
-`VecNormalize`, which clips them at 10. It draws goals anew in each batch, where ours are drawn once for each
-episode; its losses, initial weights and bounds of the standard deviation are its own.
+discount, batch size, warm-up, target rate, temperature, copies, updates per step; its observations are
+normalised by `VecNormalize`, which clips them at 10. It draws goals anew in each batch, where ours are drawn
+once for each episode; its losses, initial weights and bounds of the standard deviation are its own.
 Both are evaluated with the mode of the policy in the same episodes, and an episode counts as a success if the
 goal was reached in any of its steps.
 """
@@ -68,8 +68,13 @@ def train_theirs(plan: Plan) -> dict[str, Any]:
     torch.set_num_threads(1)
     _, agent, _ = prepare(plan)
     base, her = agent.base, agent.parts["her"]
-    rates = base.actor_learning_rate, base.critic_learning_rate, agent.parts["soft"].learning_rate
-    assert len({*rates}) == 1  # of Stable-Baselines3 all are one
+    soft, every = agent.parts["soft"], round(1 / base.updates_per_step)
+    learned = soft.temperature is None
+    rates = {base.actor_learning_rate, base.critic_learning_rate} | (
+        {soft.learning_rate} if learned else set()
+    )
+    assert len(rates) == 1  # of Stable-Baselines3 all are one
+    assert every * base.updates_per_step == 1
     tests = [gym.make(plan.env) for _ in range(ENVS)]
     scaled = VecNormalize(DummyVecEnv([lambda: gym.make(plan.env)]), norm_reward=False, gamma=base.discount)
     found: dict[str, list[Any]] = {"step": [], "success": [], "return": []}
@@ -105,8 +110,9 @@ def train_theirs(plan: Plan) -> dict[str, Any]:
         tau=agent.parts["polyak"].rate,
         batch_size=base.batch_size,
         learning_starts=base.warmup,
-        train_freq=1,
+        train_freq=every,
         gradient_steps=1,
+        ent_coef="auto" if learned else soft.temperature,
         policy_kwargs={"net_arch": {"pi": [*base.actor_hidden], "qf": [*base.critic_hidden]}},
         replay_buffer_class=HerReplayBuffer,
         replay_buffer_kwargs={"n_sampled_goal": her.relabels, "goal_selection_strategy": her.strategy},
@@ -114,7 +120,7 @@ def train_theirs(plan: Plan) -> dict[str, Any]:
         device="cpu",
     )
     model.learn(plan.steps, Evaluate(), log_interval=None)
-    assert model._n_updates == plan.steps - base.warmup
+    assert abs(model._n_updates - (plan.steps - base.warmup) // every) <= 1
     packages = ("stable-baselines3", "torch", "gymnasium", "gymnasium-robotics", "mujoco", "numpy")
     about = {"env": plan.env, "agent": PEER, "seed": plan.seed, "steps": plan.steps}
     return about | found | {"versions": {name: version(name) for name in packages}}
@@ -141,14 +147,23 @@ def add_theirs(plan: Plan) -> None:
     print(f"Stable-Baselines3, seed {plan.seed}: finished", flush=True)
 
 
+def distinguish(label: str, labels: set[str]) -> str:
+    """Format a label: its recipe, and those of its settings that not all labels of the recipe have."""
+    recipe, _, settings = label.partition("[")
+    same = [other.removesuffix("]") for other in labels if other.startswith(f"{recipe}[")]
+    shared = set.intersection(*({*other.partition("[")[2].split(",")} for other in same))
+    own = [setting for setting in settings.removesuffix("]").split(",") if setting not in shared]
+    return ", ".join([f"`{recipe}`", *(f"`{setting}`" for setting in own)])
+
+
 def success_table(env: str) -> str:
     """Format the success rates of the recorded runs: for each agent the mean of its seeds, then each seed."""
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for run in sorted(read_runs(), key=lambda run: run.seed):
-        if run.study == "goals" and run.env == env:
-            label = run.label.partition("[")[0]
-            rates = 100 * run.evaluations["success"].mean(1)
-            groups.setdefault(f"`{label}`", []).append((run.evaluations["step"], rates))
+    runs = [run for run in read_runs() if (run.study, run.env) == ("goals", env)]
+    for run in sorted(runs, key=lambda run: run.seed):
+        rates = 100 * run.evaluations["success"].mean(1)
+        name = distinguish(run.label, {other.label for other in runs})
+        groups.setdefault(name, []).append((run.evaluations["step"], rates))
     for run in sorted(theirs(env), key=lambda run: run["seed"]):
         of = groups.setdefault("Stable-Baselines3, SAC with HER", [])
         of.append((np.array(run["step"]), 100 * np.array(run["success"])))
