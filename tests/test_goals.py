@@ -24,7 +24,7 @@ from qscape.cli import tune
 from qscape.cli.study import line, runs_table
 from qscape.contrib.her import HER
 from qscape.envs import adapter as adapters
-from qscape.envs import make
+from qscape.envs import goals, make
 from qscape.envs.goals import GoalFunction
 from qscape.envs.lag import NO_LAG, Lag
 from qscape.errors import RunError, UsageError
@@ -414,6 +414,32 @@ def test_copies_for_which_replay_has_no_room_are_told_once():
         assert session.engine.hindsight.goals[0].crowded == (20 if told_of else None)
 
 
+class Untouched(Line):
+    """What is achieved is where something lies that the point moves in the one episode of `moved` alone."""
+
+    def __init__(self, moved: int = -1, **given):
+        super().__init__(**given)
+        self.moved, self.played = moved, -1
+
+    def reset(self, *, seed=None, options=None):
+        self.played += 1
+        return super().reset(seed=seed, options=options)
+
+    def shown(self):
+        lies = float(self.now if self.played == self.moved else 0.0)
+        return super().shown() | {"achieved_goal": np.array([lies], self.dtype)}
+
+
+@pytest.mark.parametrize(("moved", "share", "told_of"), [(-1, 0.8, 1), (3, 0.8, 0), (3, 0.7, 1)])
+def test_episodes_that_teach_hindsight_nothing_are_told_once(moved, share, told_of, monkeypatch):
+    monkeypatch.setattr(goals, "WATCHED", 5)
+    monkeypatch.setattr(goals, "MOST_ALIKE", share)
+    session = begun(env_class=Untouched, own={"moved": moved}, steps=90)
+    told = [text for event in session.events(90) for text in getattr(event, "warnings", ())]
+    assert session.engine.hindsight.goals[0].alike.count(False) == (moved > 0)
+    assert len([text for text in told if "hindsight teaches nothing" in text]) == told_of
+
+
 def test_environments_in_processes_relabel_unless_infos_are_needed():
     session = begun(envs=2, vectorise="async", steps=40)
     try:
@@ -588,9 +614,9 @@ def test_success_comes_first_in_studies(tmp_path):
 
 
 def test_a_run_saved_from_python_says_that_its_environment_sets_goals(tmp_path):
-    for recipe, env, goals in (("ppo", "goal_envs:GoalLine-v0", True), ("td3", "Pendulum-v1", None)):
+    for recipe, env, has_goals in (("ppo", "goal_envs:GoalLine-v0", True), ("td3", "Pendulum-v1", None)):
         folder = qs.Model(recipe, env, eval_every=0).save(tmp_path / recipe)
-        assert read_record(folder).get("goals") is goals
+        assert read_record(folder).get("goals") is has_goals
 
 
 def test_trials_are_judged_by_success(tmp_path):

@@ -22,6 +22,8 @@ from qscape.values import decode, encode
 ACHIEVED, DESIRED = "achieved_goal", "desired_goal"
 KEYS = ("observation", ACHIEVED, DESIRED)
 TRIED = 3  # rows by which it is found out whether a function takes several at once
+WATCHED = 100  # first relabelled episodes by which it is found out whether hindsight teaches anything
+MOST_ALIKE = 0.8  # share of them that may have the same reward in all copies, without a word
 
 
 def has_goals(space: gym.Space) -> bool:
@@ -193,6 +195,7 @@ class Goals:
         differing: the first reward of a step that is not what `compute_reward` says, and what that says; ():
             there was none in the first whole episode; None: no whole episode has ended.
         crowded: steps of the first episode whose copies did not all fit into replay; None: all did.
+        alike: for each of the first relabelled episodes whether all its copies had one and the same reward.
     """
 
     def __init__(
@@ -208,6 +211,7 @@ class Goals:
         self._steps: list[list[_Step]] = [[] for _ in rewards]
         self.differing: tuple[float, ...] | None = None
         self.crowded: int | None = None
+        self.alike: list[bool] = []
         self._told: set[str] = set()
         self._given: list[list[float]] = [[] for _ in rewards]  # rewards of the running episodes
 
@@ -253,6 +257,11 @@ class Goals:
         finished, self._finished = self._finished, []
         return [_make_episode(*of) for of in finished]
 
+    def note_rewards(self, rewards: Float[np.ndarray, " N"]) -> None:
+        """Note the rewards of an episode's copies, if it is one of the first."""
+        if len(self.alike) < WATCHED:
+            self.alike.append(bool(np.ptp(rewards) == 0.0))
+
     def forget(self) -> None:
         """Drop all steps so far, which are not in replay."""
         self._steps, self._finished = [[] for _ in self._steps], []
@@ -283,6 +292,13 @@ class Goals:
             found["crowded"] = (
                 f"{env_id}: an episode of {self.crowded:,} steps got fewer relabelled copies than asked for: "
                 "they have to fit into its environment's part of replay; set a larger base.replay_capacity"
+            )
+        if len(self.alike) == WATCHED and sum(self.alike) > MOST_ALIKE * WATCHED:
+            found["alike"] = (
+                f"{env_id}: in {sum(self.alike)} of {WATCHED} episodes all relabelled transitions have the "
+                "same reward, as what was achieved hardly changed: hindsight teaches nothing there, and a "
+                "policy that stops exploring never meets what would; with sac, soft.temperature = 0.1 keeps "
+                "it exploring"
             )
         new = [text for name, text in found.items() if name not in self._told]
         self._told |= found.keys()

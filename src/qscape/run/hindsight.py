@@ -183,6 +183,7 @@ class Hindsight:
         goal = episode.achieved[steps]
         achieved, infos = episode.achieved[at], [episode.infos[t] for t in at]
         reward = self.goals[seed].rewards[episode.env](achieved, goal, infos)
+        self.goals[seed].note_rewards(reward)
         terminated = self._find_terminal(seed, episode, at, goal, reward)
         last = np.append(steps[1:] != steps[:-1], True) | (at == length - 1)
         return Relabelled(
