@@ -33,6 +33,7 @@ from recorded import read_runs
 from qscape.jobs.study import Study, read_study
 from qscape.jobs.trials import next_job
 from qscape.jobs.worker import run_job
+from qscape.report.labels import shorten_labels
 from qscape.run.evaluation import SEED
 from qscape.run.events import Ended
 from qscape.run.folder import COMMAND
@@ -147,23 +148,14 @@ def add_theirs(plan: Plan) -> None:
     print(f"Stable-Baselines3, seed {plan.seed}: finished", flush=True)
 
 
-def distinguish(label: str, labels: set[str]) -> str:
-    """Format a label: its recipe, and those of its settings that not all labels of the recipe have."""
-    recipe, _, settings = label.partition("[")
-    same = [other.removesuffix("]") for other in labels if other.startswith(f"{recipe}[")]
-    shared = set.intersection(*({*other.partition("[")[2].split(",")} for other in same))
-    own = [setting for setting in settings.removesuffix("]").split(",") if setting not in shared]
-    return ", ".join([f"`{recipe}`", *(f"`{setting}`" for setting in own)])
-
-
 def success_table(env: str) -> str:
     """Format the success rates of the recorded runs: for each agent the mean of its seeds, then each seed."""
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     runs = [run for run in read_runs() if (run.study, run.env) == ("goals", env)]
+    names, _ = shorten_labels(dict.fromkeys(run.label for run in runs))
     for run in sorted(runs, key=lambda run: run.seed):
         rates = 100 * run.evaluations["success"].mean(1)
-        name = distinguish(run.label, {other.label for other in runs})
-        groups.setdefault(name, []).append((run.evaluations["step"], rates))
+        groups.setdefault(f"`{names[run.label]}`", []).append((run.evaluations["step"], rates))
     for run in sorted(theirs(env), key=lambda run: run["seed"]):
         of = groups.setdefault("Stable-Baselines3, SAC with HER", [])
         of.append((np.array(run["step"]), 100 * np.array(run["success"])))

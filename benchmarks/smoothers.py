@@ -13,12 +13,12 @@ from blocks import RESULTS, ROOT, show, table, write_table
 from recorded import Run, read_json, read_runs
 
 from qscape.report.intervals import estimate, interquartile_mean
+from qscape.report.labels import shorten_labels
 
 PAGE = ROOT / "docs" / "methods" / "smooth-actors.md"
 TABLES = {  # of the page: task, and base of its agents
     "smoothers-pendulum-sac": ("Pendulum-v1", "sac"),
     "smoothers-pendulum-td3": ("Pendulum-v1", "td3"),
-    "smoothers-reacher-sac": ("Reacher-v5", "sac"),
 }
 STUDIES = ("smoothers", "pave")
 GEOMETRY = ("mixed_norm_mean", "negative_definite")  # means over the points of a run
@@ -32,7 +32,8 @@ def runs_of(task: str, base: str) -> dict[str, list[Run]]:
         parts = run.label.partition("[")[0].split("+")
         if run.study in STUDIES and (run.env, parts[0]) == (task, base):
             groups.setdefault(run.label, []).append(run)
-    return dict(sorted(groups.items(), key=lambda item: float(ends(item[1], "sm").mean())))
+    middle = {label: interquartile_mean(ends(runs, "sm")[:, None]).value for label, runs in groups.items()}
+    return {label: groups[label] for label in sorted(groups, key=lambda label: float(middle[label]))}
 
 
 def ends(runs: list[Run], measure: str) -> np.ndarray:
@@ -49,13 +50,6 @@ def curvatures() -> dict[tuple[str, str], list[dict[str, Any]]]:
     return found
 
 
-def named(label: str) -> str:
-    """Return a label as the page shows it: all runs have the preset of the paper."""
-    recipe, _, settings = label.removesuffix("]").partition("[")
-    others = [setting for setting in settings.split(",") if setting not in ("", "preset=paper")]
-    return ", ".join([f"`{recipe}`", *others])
-
-
 def interval(values: np.ndarray) -> str:
     """Format an interquartile mean over runs with its interval."""
     value, low, high = (float(x) for x in estimate(interquartile_mean(values[:, None])))
@@ -66,13 +60,14 @@ def interval(values: np.ndarray) -> str:
 def tables(task: str, base: str) -> str:
     """Format the two tables of a task: agents, and below them each of their seeds."""
     geometry, groups = curvatures(), runs_of(task, base)
+    names, _ = shorten_labels(groups)  # all have the preset of the paper
     rows, seeds = [], []
     for label, runs in groups.items():
         values = [ends(runs, measure) for measure in MEASURES]
         shapes = geometry.get((task, label), [])
         means = [show(np.mean([of[name] for of in shapes])) if shapes else "–" for name in GEOMETRY]
-        rows.append([named(label), str(len(runs)), *map(interval, values), *means])
-        seeds.append([named(label), *(", ".join(map(show, of)) for of in values)])
+        rows.append([f"`{names[label]}`", str(len(runs)), *map(interval, values), *means])
+        seeds.append([f"`{names[label]}`", *(", ".join(map(show, of)) for of in values)])
     head = ["agent", "seeds", "return", "`sm`", "mean ‖H_sa‖", "H_aa negative definite"]
     each = table(["agent", "return of each seed", "`sm` of each seed"], seeds)
     folded = f'<details markdown="1">\n<summary>Each seed</summary>\n\n{each}\n</details>\n'
@@ -81,8 +76,7 @@ def tables(task: str, base: str) -> str:
 
 def main() -> None:
     for name, (task, base) in TABLES.items():
-        if runs_of(task, base):
-            write_table(PAGE, name, tables(task, base))
+        write_table(PAGE, name, tables(task, base))
 
 
 if __name__ == "__main__":

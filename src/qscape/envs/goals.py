@@ -295,10 +295,10 @@ class Goals:
             )
         if len(self.alike) == WATCHED and sum(self.alike) > MOST_ALIKE * WATCHED:
             found["alike"] = (
-                f"{env_id}: in {sum(self.alike)} of {WATCHED} episodes all relabelled transitions have the "
-                "same reward, as what was achieved hardly changed: hindsight teaches nothing there, and a "
-                "policy that stops exploring never meets what would; with sac, soft.temperature = 0.1 keeps "
-                "it exploring"
+                f"{env_id}: in {sum(self.alike)} of the first {WATCHED} episodes all relabelled transitions "
+                "have one reward, as what was achieved hardly changed: hindsight teaches nothing there, and "
+                "only a policy that goes on exploring meets what would, as sac does with "
+                "soft.temperature = 0.1"
             )
         new = [text for name, text in found.items() if name not in self._told]
         self._told |= found.keys()
