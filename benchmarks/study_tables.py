@@ -49,6 +49,7 @@ def smooth(env: str, base: str) -> Table:
 TABLES = {
     "smoothers-pendulum-sac": smooth("Pendulum-v1", "sac"),
     "smoothers-pendulum-td3": smooth("Pendulum-v1", "td3"),
+    "smoothers-reacher-sac": smooth("Reacher-v5", "sac"),
 }
 GEOMETRY = ("mixed_norm_mean", "negative_definite")  # means over the points of a run
 HEADS = {"sm": "`sm`"}  # of columns, where they differ from the measure's name
