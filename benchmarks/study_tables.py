@@ -26,7 +26,6 @@ class Table(NamedTuple):
         studies: the archives of the runs.
         base: only agents whose recipe begins with this part; None: all.
         measures: of an episode, as `recorded.COLUMNS`; the agents are in the order of the last.
-        has_geometry: whether it has columns on the shape of Q.
     """
 
     page: Path
@@ -34,7 +33,6 @@ class Table(NamedTuple):
     studies: tuple[str, ...]
     base: str | None = None
     measures: tuple[str, ...] = ("return",)
-    has_geometry: bool = False
 
 
 METHODS = ROOT / "docs" / "methods"
@@ -43,7 +41,7 @@ METHODS = ROOT / "docs" / "methods"
 def smooth(env: str, base: str) -> Table:
     """Return a table of smooth methods on one base."""
     studies, measures = ("smoothers", "pave"), ("return", "sm")
-    return Table(METHODS / "smooth-actors.md", env, studies, base, measures, has_geometry=True)
+    return Table(METHODS / "smooth-actors.md", env, studies, base, measures)
 
 
 TABLES = {
@@ -91,21 +89,25 @@ def interval(values: np.ndarray) -> str:
 
 
 def tables(of: Table) -> str:
-    """Format the two tables of a task: agents, and below them each of their seeds."""
-    geometry, groups = curvatures() if of.has_geometry else {}, runs_of(of)
+    """Format the two tables of a task: agents, and below them each of their seeds.
+
+    There are columns on the shape of Q if it was measured for any agent.
+    """
+    groups, measured = runs_of(of), curvatures()
+    geometry = {label: measured[of.env, label] for label in groups if (of.env, label) in measured}
     names, _ = shorten_labels(groups)  # what all have is left out
     rows, seeds = [], []
     for label, runs in groups.items():
         values = [ends(runs, measure) for measure in of.measures]
         row = [f"`{names[label]}`", str(len(runs)), *map(interval, values)]
-        if of.has_geometry:
-            shapes = geometry.get((of.env, label), [])
+        if geometry:
+            shapes = geometry.get(label, [])
             means = [np.mean([shape[name] for shape in shapes]) for name in GEOMETRY if shapes]
             row += [show(float(mean)) for mean in means] or ["–"] * len(GEOMETRY)
         rows.append(row)
         seeds.append([f"`{names[label]}`", *(", ".join(map(show, each)) for each in values)])
     heads = [HEADS.get(measure, measure) for measure in of.measures]
-    shape = ["mean ‖H_sa‖", "H_aa negative definite"] if of.has_geometry else []
+    shape = ["mean ‖H_sa‖", "H_aa negative definite"] if geometry else []
     each = table(["agent", *(f"{head} of each seed" for head in heads)], seeds)
     folded = f'<details markdown="1">\n<summary>Each seed</summary>\n\n{each}\n</details>\n'
     return f"{table(['agent', 'seeds', *heads, *shape], rows)}\n{folded}"
