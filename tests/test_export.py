@@ -126,6 +126,8 @@ def source(agent, env, seed: int = 1, **more) -> policy.PolicySource:
 def answers(made: policy.PolicySource, obs: np.ndarray) -> np.ndarray:
     """What the file says, read by onnxruntime."""
     model = convert.to_onnx(policy.make_policy_function(made.loaded), obs.shape[1], {})
+    stored = {constant.name for constant in model.graph.initializer}
+    assert not [x for x in model.graph.node if x.op_type == "Transpose" and x.input[0] in stored]
     return ort.InferenceSession(model.SerializeToString()).run(None, {"observation": obs})[0]
 
 
@@ -156,6 +158,11 @@ def assert_acts_like_the_library(agent):
     assert wanted.std() > 0.01
     assert np.abs(answers(made, obs) - wanted).max() <= 1e-5
     assert np.abs(answers(made, obs[:1]) - wanted[:1]).max() <= 1e-5
+    obs = obs[:4]
+    obs[0, 0] = obs[1] = obs[2, -1] = np.nan
+    with np.errstate(invalid="ignore"):
+        wanted = policy.act_as_library(made.loaded, obs)
+    np.testing.assert_array_equal(np.isnan(answers(made, obs)), np.isnan(wanted))
 
 
 @pytest.mark.parametrize(
@@ -244,6 +251,17 @@ def test_products_and_constant_indices_are_what_jax_does():
     x = np.random.default_rng(1).normal(size=(50, 6)).astype(np.float32)
     session = ort.InferenceSession(convert.to_onnx(f, 6, {}).SerializeToString())
     np.testing.assert_allclose(session.run(None, {"observation": x})[0], f(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_constant_of_both_orders_is_stored_in_both():
+    """As of a layer and its derivative: not every runtime keeps a constant and its transpose apart."""
+    weights = np.random.default_rng(2).normal(size=(6, 6)).astype(np.float32)
+    model = convert.to_onnx(lambda x: (x @ weights.T) @ weights, 6, {})
+    assert {node.op_type for node in model.graph.node} == {"MatMul", "Identity"}
+    assert len(model.graph.initializer) == 2
+    x = np.random.default_rng(1).normal(size=(50, 6)).astype(np.float32)
+    session = ort.InferenceSession(model.SerializeToString())
+    np.testing.assert_allclose(session.run(None, {"observation": x})[0], x @ weights.T @ weights, rtol=1e-5)
 
 
 def test_choices_loops_and_ranking_are_what_jax_does():

@@ -22,8 +22,8 @@ def convert_dot_general(graph: Graph, equation: Any, given: list[Any]) -> GraphA
     out = equation.outvars[0].aval
     free = [k for k in range(len(b.shape)) if k not in (*right, *right_batch)]
     outer = [k for k in range(len(a.shape)) if k not in (*left, *left_batch)]
-    x = _permute(graph, graph.whole(given[0], a), [*left_batch, *outer, *left])
-    y = _permute(graph, graph.whole(given[1], b), [*right_batch, *right, *free])
+    x = _permute(graph, given[0], a, [*left_batch, *outer, *left])
+    y = _permute(graph, given[1], b, [*right_batch, *right, *free])
     if len(left) == 1 and len(free) <= 1 and (not left_batch or len(outer) == len(free) == 1):
         return GraphArray(graph.node("MatMul", [x, y]), out.shape)
     batch = [a.shape[k] for k in left_batch]
@@ -33,8 +33,17 @@ def convert_dot_general(graph: Graph, equation: Any, given: list[Any]) -> GraphA
     return GraphArray(graph.reshape(graph.node("MatMul", [x, y]), out.shape), out.shape)
 
 
-def _permute(graph: Graph, name: str, order: list[int]) -> str:
-    return name if order == sorted(order) else graph.node("Transpose", [name], perm=order)
+def _permute(graph: Graph, value: Any, aval: Any, order: list[int]) -> str:
+    """Return the name of a value with its axes in another order; a constant is stored in that order.
+
+    OpenVINO 2026.4.1 takes the transposed one for both where a square constant is used in both orders
+    (findings/openvino_constant_in_two_orders.sh).
+    """
+    if order == sorted(order):
+        return graph.whole(value, aval)
+    if not isinstance(value, GraphArray) and same_shape(np.shape(value), aval.shape):
+        return graph.constant(np.transpose(value, order))
+    return graph.node("Transpose", [graph.whole(value, aval)], perm=order)
 
 
 def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
@@ -47,17 +56,17 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
         [sizes[k] for k in whole], [operand.shape[k] for k in whole]
     ):
         raise Unexportable("this policy picks entries in a way that qscape cannot write as ONNX.")
-    name, at = graph.whole(given[0], operand), given[1]
+    at = given[1]
     if not isinstance(at, GraphArray) and equation.params["mode"] == GatherScatterMode.CLIP:
         at = np.clip(np.asarray(at), 0, [operand.shape[k] - 1 for k in picked])
     if not isinstance(at, GraphArray) and np.size(at) == 1 and not fixed:
         index = graph.constant(np.array(int(np.asarray(at).item()), np.int64))
-        entry = graph.node("Gather", [name, index], axis=picked[0])
+        entry = graph.node("Gather", [graph.whole(given[0], operand), index], axis=picked[0])
         return GraphArray(graph.reshape(entry, out.shape), out.shape)
     batch = list(numbers.start_indices_batching_dims)
     order = [*batch, *(k for k in range(len(indices.shape) - 1) if k not in batch)]  # batch first
-    name = _permute(graph, name, [*fixed, *picked, *whole])
-    rows = _permute(graph, graph.whole(at, indices), [*order, len(indices.shape) - 1])
+    name = _permute(graph, given[0], operand, [*fixed, *picked, *whole])
+    rows = _permute(graph, at, indices, [*order, len(indices.shape) - 1])
     gathered = graph.node(
         "GatherND", [name, graph.node("Cast", [rows], to=TensorProto.INT64)], batch_dims=len(fixed)
     )
@@ -71,7 +80,7 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> GraphArray:
         for axis in range(len(out.shape))
         if axis not in single
     ]
-    moved = _permute(graph, gathered, back)
+    moved = gathered if back == sorted(back) else graph.node("Transpose", [gathered], perm=back)
     return GraphArray(graph.reshape(moved, out.shape) if single else moved, out.shape)
 
 

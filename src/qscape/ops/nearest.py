@@ -443,6 +443,7 @@ def _top_k(value: Array, k: int) -> tuple[Array, Array]:
     if k == 1:  # two plain reductions: XLA's argmax takes five times as long on a CPU
         best = value.max(-1, keepdims=True)
         places = jnp.arange(value.shape[-1])
-        return best, jnp.where(value == best, places, value.shape[-1]).min(-1, keepdims=True)
+        # Of NaN none equals the best; the last index is one that exists.
+        return best, jnp.where(value == best, places, places[-1]).min(-1, keepdims=True)
     best, places = jax.lax.top_k(value, k)
     return best, places
