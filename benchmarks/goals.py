@@ -30,8 +30,8 @@ import numpy as np
 from blocks import RESULTS, ROOT, table, write_table
 from recorded import read_runs
 
+from qscape.jobs.progress import RunProgress
 from qscape.jobs.study import Study, read_study
-from qscape.jobs.trials import next_job
 from qscape.jobs.worker import run_job
 from qscape.report.labels import shorten_labels
 from qscape.run.evaluation import SEED
@@ -51,8 +51,11 @@ def train_ours(study: Study, recipe: str | None, seed: int) -> None:
     """Train the runs of a seed, of one recipe or (None) of all, that are not finished."""
     for row in study.rows:
         if row.plan.seed == seed and recipe in (None, row.plan.recipe):
-            job = next_job(row.folder, row.plan)
-            for event in run_job(job) if job else ():
+            run = RunProgress(row)
+            run.refresh()  # a run whose saves an archive left out is finished, too
+            if run.state in ("failed", "elsewhere"):
+                raise SystemExit(run.why or f"{row.folder}: another process trains it")
+            for event in run_job(run.job) if run.job else ():
                 if isinstance(event, Ended) and event.interrupted:
                     raise SystemExit(130)
             print(f"{row.folder}: finished", flush=True)
