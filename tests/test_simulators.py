@@ -221,7 +221,7 @@ def test_errors_about_ids_are_sentences(monkeypatch):
             {"env_id": "Pendulum-v1", "args": {}},
             "makes environments of any id",
         ),
-        ("faulty:unannotated", {}, "like `def make\\(\\) -> JaxEnv`"),
+        ("faulty:unannotated", {}, "like `def make\\(\\) -> gymnasium.Env`"),
         ("faulty:nosuch", {}, "no environment is called 'faulty:nosuch'"),
         ("nosuchmodule:make", {}, "nosuchmodule"),
         ("faulty:make", {"speed": 3}, "cannot be made with env_args {'speed': 3}.*; it takes flaw"),

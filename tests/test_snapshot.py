@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
+from xml.etree import ElementTree
 
 import gymnasium as gym
 import jax
@@ -272,17 +273,43 @@ def test_a_deque_that_a_reset_does_not_make_begins_a_new_episode():
     assert "Remembers.past is a deque" in restore(make(Remembers), through_a_file(take(adapter)))
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [(x for x in [1]), threading.Lock(), np.array([(x for x in [1])]), {"a": threading.Lock()}, [sys.stdout]],
-)
-def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
+class Symbol:
+    """Refuses to be copied with an error of its own, as CasADi's symbols do."""
+
+    def __getstate__(self):
+        raise Exception("symbols stay here")
+
+
+def nested(depth):
+    """Return lists in lists."""
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+UNCAPTURED = {  # by what the sentence names
+    "(generator)": (x for x in [1]),
+    "(lock)": threading.Lock(),
+    "(ndarray of object)": np.array([(x for x in [1])]),
+    "extra.0 (lock)": {"a": threading.Lock()},
+    "(TextIOWrapper)": [sys.__stdout__],
+    "(Symbol)": Symbol(),
+    "0.0 (Symbol)": [{"of": Symbol()}],
+    "RecursionError": nested(100_000),
+}
+
+
+@pytest.mark.parametrize("named", UNCAPTURED)
+def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(named):
+    extra = UNCAPTURED[named]
     adapter = make(lambda: Odd(extra), seed=1)
     adapter.reset()
     run(adapter, actions_of(adapter, 100))
     snapshot = through_a_file(take(adapter))
     assert not snapshot.meta["exact"]
     assert "Odd.extra" in snapshot.meta["why"]
+    assert named in snapshot.meta["why"]
     restored = []
     for seed in (1, 2):
         other = make(lambda: Odd(extra), seed=seed)
@@ -374,6 +401,46 @@ def test_what_draws_is_left_out_and_what_does_not_is_refused_by_name():
     adapter.env.unwrapped.clock = threading.Lock()
     why = take(adapter).meta["why"]
     assert "PendulumEnv.clock (lock) is neither a number nor an array" in why
+
+
+class Tallies(gym.Env):
+    """Keeps its state in the dicts of `collections`, and a tree of XML that stays as it is."""
+
+    observation_space = gym.spaces.Box(0.0, 300.0, (4,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, scale="2"):
+        self.tree = ElementTree.fromstring(f"<robot><joint scale='{scale}'/></robot>")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.turns, self.kinds = OrderedDict(a=Thing(), b=Thing()), Counter()
+        self.visits = defaultdict(lambda: 7)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        self.turns.move_to_end(next(iter(self.turns)))  # an order of its own
+        self.kinds["left" if action[0] < 0 else "right"] += 1
+        self.visits[int(10 * action[0])] += 1
+        first = float(next(iter(self.turns)) == "a")
+        seen = first, self.kinds["left"], sum(self.visits.values()), float(self.tree[0].get("scale"))
+        return (
+            np.float32(seen),
+            float(self.visits[99] + self.kinds["none"]),
+            False,
+            self.kinds.total() == 40,
+            {},
+        )
+
+
+def test_dicts_of_collections_are_kept():
+    assert_goes_on(Tallies, 51)
+
+
+def test_a_tree_that_a_reset_does_not_make_begins_a_new_episode():
+    adapter, other = make(Tallies, seed=1), make(lambda: Tallies("3"), seed=1)
+    adapter.reset()
+    assert "tree" in restore(other, through_a_file(take(adapter)))
 
 
 def test_a_snapshot_of_another_way_to_reset_begins_a_new_episode():

@@ -78,25 +78,39 @@ def test_a_function_that_needs_an_argument_says_so():
     assert "it takes size" in str(refused(needs))
 
 
-@pytest.mark.parametrize(("version", "refuses"), [("4.0.1", True), ("3.12.0", True), ("3.3.0", False)])
+@pytest.mark.parametrize(
+    ("package", "version", "raises", "first"),
+    [
+        ("metaworld", "4.0.1", "AttributeError", "3.12"),
+        ("metaworld", "4.0.1", "ValueError", "3.12"),
+        ("metaworld", "3.12.0", "AttributeError", "3.12"),
+        ("metaworld", "3.3.0", "AttributeError", None),
+        ("robosuite", "4.0.0", "AssertionError", "3.10"),
+        ("robosuite", "3.11.0", "AttributeError", "3.10"),
+        ("robosuite", "4.0.0", "TypeError", None),  # of an argument that it does not take
+        ("robosuite", "3.9.0", "AssertionError", None),
+    ],
+)
 @pytest.mark.parametrize("args", [{}, {"env_name": "reach-v3"}])
-def test_meta_world_beside_a_newer_mujoco_names_the_version(version, refuses, args, monkeypatch):
-    package = types.ModuleType("metaworld")
-    exec("def build():\n    raise AttributeError('mjData has no site_xpos')\n", package.__dict__)
-    monkeypatch.setitem(sys.modules, "metaworld", package)
+def test_a_package_beside_a_newer_mujoco_names_the_version(
+    package, version, raises, first, args, monkeypatch
+):
+    module = types.ModuleType(package)
+    exec(f"def build():\n    raise {raises}('mjData has no site_xpos')\n", module.__dict__)
+    monkeypatch.setitem(sys.modules, package, module)
     known = importlib.metadata.version
     monkeypatch.setattr(
         importlib.metadata,
         "version",
-        lambda name: {"mujoco": version, "metaworld": "3.1.1"}.get(name) or known(name),
+        lambda name: {"mujoco": version, package: "1.0.0"}.get(name) or known(name),
     )
 
     def make_one(env_name="reach-v3"):
-        return package.build()
+        return module.build()
 
     problem = refused(make_one, env_args=args)
-    assert isinstance(problem, WrongVersion) == refuses
-    assert ('pip install "mujoco<3.12"' in str(problem)) == refuses
+    assert isinstance(problem, WrongVersion) == (first is not None)
+    assert (f'pip install "mujoco<{first}"' in str(problem)) == (first is not None)
     assert "it takes" not in str(problem)
 
 

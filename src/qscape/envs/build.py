@@ -66,6 +66,14 @@ _OTHERS = {
     "shimmy": r"dm_control/",
 }
 
+# Packages that allow a MuJoCo that is too new for them: the first one, and what they raise. Seen with
+# gymnasium-robotics 1.4.2, Meta-World 3.1.1 and robosuite 1.5.2.
+_TOO_NEW: dict[str, tuple[str, type[Exception] | tuple[type[Exception], ...]]] = {
+    "gymnasium-robotics": ("3.12", AssertionError),
+    "metaworld": ("3.12", Exception),
+    "robosuite": ("3.10", (AssertionError, AttributeError)),
+}
+
 _MAKERS = ("qscape.envs", "gymnasium.envs.registration")  # which call the constructors of environments
 
 CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
@@ -107,11 +115,12 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     except Exception as problem:
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
             raise UnknownName(f"'{name}' names no environment", field="env") from problem
-        if (package := _needs_older_mujoco(problem, name)) is not None:
+        if (older := _needs_older_mujoco(problem, name)) is not None:
+            package, first = older
             versions = [f"{p} {importlib.metadata.version(p)}" for p in (package, "mujoco")]
             raise WrongVersion(
                 f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); {package} "
-                'needs an older MuJoCo: pip install "mujoco<3.12"'
+                f'needs an older MuJoCo: pip install "mujoco<{first}"'
             ) from problem
         if not _is_about_arguments(problem, args):
             given = f" with env_args {args}" if args else ""
@@ -288,15 +297,19 @@ def _place(problem: BaseException) -> str:
     return f"{_module(frame)}, line {line}"
 
 
-def _needs_older_mujoco(problem: Exception, name: str) -> str | None:
-    """Return the package whose environments an installed MuJoCo is too new for; None if that is not it."""
+def _needs_older_mujoco(problem: Exception, name: str) -> tuple[str, str] | None:
+    """Return the package that an installed MuJoCo is too new for, and the first that is; None for others."""
     passed = {_module(frame).partition(".")[0] for frame in _frames(problem)}
-    robotics = re.match(_PACKAGES["gymnasium_robotics"][1], name) and isinstance(problem, AssertionError)
-    package = "gymnasium-robotics" if robotics else "metaworld" if "metaworld" in passed else None
+    robotics = re.match(_PACKAGES["gymnasium_robotics"][1], name) is not None
+    package = "gymnasium-robotics" if robotics else next(iter(passed & _TOO_NEW.keys()), None)
     if package is None or not importlib.util.find_spec("mujoco"):
         return None
-    release = [int(part) for part in re.findall(r"\d+", importlib.metadata.version("mujoco"))[:2]]
-    return package if robotics or release >= [3, 12] else None
+    first, kinds = _TOO_NEW[package]
+    installed, bound = (
+        [int(part) for part in re.findall(r"\d+", of)[:2]]
+        for of in (importlib.metadata.version("mujoco"), first)
+    )
+    return (package, first) if isinstance(problem, kinds) and (robotics or installed >= bound) else None
 
 
 def _asked_inside(problem: Exception, env_id: str) -> str | None:

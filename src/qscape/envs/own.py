@@ -38,7 +38,7 @@ def find_maker(env_id: str) -> Callable[..., Any] | None:
     if not (inspect.isclass(made) and issubclass(made, JaxEnv | gym.Env)):
         raise WrongEnv(
             f"{env_id} is neither a subclass of JaxEnv or gymnasium.Env, nor a function that is annotated "
-            "to return one, like `def make() -> JaxEnv`"
+            "to return one, like `def make() -> gymnasium.Env`"
         )
     if maker.__module__.partition(".")[0] in ("gymnasium", "qscape") and not inspect.isclass(maker):
         raise WrongEnv(f"{env_id} makes environments of any id: write that id instead")

@@ -46,7 +46,7 @@ from qscape.envs.adapter import EnvAdapter, EpisodeStatistics
 from qscape.envs.native import JaxEnv
 from qscape.envs.outside import Outside, iterate_spaces
 from qscape.envs.workers import EnvPoolEnv, Reached, Workers
-from qscape.errors import one_line
+from qscape.errors import describe, one_line
 from qscape.values import decode, encode
 
 # Classes of objects without state, which the environment's constructor makes again.
@@ -119,8 +119,10 @@ _EXACT = (complex, range, slice, datetime.date, datetime.time, datetime.datetime
 _EXACT += (decimal.Decimal, fractions.Fraction, uuid.UUID, type(pathlib.Path()))
 # Packages whose objects have bytes that hold everything, so that equal bytes are equal objects.
 _WHOLE = {"builtins", "collections", "datetime", "networkx", "numpy", "pandas", "polars", "pyarrow", "re"}
-_WHOLE |= {"scipy", "shapely", "zoneinfo"}
+_WHOLE |= {"scipy", "shapely", "xml", "zoneinfo"}
+_DICTS = (dict, collections.Counter, collections.OrderedDict, collections.defaultdict)
 _ITERATORS = (itertools.cycle, itertools.count, itertools.repeat)
+_CONTAINERS = {"list", "set", "deque", *(cls.__name__ for cls in _DICTS)}
 _ITERATORS += (type(iter([])), type(iter(())), type(iter(range(0))))
 
 
@@ -490,7 +492,7 @@ def _is_plain(value: Any) -> bool:
         return False
     try:
         _, made_of, state, items, pairs = (*value.__reduce_ex__(2), None, None)[:5]
-    except TypeError:
+    except Exception:  # its class decides which, such as a bare Exception of CasADi's symbols
         return False
     if items is not None or pairs is not None:
         return False
@@ -529,12 +531,15 @@ class _Writer:
     def attributes(self, layer: Any, path: str) -> dict[str, Any]:
         """Return the data of an object's attributes, by name."""
         self.seen[id(layer)] = path, layer
-        items = getattr(layer, "__dict__", {}).items()
-        data = {
-            name: self.value(value, f"{path}.{name}")
-            for name, value in items
-            if not self.is_skipped(layer, name, value)
-        }
+        data = {}
+        for name, value in getattr(layer, "__dict__", {}).items():
+            try:
+                if not self.is_skipped(layer, name, value):
+                    data[name] = self.value(value, f"{path}.{name}")
+            except _NotCapturable:
+                raise
+            except Exception as problem:  # of code of the value's class, or values too deep for a recursion
+                raise _NotCapturable(f"{path}.{name} cannot be read ({describe(problem)})") from problem
         for name, value in vars(layer).items() if data else ():
             if name in data and isinstance(value, list | tuple | dict | str | set | frozenset):
                 data[name] = self.shorten(data[name], f"{path}.{name}")
@@ -590,15 +595,16 @@ class _Writer:
             return {"frozenset": self.parts(value, path)}
         if type(value) in _ITERATORS and (inside := _open(value)):
             return {"iterator": [type(value).__name__, self.value(inside, path)]}
-        if type(value) in (list, dict, set, collections.deque):
+        if type(value) in (list, set, collections.deque, *_DICTS):
             first, _ = self.seen.setdefault(id(value), (path, value))
+            kind = type(value).__name__
             if first != path:
                 return {"same": first}
-            if type(value) is not dict:
-                return {type(value).__name__: self.parts(value, path)}
+            if not isinstance(value, dict):
+                return {kind: self.parts(value, path)}
             pairs = enumerate(value.items())
             return {
-                "dict": [[self.value(k, f"{path}.k{i}"), self.value(v, f"{path}.{i}")] for i, (k, v) in pairs]
+                kind: [[self.value(k, f"{path}.k{i}"), self.value(v, f"{path}.{i}")] for i, (k, v) in pairs]
             }
         if isinstance(value, enum.Enum):
             return {"member": [_type_name(value), value.name]}
@@ -821,7 +827,7 @@ class _Reader:
             return self.objects[content]
         if kind == "tuple":
             return tuple(self.parts(content, old, path))
-        if kind in ("list", "deque", "dict", "set"):
+        if kind in _CONTAINERS:
             self.objects[path] = made = self.container(kind, content, old, path)
             return made
         if kind == "constant":
@@ -919,7 +925,7 @@ class _Reader:
         raise _NotCapturable("two objects that differed when it was saved are one after a reset")
 
     def container(self, kind: str, content: list[Any], old: Any, path: str) -> Any:
-        """Restore a list, deque or dict; its elements are restored into those of `old`."""
+        """Restore a list, deque, set or dict; its elements are restored into those of `old`."""
         if kind == "list":
             return self.parts(content, old, path)
         if kind == "set":
@@ -930,10 +936,15 @@ class _Reader:
             return collections.deque(self.parts(content, old, path), old.maxlen)
         before = old if isinstance(old, dict) else {}
         keys = [self.value(key, None, f"{path}.k{i}") for i, (key, _) in enumerate(content)]
-        return {
+        made = {
             key: self.value(part, before.get(key), f"{path}.{i}")
             for i, (key, (_, part)) in enumerate(zip(keys, content, strict=True))
         }
+        if kind == "defaultdict":
+            if not isinstance(old, collections.defaultdict):  # a snapshot does not hold what makes new parts
+                raise _NotCapturable(f"{path} is a defaultdict, which a reset does not put there")
+            return collections.defaultdict(old.default_factory, made)
+        return made if kind == "dict" else getattr(collections, kind)(made)
 
     def parts(self, content: list[Any], old: Any, path: str) -> list[Any]:
         """Restore several values; `old` is the list, tuple or deque after a reset."""
