@@ -42,6 +42,25 @@ class Sound(gym.Env):
         return {"success": abs(self.place) < 0.1}
 
 
+class Compiles(Sound):
+    """Takes longer over the first step of each copy than over all others."""
+
+    compiled = False
+
+    def step(self, action):
+        time.sleep(0 if self.compiled else 0.4)
+        self.compiled = True
+        return super().step(action)
+
+
+class Slow(Sound):
+    """Takes so long over a step that a few are all that there is time for."""
+
+    def step(self, action):
+        time.sleep(0.05)
+        return super().step(action)
+
+
 class Outside(Sound):
     """Shows more than its bounds."""
 

@@ -10,7 +10,7 @@ from strangers import checked
 
 import qscape as qs
 from qscape.cli import main
-from qscape.envs.checks import CheckedEnv, open_first, run_checks
+from qscape.envs.checks import CheckedEnv, check_answers, open_first, run_checks
 from qscape.errors import UsageError
 from qscape.jobs.check import find_recipes
 
@@ -59,6 +59,16 @@ WRONG = {  # environment: the check that finds it, its verdict, and a word of th
     checked.Raises: ("steps", "FAIL", "the gripper is stuck"),
     checked.Exits: ("random steps", "FAIL", "ended the program"),
 }
+
+
+@pytest.mark.parametrize(("env", "judged"), [(checked.Compiles, True), (checked.Slow, False)])
+def test_scales_are_judged_from_many_steps_alone(env, judged, monkeypatch):
+    monkeypatch.setattr("qscape.envs.checks.SHARE", 0.2)
+    subject = CheckedEnv(env, {})
+    adapter, _ = open_first(subject)
+    found = {finding.name: finding.verdict for finding in check_answers(subject, adapter, 50)}
+    assert ("scale of observations" in found) == ("ends of episodes" in found) == judged
+    assert (found.get("scales") == "skip") != judged
 
 
 @pytest.mark.parametrize("env", WRONG)
