@@ -190,3 +190,20 @@ def test_load_makes_one(trained, port):
     assert port.exists()
     assert model.predict(np.zeros(3, np.float32))[0].shape == (1,)
     model.adapter.close()
+
+
+class Bare(tiny.Clock):
+    """Declares no metadata, as robosuite's wrapper does."""
+
+    metadata = None  # type: ignore[assignment]
+
+
+def limited():
+    return gym.wrappers.TimeLimit(Bare(), 5)
+
+
+@pytest.mark.parametrize("vectorise", ["sync", "async"])
+@pytest.mark.parametrize("env", [Bare, limited])
+def test_copies_need_no_metadata(env, vectorise):
+    with contextlib.closing(make(env, 2, vectorise=vectorise)) as adapter:
+        assert adapter.reset().shape == (2, 3)

@@ -133,6 +133,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
         ) from problem
     if not isinstance(env, gym.Env):
         raise WrongEnv(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
+    if not isinstance(env.metadata, Mapping):  # robosuite's is None, of which Gymnasium would make a dict
+        env.metadata = {}
     if limited and args.items() >= NO_LIMIT.items() and find_jax_env(env) is not None:
         raise OutOfRange(
             f"{name} is in JAX, whose environments have a limit: max_episode_steps has to be 1 or more",
