@@ -193,6 +193,25 @@ PACKAGES = (
         env_args=("env_name=reach-v3",),
     ),
     Foreign(
+        "robosuite", "foreign_envs:lift", "td3", 8_000,
+        "pip takes 1.5.1 beside qscape, which makes no environment with MuJoCo 4; with an older one td3"
+        " brings the hand nearer to the cube.",
+        requirements=("robosuite==1.5.1", "mujoco>=3.3.7,<3.10", "h5py"),
+    ),
+    Foreign(
+        "pcgym", "foreign_envs:stirred_tank", "td3", 8_000,
+        "Needs a function, whose arguments no file can hold; each end is said to be terminal, though time is"
+        " up; td3 finds the set points.",
+        "So it was (`findings/pcgym_time_is_up.sh`). Its symbols could not be saved and ended the first run.",
+    ),
+    Foreign(
+        "pyflyt", "PyFlyt.gym_envs:PyFlyt/QuadX-Hover-v4", "td3", 8_000,
+        "pip takes an old version beside NumPy 2; the newest runs with NumPy 2 forced; td3 crashes later than"
+        " random actions do.",
+        "The newest runs so. td3 flies longer, and each step that it hovers far off costs: the return falls.",
+        requirements=("pyflyt>=0.29",), overrides=("numpy>=2.2",),
+    ),
+    Foreign(
         "myosuite", "myosuite:myoElbowPose1D6MRandom-v0", "sac", 6_000,
         "Installs with gymnasium 1.2.3; the muscles' activations are observed; sac gets better within"
         " minutes.",

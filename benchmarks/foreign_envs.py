@@ -49,6 +49,45 @@ def trading(rows: int = 500, seed: int = 0) -> gym.Env:
     return gym.make("TradingEnv", df=frame.dropna(), positions=[-1, 0, 1], verbose=0)
 
 
+class Limited(gym.Wrapper):
+    """An environment that says `terminated` only where its time is up, as if its future ended there."""
+
+    def step(self, action):
+        observation, reward, ended, truncated, info = self.env.step(action)
+        return observation, reward, False, ended or truncated, info
+
+
+def stirred_tank(steps: int = 100) -> gym.Env:
+    """Return a stirred tank, in which cooling keeps a concentration at a set point that changes halfway."""
+    pcgym: Any = importlib.import_module("pcgym")
+    low, high = np.array([0.7, 300.0, 0.8]), np.array([1.0, 350.0, 0.9])
+    task = {
+        "model": "cstr",
+        "N": steps,
+        "tsim": 26,
+        "SP": {"Ca": [0.85] * (steps // 2) + [0.9] * (steps - steps // 2)},
+        "x0": np.array([0.8, 330.0, 0.8]),
+        "o_space": {"low": low, "high": high},
+        "a_space": {"low": np.array([295.0]), "high": np.array([302.0])},
+        "r_scale": {"Ca": 1e3},
+        "normalise_a": True,
+        "normalise_o": True,
+        "noise": True,
+        "noise_percentage": 1e-3,
+        "integration_method": "casadi",
+    }
+    return Limited(pcgym.make_env(task))
+
+
+def lift(robot: str = "Panda", limit: int = 200) -> gym.Env:
+    """Return an arm that lifts a cube, with a dense reward and numbers as observations."""
+    suite: Any = importlib.import_module("robosuite")
+    wrappers: Any = importlib.import_module("robosuite.wrappers")
+    pictures = dict.fromkeys(("has_renderer", "has_offscreen_renderer", "use_camera_obs"), False)
+    env = suite.make("Lift", robots=robot, reward_shaping=True, ignore_done=True, **pictures)
+    return gym.wrappers.TimeLimit(wrappers.GymWrapper(env), limit)
+
+
 def tetris() -> gym.Env:
     """Return Tetris, whose board, active piece, holder and queue are numbers behind one another."""
     importlib.import_module("tetris_gymnasium.envs")
