@@ -208,7 +208,6 @@ PACKAGES = (
         "pyflyt", "PyFlyt.gym_envs:PyFlyt/QuadX-Hover-v4", "td3", 8_000,
         "pip takes an old version beside NumPy 2; the newest runs with NumPy 2 forced; td3 crashes later than"
         " random actions do.",
-        "The newest runs so. td3 flies longer, and each step that it hovers far off costs: the return falls.",
         requirements=("pyflyt>=0.29",), overrides=("numpy>=2.2",),
     ),
     Foreign(
