@@ -265,12 +265,25 @@ class Remembers(Odd):
         return super().step(action)
 
 
-def test_a_deque_that_a_reset_does_not_make_begins_a_new_episode():
-    """Nothing says how long it may become."""
-    adapter = make(Remembers, seed=1)
+class Visits(Odd):
+    """Begins to count with its first step."""
+
+    visits = None
+
+    def step(self, action):
+        self.visits = defaultdict(int, a=1)
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("env", "said"), [(Remembers, "past is a deque"), (Visits, "visits is a defaultdict")]
+)
+def test_what_a_reset_does_not_make_begins_a_new_episode(env, said):
+    """Nothing says how long a deque may become, and what a defaultdict makes of a new key."""
+    adapter = make(env, seed=1)
     adapter.reset()
     run(adapter, actions_of(adapter, 3))
-    assert "Remembers.past is a deque" in restore(make(Remembers), through_a_file(take(adapter)))
+    assert f"{env.__name__}.{said}" in restore(make(env), through_a_file(take(adapter)))
 
 
 class Symbol:
