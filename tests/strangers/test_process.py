@@ -79,6 +79,19 @@ def test_switch_with_which_no_run_works_is_refused_at_the_start(name, switch, sa
     assert contents(saved) == before
 
 
+def test_precision_that_the_device_does_not_compute_is_refused_before_anything_is_written(
+    switch, capsys, tmp_path
+):
+    folder = tmp_path / "0"
+    argv = ["train", "td3", "--env", "tiny:Clock-v0", "--steps", "30", "--out", str(folder)]
+    switch("jax_default_matmul_precision", "F16_F16_F32")
+    assert main(argv) == 2
+    assert "JAX_DEFAULT_MATMUL_PRECISION is F16_F16_F32" in capsys.readouterr().err
+    assert not folder.exists()
+    switch("jax_default_matmul_precision", "highest")
+    qs.TD3("tiny:Clock-v0", eval_every=0, **SMALL).learn(30)
+
+
 @pytest.mark.parametrize("name", WORKING)
 def test_saves_move_between_both_positions_of_a_switch(name, switch, saved, tmp_path):
     usual = getattr(jax.config, name)

@@ -59,8 +59,9 @@ def set_up_jax() -> None:
     0.6%, and SAVGO's cosines by as much as they differ from each other.
 
     Raises:
-        UsageError: `JAX_PLATFORMS` names devices that this machine does not have, or a switch of JAX for the
-            whole process is set with which no run works.
+        UsageError: `JAX_PLATFORMS` names devices that this machine does not have, the device cannot compute
+            products as `JAX_DEFAULT_MATMUL_PRECISION` asks, or a switch of JAX for the whole process is set
+            with which no run works.
     """
     refuse_switches()
     if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -73,8 +74,23 @@ def set_up_jax() -> None:
         raise WrongVersion(
             f"JAX finds no device of JAX_PLATFORMS={wanted} here; unset it, or set cpu ({problem})."
         ) from problem
-    if jax.config.values["jax_default_matmul_precision"] is None and backend != "cpu":
+    precision = jax.config.values["jax_default_matmul_precision"]
+    if precision is None and backend != "cpu":
         jax.config.update("jax_default_matmul_precision", "float32")
+    elif precision is not None:
+        refuse_precision(precision, backend)
+
+
+def refuse_precision(precision: str, backend: str) -> None:
+    """Raise a UsageError if the device does not compute products of float32 in this precision of JAX."""
+    number = jax.ShapeDtypeStruct((1,), "float32")
+    try:
+        jax.jit(jax.lax.dot).lower(number, number)
+    except ValueError as problem:
+        raise Conflict(
+            f"JAX_DEFAULT_MATMUL_PRECISION is {precision}, and JAX computes no such products on {backend}; "
+            "unset it, or set float32."
+        ) from problem
 
 
 def refuse_switches() -> None:
