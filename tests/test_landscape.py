@@ -461,6 +461,7 @@ ROWS = np.random.default_rng(5).uniform(-1, 1, (200, 3)).astype(np.float32)
         ("td3+savo", Spec(2, 2), {"surrogate": "exact"}),
         ("td7+savo", Spec(2, 1), {"conditioning": "both"}),
         ("td3+savo", Spec(2, 3, table=ROWS), {"list_length": 2}),
+        ("td3+savo", Spec(2, 3, table=ROWS), {"raw_vectors": True}),
     ],
 )
 def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
@@ -474,10 +475,15 @@ def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
     )
     rows = np.float32(at).reshape(-1, spec.action_size)
     own, context, _ = agent._acting_context(acting, jnp.asarray(obs[None]), jnp.zeros((), jnp.int32))
-    exact = dataclasses.replace(agent.selector, surrogate="exact")
-    for selector, kind in ((exact, "exact"), (agent.selector, "learned")):
-        hills = [q for _, q in selector.actor_objectives(acting.actor, own, context, None)[1:]]
-        assert len(seen.surrogates) == len(hills) == agent.selector.list_length - 1
+    selectors = {"learned": agent.selector}
+    if savo.get("raw_vectors"):  # which know no exact surrogate; Ψ_0 is Q
+        np.testing.assert_array_equal(seen.surrogates[0].exact, seen.q)
+    else:
+        selectors["exact"] = dataclasses.replace(agent.selector, surrogate="exact")
+    for kind, selector in selectors.items():
+        hills = [q for _, q in selector.actor_objectives(acting.actor, own, context, None)]
+        hills = hills if savo.get("raw_vectors") else hills[1:]  # the first actor climbs Q
+        assert len(seen.surrogates) == len(hills) == survey.surrogates.count_surrogates(agent)
         for surrogate, hill in zip(seen.surrogates, hills, strict=True):
             if savo.get("surrogate") == "exact" and kind == "learned":
                 assert surrogate.learned is None
@@ -533,6 +539,22 @@ def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
         first, _ = seen[0]["surrogates"]
         for name, kind in ((exact[0], "exact"), (fitted[0], "learned")):
             np.testing.assert_allclose(sorted(colours[name].get_array()), sorted(first[kind]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("list_length", [1, 3])
+def test_with_raw_vectors_the_first_actor_has_a_surrogate_too(list_length):
+    options = {"raw_vectors": True, "list_length": list_length}
+    agent, acting = successive(Spec(2, 3, table=ROWS), rough=2.0, **options)
+    seen = landscape.landscape(make_trained_agent(agent, acting, "tiny:Clock-v0"), STATES[0], points=21)
+    found = seen.survey
+    assert found.exact_optima.shape == found.learned_optima.shape == (1, list_length)
+    assert found.exact_optima[0, 0] == found.optima[0]
+    titles = [ax.get_title().split("\n")[0] for ax in landscapes.draw_surrogates([seen.to_dict()]).axes]
+    learned = [rf"learned $\hat{{\Psi}}_{{{i}}}$ and proposal {i}" for i in range(list_length)]
+    exact = [rf"$\Psi_{{{i}}} = \max(Q, \tau_{{{i}}})$ and proposal {i}" for i in range(1, list_length)]
+    ends = ["Q and proposal 0", "Q and all proposals"]
+    assert sorted(filter(None, titles)) == sorted([*ends, *exact, *learned])
+    assert json.loads(json.dumps(seen.surrogates[0].floor)) == np.nanmin(seen.q)
 
 
 def test_the_axes_of_the_plane_of_proposals_say_where_they_lead():

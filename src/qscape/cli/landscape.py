@@ -194,7 +194,8 @@ def print_findings(console: "Console", findings: dict[str, Any], place: str = ""
         )
     if optima and summary["surrogates"]:
         counts = {"Q": optima}
-        for i, counted in enumerate(summary["surrogates"], 1):
+        start = len(summary["proposals"]) - len(summary["surrogates"])  # 0 where Ψ_0 is learned, too
+        for i, counted in enumerate(summary["surrogates"], start):
             counts[f"Ψ{i} exact"] = counted["exact_optima"]
             if counted["learned_optima"]:
                 counts[f"Ψ{i} learned"] = counted["learned_optima"]

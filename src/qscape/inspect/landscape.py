@@ -43,7 +43,8 @@ class Landscape:
         optima_q: `[P]` Q at the optima.
         prominence: `[P]` by how much each optimum stands out, in units of Q.
         survey: the state's row of `Survey`: proposals, action, best action found, and Q there.
-        surrogates: with SAVO Ψ_i and Ψ̂_i, i = 1 .. L-1, at the points of `q`; else empty.
+        surrogates: with SAVO Ψ_i and Ψ̂_i, i = 1 .. L-1, at the points of `q`, and i = 0 before them at raw
+            vectors; else empty.
         valid: `[K, 2]` intervals of a line that the environment accepts; `[0, 2]` if it accepts every action.
     """
 
@@ -283,7 +284,8 @@ class SurveyedState(NamedTuple):
         """Compute SAVO's surrogates where Q is `q`, if the surveyor has them; NaN where `q` is NaN."""
         if not self.surveyor.order:
             return ()
-        floors = ops.proposal_floors(self.survey.proposals_q)[0, : self.surveyor.order].tolist()
+        floors = self.surveyor.floors(self.survey.proposals_q)[0].tolist()
+        floors = [float(np.nanmin(q)) if np.isneginf(x) else x for x in floors]
         learned = self.surveyor.learned(self.acting, self.obs, self.survey.proposals[0], at)
         shown = [np.where(np.isnan(q), np.nan, psi) for psi in learned] or [None] * len(floors)
         return tuple(Surrogate(x, np.maximum(q, x), psi) for x, psi in zip(floors, shown, strict=True))

@@ -23,7 +23,7 @@ class Surrogate(NamedTuple):
     """Ψ_i and Ψ̂_i at the points of a landscape, in units of Q.
 
     Attributes:
-        floor: τ_i, computed from the Q that the landscape shows.
+        floor: τ_i, computed from the Q that the landscape shows; of Ψ_0 the least Q shown.
         exact: max{Q, τ_i}, in the shape of Q.
         learned: Ψ̂_i in the same shape; None if the agent's actors maximise the exact surrogates.
     """
@@ -39,15 +39,18 @@ class Surrogate(NamedTuple):
 
 
 def count_surrogates(agent: Agent) -> int:
-    """Return the number of surrogates of an agent: L - 1 with SAVO, else 0."""
+    """Return the number of surrogates of an agent: L - 1 with SAVO, L with its raw vectors, else 0.
+
+    With raw vectors the first actor climbs no Q, which is of rows only, but Ψ̂_0, which is fitted to Q there.
+    """
     selector: Any = agent.selector
-    return selector.length() - 1 if selector.climbs_surrogates else 0
+    return selector.length() - 1 + selector.raw_vectors if selector.climbs_surrogates else 0
 
 
 def bind_learned_surrogates(
     agent: Agent, acting: ActingState, obs: Float[Array, " S"], proposals: Float[Array, "L A"]
 ) -> list[ActionValue]:
-    """Return Ψ̂_1 .. Ψ̂_{L-1} at one raw observation as functions of actions.
+    """Return Ψ̂_1 .. Ψ̂_{L-1} at one raw observation as functions of actions; Ψ̂_0 before them at raw vectors.
 
     Each is conditioned on the proposals before its own. Empty without SAVO or without learned surrogates.
     """
@@ -66,7 +69,9 @@ def bind_learned_surrogates(
         )
         return jax.vmap(lambda action: value(seen, action[None], conditioning)[0])
 
-    later = selector.later_surrogates(nets)
+    later, first = selector.later_surrogates(nets), []
     if selector.raw_vectors:  # the networks know vectors, of which the proposals are the nearest rows
         proposals = agent.listed_proposals(acting, obs[None])[0]
-    return [bind_surrogate(i) for i in range(1, len(later) + 1)]
+        of_no_list = bind_network(rep, view, nets[0])
+        first = [jax.vmap(lambda action: of_no_list(seen, action[None])[0])]
+    return [*first, *(bind_surrogate(i) for i in range(1, len(later) + 1))]

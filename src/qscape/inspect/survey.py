@@ -62,8 +62,8 @@ class Survey(NamedTuple):
         all_optima: `[n]` local optima that stand out by more than rounding.
         exact_optima, all_exact_optima: `[n, L-1]` the same counts of SAVO's surrogates Ψ_i, on the same
             points and by the same 1% of Q's range; never more than of Q or of the previous surrogate.
-            `[n, 0]` without SAVO.
-        learned_optima, all_learned_optima: `[n, L-1]` of the learned surrogates Ψ̂_i; `[n, 0]` without them.
+            `[n, L]` with raw vectors, from Ψ_0 = Q on; `[n, 0]` without SAVO.
+        learned_optima, all_learned_optima: the same of the learned surrogates Ψ̂_i; `[n, 0]` without them.
         rank: `[n]` over a table the rank of the action (1: the best), else NaN.
     """
 
@@ -156,7 +156,7 @@ class Surveyor:
         least = [
             [ops.prominence_threshold(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges
         ]
-        floors = ops.proposal_floors(fields["proposals_q"])[:, : self.order]
+        floors = self.floors(fields["proposals_q"])
         count = partial(self._count_optima, least=least, edges=[*map(self.edges_among, candidates.values)])
         [optima] = count([candidates])
         exact = count([candidates.flattened_below(floor) for floor in floors.T])
@@ -167,6 +167,12 @@ class Surveyor:
             learned_optima=fitted[..., 0].T, all_learned_optima=fitted[..., 1].T,
         )  # fmt: skip
 
+    def floors(self, proposals_q: Float[np.ndarray, "n L"]) -> Float[np.ndarray, "n i"]:
+        """Compute τ_i of the surrogates that are counted; −∞ for Ψ_0, of which Q is no part cut off."""
+        floors = ops.proposal_floors(proposals_q)[:, : self.order]
+        missing = self.order - floors.shape[1]
+        return np.pad(floors, ((0, 0), (missing, 0)), constant_values=-np.inf)
+
     def q(self, acting: ActingState, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
         """Evaluate Q `[...]` of one raw observation at actions `[..., A]`."""
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
@@ -175,7 +181,7 @@ class Surveyor:
     def learned(
         self, acting: ActingState, obs: Float[np.ndarray, " S"], proposals: np.ndarray, action: np.ndarray
     ) -> list[np.ndarray]:
-        """Evaluate SAVO's learned surrogates Ψ̂_1, Ψ̂_2, ... `[...]` at actions `[..., A]`.
+        """Evaluate SAVO's learned surrogates Ψ̂_1, Ψ̂_2, ... (Ψ̂_0, ... at raw vectors) at actions `[..., A]`.
 
         `proposals`: `[L, A]`; surrogate i is conditioned on those before its own.
 
@@ -432,7 +438,8 @@ def summarise(survey: Survey) -> dict[str, Any]:
         `states`, their number; `action` and `proposals` (a list), each with `gap` in units of Q and `share`
         of Q's range; `optima` and `all_optima` (see `Survey`) and `several`, the share of states with more
         than one of `optima`; `rank` of the action; `surrogates`, a list of SAVO's surrogates with
-        `exact_optima` to `all_learned_optima` of each. None if a measure does not apply.
+        `exact_optima` to `all_learned_optima` of each, as many as proposals if Ψ_0 is the first, else one
+        less. None if a measure does not apply.
     """
 
     def of(gap: np.ndarray) -> dict[str, Any]:

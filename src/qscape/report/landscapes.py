@@ -134,7 +134,8 @@ def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
 
     One row for each landscape, on one scale of Q: Q with the first proposal, Ψ_1 with the second, Ψ_2 with
     the third, …, and Q with all of them. On a line the learned Ψ̂_i is a second curve. On a plane and over a
-    table it has a panel of its own below Ψ_i, and Q with all proposals stands below Q with the first.
+    table it has a panel of its own below Ψ_i, and Q with all proposals stands below Q with the first. With
+    raw vectors the first actor climbs Ψ̂_0, which stands there, and Q with all proposals in a last column.
 
     `landscapes`: `Landscape.to_dict()` of one kind, all with surrogates.
     """
@@ -178,12 +179,15 @@ def _draw_surrogate_row(figure: Figure, fields: Mapping[str, Any], rows: "np.nda
         )
 
     panel(rows[0][0], f"{place}Q and proposal 0", [survey["optima"]], proposals[:1])
-    for i, (surrogate, mark) in enumerate(zip(surrogates, proposals[1:], strict=True), 1):
+    start = len(proposals) - len(surrogates)
+    for k, (surrogate, mark) in enumerate(zip(surrogates, proposals[start:], strict=True)):
+        i = start + k
         at = [mark._replace(q=np.maximum(mark.q, surrogate["floor"]))]
         flattened = {"q": surrogate["exact"], "arrows": np.zeros((0, 4))}
-        exact, known = survey["exact_optima"][i - 1 : i], survey["learned_optima"][i - 1 : i]
+        exact, known = survey["exact_optima"][k : k + 1], survey["learned_optima"][k : k + 1]
         name = rf"$\Psi_{{{i}}} = \max(Q, \tau_{{{i}}})$ and proposal {i}"
-        panel(rows[0][i], name, [*exact, *known] if line else exact, at, **flattened)
+        if i:  # Ψ_0 is Q
+            panel(rows[0][i], name, [*exact, *known] if line else exact, at, **flattened)
         if line:
             rows[0][i].plot(*fields["grid"], fields["q"], **FLATTENED)
         if surrogate["learned"] is None:
@@ -193,7 +197,7 @@ def _draw_surrogate_row(figure: Figure, fields: Mapping[str, Any], rows: "np.nda
         else:
             name = rf"learned $\hat{{\Psi}}_{{{i}}}$ and proposal {i}"
             panel(rows[1][i], name, known, at, **flattened | {"q": surrogate["learned"]})
-    last = rows[0][len(surrogates) + 1] if len(rows) == 1 else rows[1][0]
+    last = rows[1][0] if len(rows) > 1 and start else rows[0][len(proposals)]
     panel(last, f"{place}Q and all proposals", [survey["optima"]], shown)
     if not line:
         figure.colorbar(ScalarMappable(scale, "cividis"), ax=rows.ravel().tolist(), label="Q", aspect=40)
