@@ -350,6 +350,12 @@ qscape train td3 --env pixels/Any-v0 --steps 9
 qscape train td3 --env pixels/Any-v0 --env-args env=Nope-v0 --steps 9
 qscape train td3 --env pixels/Any-v0 --env-args env=recsim/10k-v0 --steps 9
 qscape train td3 --env recsim/10k-v0 --env-args items=1 --steps 9
+qscape train td3 --env recsim/500-v1 --env-args items=29 --steps 9
+qscape train td3 --env recsim/500-v1 --env-args items=many --steps 9
+qscape train td3 --env restricted/Hopper-v1 --env-args penalty=nan --steps 9
+qscape train td3 --env restricted/Hopper-v1 --env-args factor=abc --steps 9
+qscape train td3+savo --env restricted/Hopper-v1 --savo.raw-vectors --steps 9
+qscape train td3+savo --env Pendulum-v1 --preset released --steps 9
 qscape train td3 --env recsim/10k-v0 --env-args availability=2 --steps 9
 qscape train td3 --env mineworld/MineWorld-v0 --env-args extra_dims=-1 --steps 9
 qscape train ppo --env cliff/IdealCliffWalking-v0 --env-args cliff_mode=jump --steps 9

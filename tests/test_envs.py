@@ -549,6 +549,26 @@ def test_wrong_arguments_are_answered_with_the_right_ones():
         make("Pendulum-v1", envs=0)
 
 
+@pytest.mark.parametrize(
+    ("env_id", "wrong", "right"),
+    [
+        ("recsim/500-v1", {"items": "many"}, {"items": np.int64(64)}),
+        ("recsim/500-v1", {"items": 100.5}, {"items": 64, "max_episode_steps": 5}),
+        ("recsim/500-v1", {"items": True}, {}),
+        ("recsim/10k-v0", {"kappa": float("nan"), "items": 9}, {"kappa": 1, "items": 9}),
+        ("restricted/Hopper-v1", {"factor": "abc"}, {"factor": np.float32(2)}),
+        ("restricted/Hopper-v1", {"penalty": True}, {"penalty": None}),
+        ("restricted/Any-v0", {"env": "Pendulum-v1", "count": "a"}, {"env": "Pendulum-v1"}),
+        ("mineworld/MineWorld-v1", {"layout": "x"}, {"layout": 3}),
+        ("goal/Reach-v0", {"ends_at_goal": 1}, {"ends_at_goal": True}),
+    ],
+)
+def test_arguments_of_own_environments_have_their_types(env_id, wrong, right):
+    with refused("wrong-value", env_id, field="env_args"):
+        build_env(env_id, wrong)
+    build_env(env_id, right).close()
+
+
 def test_what_an_edge_tells_of_its_task():
     adapter = make("HalfCheetah-v5")
     assert (adapter.env_id, adapter.envs, adapter.time_limit, adapter.reward_threshold) == (

@@ -534,6 +534,8 @@ def test_the_presets_are_those_of_the_release(recipe, name):
             reach = 3 if task == "InvertedPendulum" else 1
             assert base.target_noise == pytest.approx(0.2 / reach)
             assert base.target_noise_clip == pytest.approx(0.5 / reach)
+            if recipe == "td3+wolpertinger":
+                assert part.spread == pytest.approx(0.01 / reach)
             if recipe in ("td3+savo", "td3+ensemble"):
                 assert part.next_q == ("online" if name == "refined" else "target")
                 assert part.noise == "proposals"

@@ -294,7 +294,8 @@ def _savo_released(refined: bool) -> dict[tuple[str, str, str], Settings]:
             "base": {"target_noise": 0.0},
             "joint": {"climbs_by": "critic", "noise": "proposals"},
         }
-        near = {"straight_through": False} if on_table else {"spread": 0.01}
+        scale = 3 if "InvertedPendulum-" in env else 1  # the spread is in the environment's units, too
+        near = {"straight_through": False} if on_table else {"spread": 0.01 / scale}
         rows["td3", "wolpertinger", env] = {"wolpertinger": near}
     return rows
 

@@ -7,9 +7,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import math
+import numbers
+import os
 import re
 import traceback
 import types
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,6 +26,7 @@ from qscape.envs import pixels, simulators
 from qscape.envs.levels import discretise
 from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
+from qscape.envs.registered import IDS
 from qscape.errors import (
     LONGEST_TEXT,
     MissingPackage,
@@ -32,6 +37,7 @@ from qscape.errors import (
     UnmakeableEnv,
     UsageError,
     WrongEnv,
+    WrongValue,
     WrongVersion,
     describe,
     describe_import,
@@ -103,6 +109,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     _import_registering_package(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
+    if name in IDS:
+        _refuse_other_types(name, args)
     try:
         if isinstance(env_id, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[^:]+", env_id):
             import_named(env_id.partition(":")[0])
@@ -321,6 +329,40 @@ def _asked_inside(problem: Exception, env_id: str) -> str | None:
             asked = frame.f_locals.get("id")
             return asked if isinstance(asked, str) and not env_id.endswith(asked) else None
     return None
+
+
+_NEEDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "True or False",
+    str: "a text",
+    types.NoneType: "None",
+}
+
+
+def _refuse_other_types(env_id: str, args: dict[str, Any]) -> None:
+    """Refuse a value that is not of the type which an environment of the project declares for its argument.
+
+    Raises:
+        UsageError: there is one.
+    """
+    creator: Any = load_env_creator(f"qscape.envs.{IDS[env_id][0]}")
+    hints = typing.get_type_hints(creator.__init__ if inspect.isclass(creator) else creator)
+    for name, value in args.items():
+        allowed: tuple[Any, ...] = typing.get_args(hints.get(name)) or (hints.get(name),)
+        if set(allowed) <= set(_NEEDS) and not any(_is_of(value, kind) for kind in allowed):
+            needs = " or ".join(_NEEDS[kind] for kind in allowed)
+            raise WrongValue(
+                f"{env_id}: {name} is {show(value, repr, LONGEST_TEXT)}; it must be {needs}", field="env_args"
+            )
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Return whether a value is of a type of `_NEEDS`; True and False are no numbers."""
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real  # of NumPy, too
+        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (str, os.PathLike) if kind is str else kind)
 
 
 def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
