@@ -29,7 +29,7 @@ class Ensemble(ProposalSelector):
         only_if={"base.target_noise": "without target smoothing, such as base.target_noise = 0.2"},
     )
     noise: Literal["both", "proposals"] = setting(  # type: ignore[assignment]
-        "both", "Exploration noise is added to each action and again to the choice, or to the first only."
+        "both", "Exploration noise is added to each proposal and again to the choice, or to proposals only."
     )
 
     def length(self) -> int:

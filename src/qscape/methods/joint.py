@@ -33,7 +33,7 @@ class Joint(ProposalSelector):
         "critic of the whole list, which is fitted to the value of the executed one.",
     )
     noise: Literal["both", "proposals"] = setting(  # type: ignore[assignment]
-        "both", "Exploration noise is added to each action and again to the choice, or to the first only."
+        "both", "Exploration noise is added to each proposal and again to the choice, or to proposals only."
     )
 
     def length(self) -> int:

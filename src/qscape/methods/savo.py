@@ -8,6 +8,7 @@ proposals, and climbs a surrogate that is flat wherever Q is below the best of t
 Ψ_i has no gradient where it is flat, so it is learned: a network Ψ̂_i, conditioned on the proposals like the
 actor, is fitted to Ψ_i at executed and proposed actions. Q_1 chooses among the proposals (the maximizer
 actor), when acting and at s' in the critics' target. There are no target actors, and no target smoothing.
+The released code has both, and more that differs: docs/methods/savo.md, and `--preset released`.
 """
 
 import dataclasses
