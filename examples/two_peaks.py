@@ -2,7 +2,7 @@
 
 A bandit: one state, one action, and a reward with two peaks. TD3 and Q3C learn from the same uniform actions.
 TD3's actor, and all points of Q3C's critics, begin at the lower peak. An actor follows the slope of Q, which
-is uphill to this peak from all sides. Q3C's action is the highest of its points, which separation spreads.
+rises to this peak from both sides of it. Q3C's action is the highest of its points, which separation spreads.
 
     python examples/two_peaks.py --png two-peaks.png
 """
@@ -46,9 +46,9 @@ def reward(action: jax.Array) -> jax.Array:
     return jnp.stack(bumps).sum(0)
 
 
-def move_to_lower_peak(state: Any) -> Any:
-    """Return the agent's state with its actor, or with all points of its critics, near the lower peak."""
-    peak = np.arctanh(PEAKS[0][0])
+def move_to(state: Any, action: float) -> Any:
+    """Return the agent's state with its actor, or with all points of its critics, near an action."""
+    peak = np.arctanh(action)
 
     def move(layer: eqx.nn.Linear) -> eqx.nn.Linear:
         assert layer.bias is not None
@@ -62,8 +62,8 @@ def move_to_lower_peak(state: Any) -> Any:
     return state._replace(critics=critics, critics_target=critics)
 
 
-def learn(recipe: str, seed: int = 0, updates: int = 1_500) -> Learned:
-    """Learn the bandit; the recipe is td3 or q3c."""
+def learn(recipe: str, seed: int = 0, updates: int = 1_500, begin: float = PEAKS[0][0]) -> Learned:
+    """Learn the bandit from an action on, the lower peak; the recipe is td3 or q3c."""
     base: dict[str, Any] = {"batch_size": 64, "replay_capacity": 1_024, "warmup": 0}
     for net, rate in RATES.items():
         base |= {f"{net}_hidden": (32, 32), f"{net}_learning_rate": rate}
@@ -99,7 +99,7 @@ def learn(recipe: str, seed: int = 0, updates: int = 1_500) -> Learned:
         return done[0, 0], q[0], proposals[:, 0], q[1]
 
     grid = jnp.linspace(-1.0, 1.0, 401)[:, None]
-    before = move_to_lower_peak(agent.init(key))
+    before = move_to(agent.init(key), begin)
     start, *_ = look(before, grid)
     end, q, points, heights = map(np.asarray, look(run(before), grid))
     return Learned(float(start), float(end), np.asarray(grid[:, 0]), q, (points, heights))

@@ -281,18 +281,32 @@ def test_check_17_separation_moves_points_only(trained):
     assert moved(0.0, 0.5) == [True, True]
 
 
-@pytest.mark.parametrize("seed", [0, slow(1)])
-def test_check_18_points_find_the_higher_peak_and_an_actor_stays_at_the_lower(seed):
+@pytest.fixture(scope="module")
+def two_peaks():
+    """The example, as a module."""
     path = Path(__file__).parent.parent / "examples" / "two_peaks.py"
     spec = importlib.util.spec_from_file_location("two_peaks", path)
     assert spec is not None
     assert spec.loader is not None
-    two_peaks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(two_peaks)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("seed", [0, slow(1)])
+def test_check_18_points_find_the_higher_peak_and_an_actor_stays_at_the_lower(seed, two_peaks):
     actor, point = (two_peaks.learn(recipe, seed) for recipe in ("td3", "q3c"))
     lower, higher = (peak[0] for peak in two_peaks.PEAKS)
     assert [actor.start, point.start] == pytest.approx([lower, lower], abs=0.15)
     assert [actor.end, point.end] == pytest.approx([lower, higher], abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begin", [-0.95, -0.2, 0.1, 0.95])
+def test_check_18_from_every_start(begin, two_peaks):
+    point = two_peaks.learn("q3c", begin=begin)
+    assert point.start == pytest.approx(begin, abs=0.15)
+    assert point.end == pytest.approx(two_peaks.PEAKS[1][0], abs=0.15)
 
 
 # --- the landscape and files ------------------------------------------------------------------------

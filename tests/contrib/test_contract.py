@@ -146,6 +146,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         {"base": {"schedule": "constant", "critics": 3}, "separate": {"kind": "near_pairs"}}
         | {"control_points": {"decay": "constant", "normalise": False}},
     ),
+    "q3c: scaled rewards, mean targets, resets": (
+        "q3c+reward_scale+mean_target+resets",
+        {"base": {"schedule_updates": 20}, "resets": {"every": 4}},
+    ),
     "q3c: maximin, linear": (
         "q3c+bronet+normalise",
         {"base": {"schedule": "constant", "n_step": 2}, "separate": {"kind": "maximin"}}

@@ -86,7 +86,8 @@ def _list_published(published: pd.DataFrame, env: str, last: float) -> list[Line
         curve = theirs[theirs["method"] == method]
         if not curve.empty:
             about = curve.iloc[0]
-            name = f"{references.name_curve(about, env)}, {about['protocol']}; {about['source']}"
+            source = f"{about['source']} ({about['licence']})"
+            name = f"{references.name_curve(about, env)}, {about['protocol']}; {source}"
             style = Style(GREYS[k % len(GREYS)], PUBLISHED[k % len(PUBLISHED)], "circle")
             traces.append(_curve(curve["step"], curve["curve"], name, style, width=1.4))
     return traces
