@@ -1,6 +1,6 @@
 """CEM: no actor; the cross-entropy method searches Q itself (Kalashnikov et al. 2018, arXiv 1806.10293).
 
-A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what of it is inferred.
+A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what differs from the authors' code.
 """
 
 import dataclasses

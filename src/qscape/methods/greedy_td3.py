@@ -1,6 +1,6 @@
 """Greedy-TD3: TD3 whose actor imitates the best of many proposals instead of following ∂Q/∂a.
 
-A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what of it is inferred.
+A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what differs from the authors' code.
 """
 
 import dataclasses
