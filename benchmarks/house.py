@@ -22,6 +22,9 @@ interval, the medians of both trees, and how many turns other processes disturbe
     td3_16          the same as td3 in 16 environments of Gymnasium
     envs            the same of PPO in 64 environments in JAX: gymnax/Pendulum-v1, or jax/CartPole-v1
     seeds           the same of five seeds of SAC (without gymnax: DQN) in one program, steps of all seeds
+    savo            the same as td3 of TD3 with SAVO on Hopper-v5
+    savo_released   the same with `--preset released`, in the first tree without it if that has no such preset
+    savo_recsim     the same of two seeds of SAVO in 16 environments of recsim/10k-v0, steps of both seeds
 
 The column memory is the ratio of peak memory, the resident set of these processes; both are below the
 values.
@@ -54,6 +57,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "house"
 COMMAND = ["train", "td7+savo+pave", "--env", "Pendulum-v1"]
 STEPS = {"td3": 12_000, "td3_16": 24_000, "sac": 12_000, "td7": 12_000}  # of a seed
 STEPS |= {"envs": 1_000_000, "seeds": 3_000}
+STEPS |= {"savo": 1_200, "savo_released": 1_200, "savo_recsim": 960}
 SEEDS = 5
 LINES = 20  # of metrics.jsonl in a run whose steps per second are measured
 QUIET = 0.2  # a turn is disturbed if other processes use more of a core than this
@@ -140,6 +144,14 @@ def train(case: str, steps: int) -> None:
         recipe, more = "td3", ["--envs", "16"]
     elif case == "envs":
         recipe, env, more = "ppo", "gymnax/Pendulum-v1" if HAS_GYMNAX else "jax/CartPole-v1", ["--envs", "64"]
+    elif case in ("savo", "savo_released"):
+        recipe, env = "td3+savo", "Hopper-v5"
+        more += ["--base.warmup", str(steps // 4)]
+        if case == "savo_released" and has_released(recipe, env):
+            more += ["--preset", "released"]
+    elif case == "savo_recsim":
+        recipe, env = "td3+savo", "recsim/10k-v0"
+        more = ["--envs", "16", "--seeds", "0", "1", "--seeds-as", "vmap", "--base.warmup", str(steps // 4)]
     elif case == "seeds":
         recipe, env = ("sac", "gymnax/Pendulum-v1") if HAS_GYMNAX else ("dqn", "jax/CartPole-v1")
         more = ["--seeds", *map(str, range(SEEDS)), "--seeds-as", "vmap"]
@@ -162,6 +174,18 @@ def train(case: str, steps: int) -> None:
             spent = [1 / line["steps_per_second"] for line in lines[len(lines) // 2 :]]  # of equal intervals
             rates.append(len(spent) / sum(spent))
         print(json.dumps({"rate": sum(rates)}), flush=True)
+
+
+def has_released(recipe: str, env: str) -> bool:
+    """Return whether the tree in use has a preset `released` for a recipe in an environment."""
+    from qscape.agents.presets import preset
+    from qscape.errors import UsageError
+
+    try:
+        preset("released", recipe, env)
+    except UsageError:
+        return False
+    return True
 
 
 CASES: dict[str, list[str]] = {  # arguments of Python
