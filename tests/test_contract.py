@@ -108,6 +108,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "savo: as released": ("td3+savo", {"savo": AS_RELEASED, "base": RELEASED_BASE}),
     "savo: as released, on td7": (
         "td7+savo+pave",
+        {"savo": AS_RELEASED | {"list_length": 2}, "base": RELEASED_BASE},
+    ),
+    "savo: as released, one actor": (
+        "td3+savo",
         {"savo": AS_RELEASED | {"list_length": 1}, "base": RELEASED_BASE},
     ),
     "savo: as released, on a table": (

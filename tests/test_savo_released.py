@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import AS_USERS, A, S, build, same, start
+from small import AS_USERS, CAPACITY, A, S, build, fill, same, start, transitions
 from test_savo import NO, batch_of, flat_batch, functions, grown, make, state_of
 
 import reference.savo_released as reference
@@ -19,8 +19,10 @@ from qscape.nets import Conditioning, Torso
 from qscape.nets.layers import SampleNorm
 from qscape.offpolicy.base import Base, clip_each
 from qscape.offpolicy.exploration import epsilon, sample_noise
+from qscape.ops.devices import split_batch
+from qscape.replay.storage import rows_at
 from qscape.run.plan import Plan, prepare
-from qscape.types import Event, Spec
+from qscape.types import Event, Spec, stream
 
 RELEASED = {"film": "released", "summary_width": 16, "summary_hidden": 64, "surrogate_loss": "mean"}
 RELEASED |= {"next_q": "target", "noise": "proposals"}
@@ -365,10 +367,39 @@ def test_targets_move_once_in_an_update():
 
 
 def test_the_losses_are_means_over_this_many_values():
-    """256 for each critic and 256 · 4 for the surrogates."""
-    agent = prepare(Plan("td3+savo", "restricted/Hopper-v1", 100_000, preset="released"))[1]
-    assert (agent.base.batch_size, agent.selector.list_length) == (256, 3)
-    assert agent.selector.surrogate_loss == "mean"
+    """256 for each critic and 256 · 4 for the surrogates, in an update of the preset's networks."""
+    # Without smoothing, whose draw would have to be known; with a replay that is filled soon.
+    few = {"base": {"target_noise": 0.0, "replay_capacity": CAPACITY}}
+    plan = Plan("td3+savo", "Hopper-v5", 100_000, preset="released", settings=few)
+    agent = prepare(plan)[1].on(Spec(S, A))
+    state, layout, key = state_of(agent), agent.layout(1), jax.random.key(5)
+    storage, index = fill(agent, *transitions(0))
+    *_, metrics = jax.jit(partial(agent.update, layout))(state, storage, index, key)
+
+    at = stream(jax.random.fold_in(key, 1), f"{agent.replay.name}.sample")
+    picked = agent.replay.sample(layout, storage, index, at, agent.base.batch_size)
+    batch = split_batch(rows_at(layout, storage, index, picked, *agent.sampling_options))
+    obs, action, context = batch.observation, batch.action, functions(agent, state)
+    least = lambda o, a: np.min(context.q_target(o, a), 0)  # noqa: E731
+    own, next_obs = state.part_states["savo"], batch.next_observation
+    policy = agent.selector.target_policy(state.actor, state.actor_target, own, context, next_obs, key)
+    following = least(next_obs, policy(next_obs).mode())
+    y = np.asarray(batch.reward + 0.99 * (1 - batch.terminated) * following)[:, None]
+    errors = [critic.outputs(obs, action, ()) - y for critic in state.critics]
+    assert [error.shape for error in errors] == [(256, 1)] * 2
+    np.testing.assert_allclose(metrics["critic_loss"], sum(np.square(e).mean() for e in errors), rtol=1e-4)
+
+    listed = jnp.moveaxis(batch.extra["proposals"], 1, 0)
+    values, executed, columns = [least(obs, a) for a in listed], least(obs, action), []
+    for i, net in enumerate(own.params, 1):
+        psi = context.bind(net.net)
+        given = net.conditioning(obs, listed[:i], own.params[0].summary)
+        floor = np.max(values[:i], 0)
+        for point, value in ((listed[i], values[i]), (action, executed)):
+            columns.append(psi(obs, point, given) - np.maximum(value, floor))
+    table = np.stack(columns, 1)
+    assert table.shape == (256, 4)
+    np.testing.assert_allclose(metrics["surrogate_loss"], np.square(table).mean(), rtol=1e-4)
 
 
 def test_critics_of_lists():
@@ -388,6 +419,41 @@ def test_critics_of_lists():
     expected = own.params[0].body(jnp.concatenate([obs, lists], -1))[:, 0]
     np.testing.assert_allclose(climb(obs, lists)[0], expected, rtol=1e-5)
     assert agent.layout(1).slices["proposals"] is not None
+
+
+# --- cem: of the release no settings, and its weights never ------------------------------------------------
+
+
+def searched(means: np.ndarray, keys, weights: np.ndarray) -> np.ndarray:
+    """CEM on -(a - mean)², by numpy: 30 samples, the best three, three rounds; weights from the best on."""
+    centre, spread, found = np.zeros(len(means)), np.full(len(means), 0.5), []
+    for key in keys:
+        drawn = np.asarray(jax.random.normal(key, (30, len(means), 1)))[..., 0]
+        drawn = np.clip(centre + spread * drawn, -1, 1)
+        value = -np.square(drawn - means)
+        best = np.take_along_axis(drawn, np.argsort(-value, 0, kind="stable")[:3], 0)
+        centre = weights @ best
+        spread = np.maximum(np.sqrt(weights @ np.square(best - centre)), 0.01)
+        found.append(best[0])
+    values = -np.square(np.array(found) - means)
+    return np.take_along_axis(np.array(found), values.argmax(0)[None], 0)[0]
+
+
+def test_cem_fits_its_elites_without_weights():
+    """The release's weights, of the best, second and third elite, favour the worst; that is not copied."""
+    inverted = np.log(4 / np.arange(1, 4))[::-1]
+    inverted /= inverted.sum()
+    np.testing.assert_allclose(inverted, [0.1215323, 0.2928226, 0.5856451], atol=5e-8)
+
+    agent = make("td3+cem", spec=Spec(5, 1), samples=30, elites=3, rounds=3)
+    obs = jax.random.uniform(jax.random.key(1), (200, 5), minval=-0.9, maxval=0.9)
+    q = lambda obs, action: [-jnp.square(action[..., 0] - obs[..., 0])]  # noqa: E731
+    context = functions(agent, q=q)
+    mine = agent.selector.search(context, obs, jax.random.key(2))[:, 0]
+    by_hand = partial(searched, np.asarray(obs[:, 0]), jax.random.split(jax.random.key(2), 3))
+    np.testing.assert_allclose(mine, by_hand(np.full(3, 1 / 3)), atol=1e-5)
+    for other in (inverted, inverted[::-1]):
+        assert (np.abs(mine - by_hand(other)) > 1e-4).mean() > 0.5, "the search tells weights apart"
 
 
 # --- action tables ----------------------------------------------------------------------------------------
@@ -556,6 +622,96 @@ def test_the_presets_are_those_of_the_release(recipe, name):
             assert (part.raw_vectors, part.summary_width, part.list_length) == (True, width, 3)
     quarter = prepare(Plan(recipe, "restricted/Hopper-v1", 100_000, preset=name))[1]
     assert quarter.base.epsilon_decay == 25_000
+
+
+# Hidden widths of actors, those of critics and surrogates, transitions in replay.
+MUJOCO = (256, 256), (256, 256), 500_000
+ITEMS = (64, 32, 32, 16), (64, 32), 1_000_000
+FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    **dict.fromkeys(("restricted/InvertedPendulum-v1", "restricted/Hopper-v1", "Ant-v5"), MUJOCO),
+    "mineworld/MineWorld-v1": ((128, 64, 64, 32), (128, 128), 500_000),
+    **dict.fromkeys(("recsim/500-v1", "recsim/10k-v1"), ITEMS),
+}
+
+
+@pytest.mark.parametrize("env", FAMILIES)
+def test_the_sizes_of_each_family(env):
+    """They are the settings, and those of the networks of td3+savo; the rest is the same everywhere."""
+    sizes = {"mineworld": (23, 4), "recsim": (30, 35)}.get(env.split("/")[0], (11, 3))
+    rows = np.random.default_rng(0).uniform(-1, 1, (9, sizes[1])).astype(np.float32)
+    on_table = env.startswith(("mineworld", "recsim"))
+    actor, critic, replay = FAMILIES[env]
+    for name in ("released", "refined"):
+        for recipe in ("td3+savo", "td3+ensemble", "td3+joint", "td3+wolpertinger", "td3+ou"):
+            agent = prepare(Plan(recipe, env, 100_000, preset=name))[1]
+            base = agent.base
+            assert (base.actor_hidden, base.critic_hidden, base.replay_capacity) == (actor, critic, replay)
+            assert (base.actor_learning_rate, base.critic_learning_rate) == (3e-4, 3e-4)
+            assert (base.discount, base.batch_size, base.policy_delay) == (0.99, 256, 2)
+            assert (agent.target_update.rate, agent.target_update.when) == (0.005, "actor")
+            assert (base.critics, base.critic_norm, base.ou_rate) == (2, "none", 0.15)
+    agent = prepare(Plan("td3+savo", env, 100_000, preset="released"))[1]
+    agent = agent.on(Spec(*sizes, rows if on_table else None))
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+
+    def widths(net) -> tuple[int, ...]:
+        return tuple(layer.weight.shape[0] for layer in net.torso.layers)
+
+    actors = [getattr(net, "net", net) for net in state.actor]
+    assert [widths(net) for net in actors] == [actor] * 3
+    surrogates = [getattr(net, "net", net).body for net in state.part_states["savo"].params]
+    assert [widths(body) for body in surrogates] == [critic] * (3 if on_table else 2)
+    assert [widths(net.body) for net in state.critics] == [critic] * 2
+
+
+OF_EVERY_TASK = {
+    "warmup": 10_000,
+    "actor_norm": "last",
+    "init": "small",
+    "gradient_clip": 1.0,
+    "critic_clip": "each",
+    "exploration": "ou",
+    "exploration_noise": 0.2,
+    "epsilon_mode": "increment",
+    "target_actor": True,
+}
+
+
+@pytest.mark.parametrize("name", ["released", "refined"])
+@pytest.mark.parametrize(
+    ("env", "smoothing", "of_task"),
+    [
+        ("restricted/Hopper-v1", 0.2, {"epsilon_decay": 25_000, "epsilon_end": 0.01}),
+        ("restricted/InvertedPendulum-v1", 0.2 / 3, {"epsilon_decay": 25_000, "epsilon_end": 0.01}),
+        ("Ant-v5", 0.2, {"epsilon_decay": 16_667, "epsilon_end": 0.01}),
+        ("mineworld/MineWorld-v1", 0.0, {"epsilon_decay": 50_000, "epsilon_end": 0.01}),
+        ("recsim/10k-v1", 0.0, {"epsilon_start": 0.5, "epsilon_decay": 100_000, "epsilon_end": 0.01}),
+        ("recsim/500-v1", 0.0, {"epsilon_decay": 50_000, "epsilon_end": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["td3+joint", "td3+ensemble"])
+def test_the_whole_preset_of_joint_and_ensemble(recipe, env, smoothing, of_task, name):
+    """Three proposals and one noise for both. A critic of lists climbs for one, and Q_1 for the other; only
+    the ensemble smooths, after its choice. No other field is changed."""
+    agent, plain = prepare(Plan(recipe, env, 100_000, preset=name))[1], agents.build(recipe)
+    actor, critic, replay = FAMILIES[env]
+    base = OF_EVERY_TASK | {"epsilon_start": 1.0} | of_task
+    base |= {"actor_hidden": actor, "critic_hidden": critic, "replay_capacity": replay}
+    base |= {"updates_per_step": 1.0 if FAMILIES[env] == MUJOCO else 0.02}
+    base |= {"target_noise": smoothing, "target_noise_clip": 2.5 * smoothing if smoothing else 0.5}
+    if recipe == "td3+joint":
+        base |= {"target_noise": 0.0}
+        part = {"list_length": 3, "climbs_by": "critic", "noise": "proposals"}
+    else:
+        part = {"members": 3, "noise": "proposals", "smoothing": "choice"}
+        part |= {"next_q": "online" if name == "refined" else "target"}
+    for mine, default, wanted in ((agent.base, plain.base, base), (agent.selector, plain.selector, part)):
+        fields = {f.name: getattr(mine, f.name) for f in dataclasses.fields(mine)}
+        for field, value in wanted.items():
+            expected = pytest.approx(value) if isinstance(value, float) else value
+            assert fields[field] == expected, field
+        changed = {k for k, value in fields.items() if value != getattr(default, k)}
+        assert changed <= wanted.keys()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import warnings
 
+import equinox as eqx
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
@@ -169,6 +170,28 @@ def test_which_arguments_are_refused(args, why):
 # --- MineWorld --------------------------------------------------------------------------------------------
 
 
+# Of all tools in their order: the type that one fits, and the type that it makes of it; 15 is none.
+TOOLS = """
+0→12 1→11 2→12 3→7 4→8 5→8 6→7
+7→15 8→15 9→15 10→15 11→15 12→15 13→15 14→15
+6→12 0→14 5→11 4→7 6→8 1→8 1→13 3→12 2→8 2→11 3→10 0→9 5→7 5→10 0→7 0→13 2→13 3→9 2→9 5→14 4→14 4→12
+0→10 0→8 6→10 5→9 4→10 1→14 2→7 1→7 4→13 3→13 3→11 3→14 6→11
+"""
+
+
+def test_every_tool_of_mineworld_and_its_row():
+    wanted = np.array([[int(kind) for kind in tool.split("→")] for tool in TOOLS.split()])
+    assert wanted.shape == (50, 2)
+    np.testing.assert_array_equal(RELEASED_TOOLS, wanted)
+    table = np.zeros((54, 4))
+    table[:4] = [[1, k / 3, 0, 0] for k in range(4)]
+    table[4:, 2:] = wanted / 15
+    low, high = table.min(0), table.max(0)
+    seen = make_env("mineworld/MineWorld-v1").spec.table
+    assert seen is not None
+    np.testing.assert_allclose(seen, 2 * (table - low) / (high - low) - 1, atol=1e-6)
+
+
 def test_the_tools_of_mineworld():
     fits, makes = RELEASED_TOOLS.T
     assert len({*map(tuple, RELEASED_TOOLS)}) == 50
@@ -258,6 +281,26 @@ def test_the_drift_of_a_taste(towards, after):
     np.testing.assert_allclose(recsim.drift_taste(taste, item, jnp.array(towards)), after, atol=1e-7)
     assert jax.nn.sigmoid(taste @ item) == pytest.approx(0.6769959, abs=2e-7)
     assert np.isfinite(recsim.drift_taste(jnp.ones(4), item, jnp.array(True))).all()
+
+
+def test_how_often_a_taste_moves_towards_an_item():
+    """P(+) = .6769959 in the steps of the task, of which .361 bring the click before it."""
+    taste, item = np.zeros(30, np.float32), np.zeros(30, np.float32)
+    taste[:4], item[:4] = (0.8, -0.2, 0, 0.4), (1, 0.5, -0.5, 0.1)
+    env = recsim.BudgetRecSim.of(500)
+    env = eqx.tree_at(lambda e: e.items, env, env.items.at[7].set(item))
+    state = env.reset(KEY)[0]._replace(taste=jnp.asarray(taste))
+    keys = jax.random.split(jax.random.key(1), 100_000)
+    after, outcome = jax.jit(jax.vmap(lambda key: env.step(state, jnp.int32(7), key)))(keys)
+    clicked, tastes = np.asarray(outcome.reward) > 0, np.asarray(after.taste)
+    towards, away = taste.copy(), taste.copy()
+    towards[:4], away[:4] = (1, -0.025, 0, 0.25), (0.6, -0.375, 0, 0.55)
+    plus, minus, still = (np.abs(tastes - at).max(1) < 1e-6 for at in (towards, away, taste))
+    np.testing.assert_array_equal(plus | minus, clicked)
+    np.testing.assert_array_equal(still, ~clicked)
+    softplus = np.log1p(np.exp(0.74))
+    assert clicked.mean() == pytest.approx(softplus / (softplus + 2), abs=0.006)  # four deviations
+    assert plus.sum() / clicked.sum() == pytest.approx(0.6769959, abs=0.01)
 
 
 def test_items_and_users_are_those_of_make_blobs():
