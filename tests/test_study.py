@@ -1,5 +1,6 @@
 """Studies: what a file asks for, what is missing, and that a study ends whatever happens to it."""
 
+import json
 import os
 import re
 import shutil
@@ -416,6 +417,20 @@ def test_a_study_runs_all_and_repeats_nothing(calm, place, capsys):
     assert main(["study", "status", "tiny.toml", "--budget", "quick"]) == 0
     assert len(re.findall(r"done +2,000 +2,000", capsys.readouterr().out)) == 4
     assert {f: f.stat().st_mtime_ns for f in Path("runs").rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_the_log_of_a_finished_run_tells_the_time_that_is_left(calm, place):
+    """1,000 random steps at once, then 50 a second; three runs of 2,000 steps are left."""
+    shutil.copytree(calm[0] / "runs", "runs")
+    first, *others = study().rows
+    for row in others:
+        shutil.rmtree(row.folder)
+    lines = [{"step": 500 * k, "updates": 9, "steps_per_second": 50 if k > 2 else 1e6} for k in range(1, 5)]
+    (first.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    board = StudyBoard(study(), Console(width=200))
+    assert states(board.progress) == ["done", *["waiting"] * 3]
+    assert board.left() == pytest.approx(3 * 2_000 / 50)
 
 
 @pytest.mark.slow

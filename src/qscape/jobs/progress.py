@@ -49,7 +49,7 @@ class RunProgress:
         step: environment steps made.
         score: return of the last evaluation; None before the first.
         success: share of successful episodes in it, if the environment sets goals and reports success.
-        pace: its speed, of its worker or of the last one.
+        pace: its speed, of its worker or of the last one, or by the log of a run that ended earlier.
         why: the reason of a failure, or of a lost worker.
         began: whether the worker has begun the run.
         failure: the failure that the worker reported; the state changes once the worker has ended.
@@ -113,6 +113,7 @@ class RunProgress:
             )
         if enough:
             self.state = "done"
+            self.pace.speed = self.pace.speed or _read_speed(folder)
         else:
             self.job = Job("resume", folder, steps=plan.steps)
 
@@ -219,6 +220,13 @@ def _read_counters(folder: Path, steps: int) -> Mapping[str, Any]:
             return {"env_steps": last["step"], "updates": last.get("updates"), "finished": True}
     newest = folders.resumable_save(folder)
     return folders.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
+
+
+def _read_speed(folder: Path) -> float | None:
+    """Read the steps per second over the second half of a run's log, without evaluations; None without one."""
+    rates = [line.get("steps_per_second") for _, line in read_metrics(folder).lines]
+    late = [rate for rate in rates[len(rates) // 2 :] if rate]
+    return len(late) / sum(1 / rate for rate in late) if late else None
 
 
 def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
