@@ -158,7 +158,7 @@ def test_no_version_is_called_out_of_date(task, version):
     [
         ({"penalty": float("nan")}, "penalty is nan"),
         ({"penalty": float("-inf")}, "penalty is -inf"),
-        ({"penalty": "nan"}, "^penalty is nan; it must be a finite number"),
+        ({"penalty": "nan"}, "penalty is 'nan'; it must be a finite number"),
         ({"factor": 0.0}, "factor is 0.0"),
     ],
 )
