@@ -824,7 +824,8 @@ def test_items_that_a_fitted_file_does_not_have(items, tmp_path):
     np.savez(file, **small_model())
     assert make("recsim/Data-v0", env_args={"path": str(file)}).spec.table.shape == (5, 2)
     assert make("recsim/Data-v0", env_args={"path": str(file), "items": 2}).spec.table.shape == (2, 2)
-    why = "items is 6, and .*fitted.npz knows 5 movies" if items == 6 else f"items is {items}[:;] .*a whole number"
+    known = "items is 6, and .*fitted.npz knows 5 movies"
+    why = known if items == 6 else f"items is {items}[:;] .*a whole number"
     with pytest.raises(UsageError, match=why):
         make("recsim/Data-v0", env_args={"path": str(file), "items": items})
 

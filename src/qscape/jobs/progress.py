@@ -223,7 +223,7 @@ def _read_counters(folder: Path, steps: int) -> Mapping[str, Any]:
 
 
 def _read_speed(folder: Path) -> float | None:
-    """Read the steps per second over the second half of a run's log, without evaluations; None without one."""
+    """Read the steps per second of the second half of a log, without evaluations; None if it has none."""
     rates = [line.get("steps_per_second") for _, line in read_metrics(folder).lines]
     late = [rate for rate in rates[len(rates) // 2 :] if rate]
     return len(late) / sum(1 / rate for rate in late) if late else None
