@@ -521,6 +521,14 @@ def test_the_legend_names_another_version_of_the_environment(env, said):
     assert "5 seeds" in name
 
 
+def test_the_legend_names_source_and_licence():
+    published = references.load_published(["flashsac-utd1"])
+    [curve] = curves._list_published(published, "HalfCheetah-v4", 1e6)
+    about = published.iloc[0]
+    assert (about["licence"], about["source"] in curve.name) == ("MIT", True)
+    assert curve.name.endswith("(MIT)")
+
+
 def test_normalised_scores_of_the_td7_paper():
     """From its table at 1M steps: TD7 1.5706 of TD3, task by task as computed from the same columns."""
     td7 = {"HalfCheetah": 17434, "Hopper": 3512, "Walker2d": 6097, "Ant": 8509, "Humanoid": 7429}

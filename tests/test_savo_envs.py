@@ -613,7 +613,9 @@ def test_the_click_model_as_printed():
     delta = 0.6 * (1 - np.abs(start)) * np.asarray(item) * (np.asarray(item) - start)
     np.testing.assert_allclose(moved, np.broadcast_to(np.clip(start + delta, -1, 1), moved.shape), atol=1e-6)
     for wrong in ({"kappa": -1.0}, {"skip": float("inf")}, {"drift": float("nan")}):
-        with pytest.raises(UsageError, match="finite number"):
+        with pytest.raises(UsageError, match="give finite numbers, kappa and drift not below 0"):
+            RecSim.of(60, **wrong)
+        with pytest.raises(UsageError, match=r"kappa and drift not below 0|(skip|drift) is .*finite number"):
             make("recsim/10k-v0", env_args={"items": 60, **wrong})
 
 
@@ -825,7 +827,9 @@ def test_items_that_a_fitted_file_does_not_have(items, tmp_path):
     assert make("recsim/Data-v0", env_args={"path": str(file)}).spec.table.shape == (5, 2)
     assert make("recsim/Data-v0", env_args={"path": str(file), "items": 2}).spec.table.shape == (2, 2)
     known = "items is 6, and .*fitted.npz knows 5 movies"
-    why = known if items == 6 else f"items is {items}[:;] .*a whole number"
+    why = {6: known, 2.5: "items is 2.5; it must be a whole number"}.get(
+        items, f"items is {items}: a whole number"
+    )
     with pytest.raises(UsageError, match=why):
         make("recsim/Data-v0", env_args={"path": str(file), "items": items})
 

@@ -168,7 +168,7 @@ class Surveyor:
         )  # fmt: skip
 
     def floors(self, proposals_q: Float[np.ndarray, "n L"]) -> Float[np.ndarray, "n i"]:
-        """Compute τ_i of the surrogates that are counted; −∞ for Ψ_0, of which Q is no part cut off."""
+        """Return τ_i of the surrogates that are counted; −∞ for Ψ_0, which is Q."""
         floors = ops.proposal_floors(proposals_q)[:, : self.order]
         missing = self.order - floors.shape[1]
         return np.pad(floors, ((0, 0), (missing, 0)), constant_values=-np.inf)
